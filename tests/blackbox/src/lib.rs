@@ -1,0 +1,1 @@
+//! ferro-blackbox (skeleton).

@@ -1,0 +1,1 @@
+//! ferro-sim (skeleton).

@@ -1,0 +1,1 @@
+//! ferro-tools (skeleton).

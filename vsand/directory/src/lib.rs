@@ -1,0 +1,1 @@
+//! vsand-directory (skeleton).
