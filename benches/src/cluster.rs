@@ -1,0 +1,324 @@
+//! Our side: as many `vsand` daemons on loopback as the policy needs, formed into a cluster the way an operator does it,
+//! with `vsanctl`.
+//!
+//! ```text
+//!   DIR/ferro-bench-XXXX/h1/{vsand.toml,vsand.log,state/,disk/}   on the disk under test
+//!   /tmp/fb-XXXX/h1/api.sock …                                    run directories: short, for a socket's path
+//! ```
+//!
+//! Daemons, disks and directories are gone when the [`Cluster`] is dropped. Every command line is in [`Vsanctl`] and
+//! [`config_text`].
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use tempfile::TempDir;
+
+use crate::process::{self, Daemon, Stop};
+use crate::usage::Watched;
+
+/// Bytes given to each disk, in `vsanctl`'s words and as a number.
+const DISK_SIZE: (&str, u64) = ("8G", 8 << 30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How many copies of the data, in the words of `vsanctl volume create --policy`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    text: String,
+    hosts: usize,
+}
+
+impl Policy {
+    /// How many daemons it needs: one for one copy; three otherwise, since two cannot outvote each other.
+    pub fn hosts(&self) -> usize {
+        self.hosts
+    }
+
+    /// The words.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl FromStr for Policy {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let hosts = match text {
+            "mirror:1" => 1,
+            "mirror:2" | "mirror:3" => 3,
+            _ => bail!("no such policy: {text:?} (mirror:1, mirror:2 or mirror:3)"),
+        };
+        Ok(Self { text: text.to_owned(), hosts })
+    }
+}
+
+/// The two programs, as they were built beside this one.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    vsand: PathBuf,
+    vsanctl: PathBuf,
+}
+
+impl Programs {
+    /// Finds them next to the running program. Under `cargo run` they are built first, or a stale `vsand` would be
+    /// measured: cargo only built this program.
+    pub fn find(build: bool, stop: &Stop) -> anyhow::Result<Self> {
+        let here = std::env::current_exe().context("finding this program")?;
+        let directory = here.parent().context("this program has no directory")?;
+        if let (true, Some(cargo)) = (build, std::env::var_os("CARGO")) {
+            build_programs(Path::new(&cargo), directory, stop)?;
+        }
+        let find = |name: &str| {
+            let path = directory.join(name);
+            ensure!(
+                path.is_file(),
+                "{} is not there: build it with `cargo build --release --bin vsand --bin vsanctl`",
+                path.display()
+            );
+            Ok(path)
+        };
+        Ok(Self { vsand: find("vsand")?, vsanctl: find("vsanctl")? })
+    }
+}
+
+fn build_programs(cargo: &Path, directory: &Path, stop: &Stop) -> anyhow::Result<()> {
+    let profile = match directory.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(name) => name,
+        None => bail!("{} is not a cargo target directory", directory.display()),
+    };
+    let target = directory.parent().context("no target directory")?;
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    eprintln!("building vsand and vsanctl ({profile})");
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--profile", profile, "--bin", "vsand", "--bin", "vsanctl"]);
+    command.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(target);
+    process::output(&mut command, BUILD_TIMEOUT, stop).map(drop)
+}
+
+/// `vsanctl` for one daemon.
+struct Vsanctl<'a> {
+    program: &'a Path,
+    run_dir: &'a Path,
+    stop: &'a Stop,
+}
+
+impl Vsanctl<'_> {
+    fn run(&self, args: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(self.program);
+        command.arg("--socket").arg(self.run_dir.join("api.sock")).args(args);
+        process::output(&mut command, COMMAND_TIMEOUT, self.stop)
+    }
+
+    fn bootstrap(&self) -> anyhow::Result<()> {
+        self.run(&["cluster", "bootstrap"]).map(drop)
+    }
+
+    fn token(&self) -> anyhow::Result<String> {
+        let text = self.run(&["cluster", "token", "-o", "json"])?;
+        string_field(&text, "token")
+    }
+
+    fn join(&self, token: &str) -> anyhow::Result<()> {
+        // The token is a secret, but it is of use once, for an hour, to a cluster on this machine's loopback.
+        self.run(&["cluster", "join", token]).map(drop)
+    }
+
+    fn add_disk(&self, path: &Path) -> anyhow::Result<()> {
+        let path = path.to_str().context("the disk's path is not UTF-8")?;
+        self.run(&["disk", "add", path, "--size", DISK_SIZE.0]).map(drop)
+    }
+
+    fn create_volume(&self, name: &str, size: &str, policy: &Policy) -> anyhow::Result<()> {
+        self.run(&["volume", "create", name, "--size", size, "--policy", policy.text()]).map(drop)
+    }
+
+    fn open_volume(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let text = self.run(&["volume", "open", name, "-o", "json"])?;
+        string_field(&text, "socket").map(PathBuf::from)
+    }
+}
+
+fn string_field(json: &str, field: &str) -> anyhow::Result<String> {
+    let value: serde_json::Value =
+        serde_json::from_str(json).with_context(|| format!("vsanctl answered {json:?}, not JSON"))?;
+    value
+        .get(field)
+        .and_then(|value| value.as_str())
+        .map(str::to_owned)
+        .with_context(|| format!("vsanctl's answer has no {field:?}: {json}"))
+}
+
+fn config_text(host: &Host, listen: SocketAddr) -> anyhow::Result<String> {
+    let quoted = |path: &Path| -> anyhow::Result<String> {
+        // A JSON string is a TOML basic string.
+        Ok(serde_json::to_string(path.to_str().context("a path that is not UTF-8")?)?)
+    };
+    Ok(format!(
+        "listen = \"{listen}\"\nstate_dir = {}\nrun_dir = {}\nfault_domain = \"{}\"\n",
+        quoted(&host.directory.join("state"))?,
+        quoted(&host.run_dir)?,
+        host.name,
+    ))
+}
+
+struct Host {
+    name: String,
+    directory: PathBuf,
+    run_dir: PathBuf,
+}
+
+/// A running cluster. Dropped in this order: daemons, then directories.
+pub struct Cluster {
+    daemons: Vec<Daemon>,
+    hosts: Vec<Host>,
+    programs: Programs,
+    policy: Policy,
+    stop: Stop,
+    run: TempDir,
+    data: TempDir,
+}
+
+impl Cluster {
+    /// Starts the daemons and forms the cluster, one disk a host, below `directory`.
+    pub fn start(
+        programs: &Programs,
+        policy: &Policy,
+        directory: &Path,
+        stop: &Stop,
+    ) -> anyhow::Result<Self> {
+        let needed = DISK_SIZE.1 * policy.hosts() as u64;
+        ensure_space(directory, needed)?;
+        let data = temp_dir(directory)?;
+        let run = tempfile::Builder::new().prefix("fb-").tempdir().context("making a run directory")?;
+        let mut cluster = Self {
+            daemons: Vec::new(),
+            hosts: Vec::new(),
+            programs: programs.clone(),
+            policy: policy.clone(),
+            stop: stop.clone(),
+            run,
+            data,
+        };
+        let listen = free_addresses(policy.hosts())?;
+        for (number, listen) in (1..).zip(listen) {
+            cluster.start_host(number, listen)?;
+        }
+        cluster.form().map_err(|error| cluster.with_logs(error))?;
+        Ok(cluster)
+    }
+
+    /// Creates a volume and opens it on the first host; the path of its socket.
+    pub fn volume(&self, name: &str, size: &str) -> anyhow::Result<PathBuf> {
+        let vsanctl = self.vsanctl(&self.hosts[0]);
+        let socket = vsanctl
+            .create_volume(name, size, &self.policy)
+            .and_then(|()| vsanctl.open_volume(name))
+            .map_err(|error| self.with_logs(error))?;
+        Ok(socket)
+    }
+
+    /// The daemons, for `/proc`.
+    pub fn watched(&self) -> Vec<Watched> {
+        self.daemons.iter().map(Daemon::watched).collect()
+    }
+
+    /// The error with the end of each daemon's log, since the logs are about to be removed.
+    pub fn with_logs(&self, error: anyhow::Error) -> anyhow::Error {
+        let mut logs = String::from("the ends of the daemons' logs:\n");
+        for daemon in &self.daemons {
+            // Writing to a String cannot fail.
+            let _ = writeln!(logs, "--- {}\n{}", daemon.watched().name, daemon.log_tail());
+        }
+        error.context(logs)
+    }
+
+    fn start_host(&mut self, number: usize, listen: SocketAddr) -> anyhow::Result<()> {
+        let name = format!("h{number}");
+        let host =
+            Host { directory: self.data.path().join(&name), run_dir: self.run.path().join(&name), name };
+        for directory in [host.directory.join("state"), host.directory.join("disk"), host.run_dir.clone()] {
+            fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+        }
+        let config = host.directory.join("vsand.toml");
+        fs::write(&config, config_text(&host, listen)?)
+            .with_context(|| format!("writing {}", config.display()))?;
+        let config = config.to_str().context("a path that is not UTF-8")?;
+        let log = host.directory.join("vsand.log");
+        let daemon_name = format!("vsand {}", host.name);
+        let mut daemon = Daemon::start(&daemon_name, &self.programs.vsand, &["--config", config], log)?;
+        let api = host.run_dir.join("api.sock");
+        daemon.wait_until("API socket", START_TIMEOUT, &self.stop, || UnixStream::connect(&api).is_ok())?;
+        self.daemons.push(daemon);
+        self.hosts.push(host);
+        Ok(())
+    }
+
+    fn form(&self) -> anyhow::Result<()> {
+        let Some((first, others)) = self.hosts.split_first() else { bail!("a cluster of no hosts") };
+        self.vsanctl(first).bootstrap()?;
+        for host in others {
+            let token = self.vsanctl(first).token()?;
+            self.vsanctl(host).join(&token)?;
+        }
+        for host in &self.hosts {
+            self.vsanctl(host).add_disk(&host.directory.join("disk"))?;
+        }
+        Ok(())
+    }
+
+    fn vsanctl<'a>(&'a self, host: &'a Host) -> Vsanctl<'a> {
+        Vsanctl { program: &self.programs.vsanctl, run_dir: &host.run_dir, stop: &self.stop }
+    }
+}
+
+/// Free loopback addresses. Another process could take one before the daemon does; then the daemon says so.
+fn free_addresses(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+    // All are bound at once, so that they differ.
+    let listeners = (0..count)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect::<Result<Vec<_>, _>>()
+        .context("finding free ports on 127.0.0.1")?;
+    listeners.iter().map(|listener| listener.local_addr().context("reading a port")).collect()
+}
+
+/// A directory of our own below `directory`.
+pub fn temp_dir(directory: &Path) -> anyhow::Result<TempDir> {
+    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    tempfile::Builder::new()
+        .prefix("ferro-bench-")
+        .tempdir_in(directory)
+        .with_context(|| format!("making a directory in {}", directory.display()))
+}
+
+/// An error if the file system lacks the bytes.
+pub fn ensure_space(directory: &Path, needed_bytes: u64) -> anyhow::Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    let status =
+        rustix::fs::statvfs(directory).with_context(|| format!("asking about {}", directory.display()))?;
+    let free = status.f_bavail * status.f_frsize;
+    ensure!(
+        free >= needed_bytes,
+        "{} has {} GiB free; {} are needed (choose another with --dir)",
+        directory.display(),
+        free >> 30,
+        needed_bytes >> 30
+    );
+    Ok(())
+}
+
+/// Where to put disks unless told otherwise: the target directory, which is on a disk, as `/tmp` may not be.
+pub fn default_directory() -> anyhow::Result<PathBuf> {
+    let here = std::env::current_exe().context("finding this program")?;
+    Ok(here.parent().and_then(Path::parent).context("this program has no directory")?.to_owned())
+}
