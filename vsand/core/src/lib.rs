@@ -5,4 +5,7 @@
 //! ([`time::Instant`]), everything else comes in as inputs and leaves as effects, so that the simulator runs this very code.
 #![forbid(unsafe_code)]
 
+pub mod directory;
 pub mod disk;
+pub mod lease;
+pub mod time;

@@ -1,0 +1,406 @@
+//! [`State::apply`]: every command checked in full before anything is changed.
+
+use std::sync::Arc;
+
+use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
+
+use super::command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
+use super::placement;
+use super::records::{
+    ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord, Policy, Sync,
+};
+use super::{State, Value};
+
+type Applied = Result<Outcome, Refused>;
+
+const VALUE_BYTES_MAX: usize = 1 << 20;
+const KEY_BYTES_MAX: usize = 256;
+const VALUES_MAX: usize = 65_536;
+const TOKENS_MAX: usize = 1_024;
+
+impl State {
+    /// Carries out the command that stands at `index` in the log.
+    pub fn apply(&mut self, index: u64, command: Command) -> Applied {
+        let outcome = self.dispatch(index, command)?;
+        self.revision = index;
+        Ok(outcome)
+    }
+
+    fn dispatch(&mut self, index: u64, command: Command) -> Applied {
+        match command {
+            Command::PutHost { host } => self.put_host(host),
+            Command::RemoveHost { host, unix_s: _ } => self.remove_host(index, host),
+            Command::RenewLease { host } => self.renew_lease(host),
+            Command::PutDisk { disk, host, path, capacity_extents, used_extents } => self.put_disk(DiskRecord {
+                id: disk,
+                host,
+                path,
+                capacity_extents,
+                used_extents,
+                health: DiskHealth::Healthy,
+            }),
+            Command::ReportUsage { used_extents } => self.report_usage(&used_extents),
+            Command::DiskDied { disk, reason } => self.disk_died(disk, reason),
+            Command::RemoveDisk { disk, unix_s: _ } => self.remove_disk(index, disk),
+            Command::CreateObject { object, name, size_bytes, policy, unix_s } => {
+                self.create(index, object, name, size_bytes, policy, unix_s)
+            }
+            Command::DeleteObject { object } => self.delete(object),
+            Command::ResizeObject { object, size_bytes } => self.resize(index, object, size_bytes),
+            Command::SetContent { object, epoch, content } => self.set_content(index, object, epoch, content),
+            Command::Acquire { object, epoch, host, kind, unix_s } => {
+                self.acquire(index, object, epoch, Lock { host, kind, since_unix_s: unix_s })
+            }
+            Command::Release { object, epoch, host } => self.release(index, object, epoch, host),
+            Command::BreakLock { object, epoch, holder, lease } => self.break_lock(index, object, epoch, holder, lease),
+            Command::PlaceChunk { basis, chunk, near } => self.place_chunk(index, basis, chunk, near),
+            Command::ChangeSync { basis, changes, unix_s } => self.change_sync(index, basis, &changes, unix_s),
+            Command::Repair { basis, chunk, drop, unix_s } => self.repair(index, basis, chunk, drop, unix_s),
+            Command::PutToken { id, entry } => {
+                self.tokens.retain(|_, t| t.expires_unix_s + 86_400 > entry.expires_unix_s);
+                if self.tokens.len() >= TOKENS_MAX {
+                    return Err(Refused::TooMuch(format!("{TOKENS_MAX} join tokens are open already")));
+                }
+                self.tokens.insert(id, entry);
+                Ok(Outcome::Done)
+            }
+            Command::UseToken { id, secret_hash, unix_s } => self.use_token(id, secret_hash, unix_s),
+            Command::PutValue { key, revision, value } => self.put_value(index, key, revision, value),
+        }
+    }
+
+    fn put_host(&mut self, mut host: HostRecord) -> Applied {
+        if let Some(other) = self.hosts.values().find(|h| h.address == host.address && h.id != host.id) {
+            return Err(Refused::AddressTaken { address: host.address, by: other.id });
+        }
+        if host.name.len() > 255 || host.fault_domain.len() > 255 {
+            return Err(Refused::TooMuch("a host's name and fault domain have at most 255 bytes".to_owned()));
+        }
+        if let Some(known) = self.hosts.get(&host.id) {
+            host.lease = known.lease;
+            host.joined_unix_s = known.joined_unix_s;
+        }
+        self.hosts.insert(host.id, host);
+        Ok(Outcome::Done)
+    }
+
+    fn remove_host(&mut self, index: u64, host: HostId) -> Applied {
+        let record = self.hosts.get(&host).ok_or(Refused::NoHost(host))?;
+        if self.hosts.len() == 1 {
+            return Err(Refused::LastHost(host));
+        }
+        if let Some(object) = self.objects.values().find(|o| o.lock.is_some_and(|l| l.host == host)) {
+            return Err(Refused::HoldsLock { host, volume: object.name.clone() });
+        }
+        let disks: Vec<DiskId> = self.disks.values().filter(|d| d.host == host).map(|d| d.id).collect();
+        self.check_expendable(&format!("host {}", record.name), &disks)?;
+        self.forget_disks(index, &disks);
+        self.hosts.remove(&host);
+        Ok(Outcome::Done)
+    }
+
+    fn renew_lease(&mut self, host: HostId) -> Applied {
+        let record = self.hosts.get_mut(&host).ok_or(Refused::NoHost(host))?;
+        record.lease += 1;
+        let counter = record.lease;
+        Ok(Outcome::Lease { counter, locks: self.locks_of(host).collect() })
+    }
+
+    fn put_disk(&mut self, disk: DiskRecord) -> Applied {
+        if !self.hosts.contains_key(&disk.host) {
+            return Err(Refused::NoHost(disk.host));
+        }
+        if disk.path.len() > 4_096 {
+            return Err(Refused::TooMuch("a disk's path has at most 4096 bytes".to_owned()));
+        }
+        self.disks.insert(disk.id, disk);
+        Ok(Outcome::Done)
+    }
+
+    fn report_usage(&mut self, used_extents: &[(DiskId, u64)]) -> Applied {
+        for (disk, used) in used_extents {
+            if let Some(record) = self.disks.get_mut(disk) {
+                record.used_extents = *used;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn disk_died(&mut self, disk: DiskId, reason: String) -> Applied {
+        let record = self.disks.get_mut(&disk).ok_or(Refused::NoDisk(disk))?;
+        record.health = DiskHealth::Dead(reason.chars().take(1_024).collect());
+        Ok(Outcome::Done)
+    }
+
+    fn remove_disk(&mut self, index: u64, disk: DiskId) -> Applied {
+        let record = self.disks.get(&disk).ok_or(Refused::NoDisk(disk))?;
+        self.check_expendable(&format!("disk {}", record.path), &[disk])?;
+        self.forget_disks(index, &[disk]);
+        Ok(Outcome::Done)
+    }
+
+    /// Refuses if a chunk has no in-sync component outside of `disks`.
+    fn check_expendable(&self, what: &str, disks: &[DiskId]) -> Result<(), Refused> {
+        let mut chunks = 0;
+        let mut example = None;
+        for object in self.objects.values() {
+            let lost = object.chunks.values().filter(|c| c.in_sync().all(|d| disks.contains(&d))).count();
+            if lost > 0 {
+                chunks += lost;
+                example.get_or_insert_with(|| object.name.clone());
+            }
+        }
+        match example {
+            Some(example) => Err(Refused::WouldLoseData { what: what.to_owned(), chunks, example }),
+            None => Ok(()),
+        }
+    }
+
+    fn forget_disks(&mut self, index: u64, disks: &[DiskId]) {
+        for disk in disks {
+            self.disks.remove(disk);
+        }
+        for object in self.objects.values_mut() {
+            let touched = object.chunks.values().any(|c| c.components.iter().any(|c| disks.contains(&c.disk)));
+            if touched {
+                let object = Arc::make_mut(object);
+                object.revision = index;
+                for chunk in object.chunks.values_mut() {
+                    chunk.components.retain(|c| !disks.contains(&c.disk));
+                }
+            }
+        }
+    }
+
+    fn create(
+        &mut self,
+        index: u64,
+        object: ObjectId,
+        name: VolumeName,
+        size_bytes: u64,
+        policy: Policy,
+        unix_s: u64,
+    ) -> Applied {
+        if let Some(by) = self.names.get(&name) {
+            return Err(Refused::NameTaken { name, by: *by });
+        }
+        if !ObjectRecord::good_size(size_bytes) {
+            return Err(Refused::BadSize(size_bytes));
+        }
+        let Policy::Mirror { copies } = policy;
+        if copies == 0 || copies > Policy::COPIES_MAX {
+            return Err(Refused::BadPolicy { copies });
+        }
+        // Nothing is placed before it is written; that it could be is checked now.
+        placement::place(self, policy.components(), None)?;
+        let record = Arc::new(ObjectRecord {
+            id: object,
+            name: name.clone(),
+            size_bytes,
+            policy,
+            content: Content::Whole,
+            epoch: Epoch(0),
+            lock: None,
+            chunks: std::collections::BTreeMap::new(),
+            created_unix_s: unix_s,
+            revision: index,
+        });
+        self.names.insert(name, object);
+        self.objects.insert(object, Arc::clone(&record));
+        Ok(Outcome::Object(record))
+    }
+
+    fn delete(&mut self, object: ObjectId) -> Applied {
+        let record = self.object(object)?;
+        if let Some(lock) = record.lock
+            && lock.kind != LockKind::Background
+        {
+            return Err(Refused::Locked { object, holder: lock.host, kind: lock.kind });
+        }
+        let name = record.name.clone();
+        self.names.remove(&name);
+        self.objects.remove(&object);
+        Ok(Outcome::Done)
+    }
+
+    fn resize(&mut self, index: u64, object: ObjectId, size_bytes: u64) -> Applied {
+        let record = self.object(object)?;
+        if size_bytes < record.size_bytes {
+            return Err(Refused::Shrink { now: record.size_bytes, wanted: size_bytes });
+        }
+        if !ObjectRecord::good_size(size_bytes) {
+            return Err(Refused::BadSize(size_bytes));
+        }
+        self.change(index, object, |record| record.size_bytes = size_bytes)
+    }
+
+    fn set_content(&mut self, index: u64, object: ObjectId, epoch: Epoch, content: Content) -> Applied {
+        let record = self.object(object)?;
+        if record.epoch != epoch {
+            return Err(Refused::WrongEpoch { now: record.epoch });
+        }
+        self.change(index, object, |record| record.content = content)
+    }
+
+    fn acquire(&mut self, index: u64, object: ObjectId, epoch: Epoch, lock: Lock) -> Applied {
+        if !self.hosts.contains_key(&lock.host) {
+            return Err(Refused::NoHost(lock.host));
+        }
+        let record = self.object(object)?;
+        if let Some(held) = record.lock
+            && held.host != lock.host
+            && held.kind != LockKind::Background
+        {
+            return Err(Refused::Locked { object, holder: held.host, kind: held.kind });
+        }
+        if record.epoch != epoch {
+            return Err(Refused::WrongEpoch { now: record.epoch });
+        }
+        let next = epoch.next().ok_or_else(|| Refused::TooMuch("the object has used up its epochs".to_owned()))?;
+        self.change(index, object, |record| {
+            record.epoch = next;
+            record.lock = Some(lock);
+        })
+    }
+
+    fn release(&mut self, index: u64, object: ObjectId, epoch: Epoch, host: HostId) -> Applied {
+        let record = self.object(object)?;
+        if record.epoch != epoch || record.lock.is_none_or(|lock| lock.host != host) {
+            return Err(Refused::NotHolder(host));
+        }
+        self.change(index, object, |record| record.lock = None)
+    }
+
+    fn break_lock(&mut self, index: u64, object: ObjectId, epoch: Epoch, holder: HostId, lease: u64) -> Applied {
+        let record = self.object(object)?;
+        if record.epoch != epoch || record.lock.is_none_or(|lock| lock.host != holder) {
+            return Err(Refused::NotHolder(holder));
+        }
+        if self.hosts.get(&holder).is_some_and(|host| host.lease != lease) {
+            return Err(Refused::LeaseAlive(holder));
+        }
+        self.change(index, object, |record| record.lock = None)
+    }
+
+    fn place_chunk(&mut self, index: u64, basis: Basis, chunk: ChunkIndex, near: HostId) -> Applied {
+        let record = self.owned(basis)?;
+        if chunk.0 >= record.chunks_total() {
+            return Err(Refused::NoComponent(chunk));
+        }
+        if record.chunks.contains_key(&chunk) {
+            return Err(Refused::Overtaken(Arc::clone(record)));
+        }
+        let disks = placement::place(self, record.policy.components(), Some(near))?;
+        let components = disks.into_iter().map(|disk| Component { disk, sync: Sync::InSync }).collect();
+        self.change(index, basis.object, |record| {
+            record.chunks.insert(chunk, ChunkRecord { components });
+        })
+    }
+
+    fn change_sync(&mut self, index: u64, basis: Basis, changes: &[SyncChange], unix_s: u64) -> Applied {
+        let mut chunks = self.owned(basis)?.chunks.clone();
+        for change in changes {
+            let (index, disk, sync) = match *change {
+                SyncChange::Add { chunk, disk } => (chunk, disk, Sync::InSync),
+                SyncChange::Remove { chunk, disk, stale_seq } => {
+                    (chunk, disk, Sync::Stale { stale_seq, since_unix_s: unix_s })
+                }
+            };
+            let chunk = chunks.get_mut(&index).ok_or(Refused::NoComponent(index))?;
+            let component =
+                chunk.components.iter_mut().find(|c| c.disk == disk).ok_or(Refused::NoComponent(index))?;
+            // A component that is stale already keeps the older, more careful mark.
+            if component.in_sync() || sync == Sync::InSync {
+                component.sync = sync;
+            }
+            if chunk.in_sync().next().is_none() {
+                return Err(Refused::LastInSync(index));
+            }
+        }
+        self.change(index, basis.object, |record| record.chunks = chunks)
+    }
+
+    fn repair(
+        &mut self,
+        index: u64,
+        basis: Basis,
+        chunk: ChunkIndex,
+        drop: Option<DiskId>,
+        unix_s: u64,
+    ) -> Applied {
+        let record = self.owned(basis)?;
+        let needed = record.policy.components();
+        let now = record.chunks.get(&chunk).ok_or(Refused::NoComponent(chunk))?;
+        if let Some(drop) = drop
+            && now.components.iter().find(|c| c.disk == drop).is_none_or(Component::in_sync)
+        {
+            return Err(Refused::NoComponent(chunk));
+        }
+        if drop.is_none() && now.components.len() >= needed {
+            return Err(Refused::TooMuch(format!("chunk {} has all its components", chunk.0)));
+        }
+        let disk = placement::place_one_more(self, now, drop, needed)?;
+        self.change(index, basis.object, |record| {
+            let components = &mut record.chunks.entry(chunk).or_default().components;
+            components.retain(|c| Some(c.disk) != drop);
+            components
+                .push(Component { disk, sync: Sync::Stale { stale_seq: Seq(0), since_unix_s: unix_s } });
+        })
+    }
+
+    fn use_token(&mut self, id: [u8; 16], secret_hash: [u8; 32], unix_s: u64) -> Applied {
+        let entry = self.tokens.get(&id).ok_or(Refused::Token(TokenRefused::Unknown))?;
+        // Hashes of 256 random bits are compared: how long it takes tells nothing of the secret.
+        if entry.secret_hash != secret_hash {
+            return Err(Refused::Token(TokenRefused::Forged));
+        }
+        if entry.expires_unix_s <= unix_s {
+            return Err(Refused::Token(TokenRefused::Expired));
+        }
+        self.tokens.remove(&id);
+        Ok(Outcome::Done)
+    }
+
+    fn put_value(&mut self, index: u64, key: String, revision: u64, value: Option<Vec<u8>>) -> Applied {
+        let now = self.values.get(&key).map_or(0, |v| v.revision);
+        if now != revision {
+            return Err(Refused::WrongRevision(now));
+        }
+        let Some(bytes) = value else {
+            self.values.remove(&key);
+            return Ok(Outcome::Revision(0));
+        };
+        if bytes.len() > VALUE_BYTES_MAX || key.len() > KEY_BYTES_MAX || self.values.len() >= VALUES_MAX {
+            return Err(Refused::TooMuch(format!(
+                "a key has at most {KEY_BYTES_MAX} bytes, a value {VALUE_BYTES_MAX}, and there are at most {VALUES_MAX}"
+            )));
+        }
+        self.values.insert(key, Value { revision: index, bytes });
+        Ok(Outcome::Revision(index))
+    }
+
+    fn object(&self, object: ObjectId) -> Result<&Arc<ObjectRecord>, Refused> {
+        self.objects.get(&object).ok_or(Refused::NoObject(object))
+    }
+
+    /// The object, if the proposer is its owner and has seen its latest record.
+    fn owned(&self, basis: Basis) -> Result<&Arc<ObjectRecord>, Refused> {
+        let record = self.object(basis.object)?;
+        if record.epoch != basis.epoch || record.lock.is_none() {
+            return Err(Refused::WrongEpoch { now: record.epoch });
+        }
+        if record.revision != basis.revision {
+            return Err(Refused::Overtaken(Arc::clone(record)));
+        }
+        Ok(record)
+    }
+
+    fn change(&mut self, index: u64, object: ObjectId, change: impl FnOnce(&mut ObjectRecord)) -> Applied {
+        let record = self.objects.get_mut(&object).ok_or(Refused::NoObject(object))?;
+        let inner = Arc::make_mut(record);
+        change(inner);
+        inner.revision = index;
+        Ok(Outcome::Object(Arc::clone(record)))
+    }
+}
+

@@ -1,0 +1,365 @@
+//! Changes to the directory, and what became of them. Each is a compare-and-set: what the proposer believed stands in the
+//! command, and where it no longer holds the command is refused and changes nothing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
+use serde::{Deserialize, Serialize};
+
+use super::records::{Content, HostRecord, LockKind, ObjectRecord, Policy, TokenEntry};
+
+/// What an owner bases a change of its object's components on: a command of a former owner, or one that was overtaken, is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Basis {
+    /// The object.
+    pub object: ObjectId,
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// The record's revision that the owner has seen.
+    pub revision: u64,
+}
+
+/// One change of a chunk's in-sync set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum SyncChange {
+    /// The component missed a write (rule 6). Refused if it is the last one in sync.
+    Remove {
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The component's disk.
+        disk: DiskId,
+        /// It has everything up to here.
+        stale_seq: Seq,
+    },
+    /// The component has everything again (rule 7).
+    Add {
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The component's disk.
+        disk: DiskId,
+    },
+}
+
+/// A change to the directory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// A host joins, or says anew what it is called, where it listens and what would fail with it.
+    PutHost {
+        /// The host; its lease counter is kept if it was known.
+        host: HostRecord,
+    },
+    /// A host leaves for good. Refused while data or locks depend on it.
+    RemoveHost {
+        /// The host.
+        host: HostId,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// A host says that it lives.
+    RenewLease {
+        /// The host.
+        host: HostId,
+    },
+    /// A disk is there: new, moved from another host, or grown.
+    PutDisk {
+        /// The disk.
+        disk: DiskId,
+        /// The host it is in now.
+        host: HostId,
+        /// Where on that host.
+        path: String,
+        /// Its size in extents.
+        capacity_extents: u64,
+        /// Extents in use.
+        used_extents: u64,
+    },
+    /// How full disks are.
+    ReportUsage {
+        /// Extents in use, a disk each.
+        used_extents: Vec<(DiskId, u64)>,
+    },
+    /// A disk has failed.
+    DiskDied {
+        /// The disk.
+        disk: DiskId,
+        /// What its host saw.
+        reason: String,
+    },
+    /// A disk leaves for good. Refused while data depends on it.
+    RemoveDisk {
+        /// The disk.
+        disk: DiskId,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// A new, empty object.
+    CreateObject {
+        /// Its id, chosen by the proposer.
+        object: ObjectId,
+        /// Its name.
+        name: VolumeName,
+        /// Its size.
+        size_bytes: u64,
+        /// How it is kept.
+        policy: Policy,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// An object and all its data go. Refused while it is open.
+    DeleteObject {
+        /// The object.
+        object: ObjectId,
+    },
+    /// An object grows.
+    ResizeObject {
+        /// The object.
+        object: ObjectId,
+        /// Its new size, not below the old one.
+        size_bytes: u64,
+    },
+    /// An import begins or ends.
+    SetContent {
+        /// The object, epoch and revision.
+        object: ObjectId,
+        /// The importing owner's epoch.
+        epoch: Epoch,
+        /// What it is now.
+        content: Content,
+    },
+    /// A host takes an object (rule 2): the epoch becomes one higher.
+    Acquire {
+        /// The object.
+        object: ObjectId,
+        /// The epoch that the host has seen.
+        epoch: Epoch,
+        /// The host.
+        host: HostId,
+        /// What for.
+        kind: LockKind,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// The owner gives the object back.
+    Release {
+        /// The object.
+        object: ObjectId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// The owner.
+        host: HostId,
+    },
+    /// Someone takes a lock from a host whose lease has surely ended ([`crate::lease`]).
+    BreakLock {
+        /// The object.
+        object: ObjectId,
+        /// The epoch that the breaker has seen.
+        epoch: Epoch,
+        /// The host that holds the lock.
+        holder: HostId,
+        /// That host's lease counter, as it stood still.
+        lease: u64,
+    },
+    /// A chunk gets its components, all in sync because all are empty.
+    PlaceChunk {
+        /// On what the owner bases it.
+        basis: Basis,
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The owner: one copy goes to it, where there is room.
+        near: HostId,
+    },
+    /// Components leave or join in-sync sets.
+    ChangeSync {
+        /// On what the owner bases it.
+        basis: Basis,
+        /// The changes, all or none.
+        changes: Vec<SyncChange>,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// A chunk gets a new, empty, stale component on another disk, and `drop`, which must be stale, goes.
+    Repair {
+        /// On what the owner bases it.
+        basis: Basis,
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The component that is given up.
+        drop: Option<DiskId>,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// A join token is given out.
+    PutToken {
+        /// Its id.
+        id: [u8; 16],
+        /// Its secret's hash and its end.
+        entry: TokenEntry,
+    },
+    /// A join token is used up, if it is there, fits and has not ended.
+    UseToken {
+        /// Its id.
+        id: [u8; 16],
+        /// The hash of the secret that was shown.
+        secret_hash: [u8; 32],
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// A small value of another daemon (port groups, VM specs), by compare-and-set.
+    PutValue {
+        /// Its name, at most 256 bytes.
+        key: String,
+        /// What is there now: its revision, or 0 for nothing.
+        revision: u64,
+        /// The new value, at most 1 MiB; `None` takes it away.
+        value: Option<Vec<u8>>,
+    },
+}
+
+/// What an accepted command brought.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// The object as it is now.
+    Object(Arc<ObjectRecord>),
+    /// The lease is renewed.
+    Lease {
+        /// The counter.
+        counter: u64,
+        /// The locks that the host holds, with their epochs.
+        locks: Vec<(ObjectId, Epoch)>,
+    },
+    /// The revision of the value that was put.
+    Revision(u64),
+}
+
+/// Why a command was refused. Nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum Refused {
+    /// No such host.
+    #[error("no host {0} in the cluster")]
+    NoHost(HostId),
+    /// No such disk.
+    #[error("no disk {0} in the cluster")]
+    NoDisk(DiskId),
+    /// No such object.
+    #[error("no object {0} in the cluster")]
+    NoObject(ObjectId),
+    /// No such chunk or component.
+    #[error("chunk {} has no such component", .0.0)]
+    NoComponent(ChunkIndex),
+    /// The name belongs to another object.
+    #[error("the name {name} is taken by object {by}")]
+    NameTaken {
+        /// The name.
+        name: VolumeName,
+        /// Who has it.
+        by: ObjectId,
+    },
+    /// Another host has this address.
+    #[error("host {by} already has the address {address}")]
+    AddressTaken {
+        /// The address.
+        address: SocketAddr,
+        /// Who has it.
+        by: HostId,
+    },
+    /// The size is zero, not a multiple of 4096, or over the limit.
+    #[error("{0} bytes is not a size that a volume can have")]
+    BadSize(u64),
+    /// Volumes can't shrink.
+    #[error("the volume has {now} bytes and can't shrink to {wanted}")]
+    Shrink {
+        /// Its size.
+        now: u64,
+        /// What was asked.
+        wanted: u64,
+    },
+    /// Not enough disks in different fault domains have room.
+    #[error("the policy needs {needed} fault domains with a healthy disk that has room, there are {found}")]
+    NoRoom {
+        /// How many the policy needs.
+        needed: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// The policy makes no sense.
+    #[error("a mirror has 1 to {max} copies, not {copies}", max = Policy::COPIES_MAX)]
+    BadPolicy {
+        /// What was asked.
+        copies: u8,
+    },
+    /// Somebody holds the object's lock.
+    #[error("object {object} is in use by host {holder}")]
+    Locked {
+        /// The object.
+        object: ObjectId,
+        /// Who.
+        holder: HostId,
+        /// What for.
+        kind: LockKind,
+    },
+    /// The lock is not what the proposer believed.
+    #[error("host {0} does not hold this lock any more")]
+    NotHolder(HostId),
+    /// The lease moved: its holder lives.
+    #[error("host {0} has renewed its lease")]
+    LeaseAlive(HostId),
+    /// The epoch has moved on: the proposer is not the owner any more.
+    #[error("the object is at epoch {}", .now.0)]
+    WrongEpoch {
+        /// The epoch.
+        now: Epoch,
+    },
+    /// The record has changed since the proposer looked: look again.
+    #[error("the record has changed")]
+    Overtaken(Arc<ObjectRecord>),
+    /// The last in-sync component can't be taken away.
+    #[error("chunk {} has no other component in sync", .0.0)]
+    LastInSync(ChunkIndex),
+    /// Data would be lost.
+    #[error("{what} holds the last copy of {chunks} chunks, {example} among them")]
+    WouldLoseData {
+        /// Host or disk.
+        what: String,
+        /// How many chunks.
+        chunks: usize,
+        /// The name of a volume that would lose data.
+        example: VolumeName,
+    },
+    /// The host still holds locks.
+    #[error("host {host} still has {volume} open")]
+    HoldsLock {
+        /// The host.
+        host: HostId,
+        /// One of the volumes.
+        volume: VolumeName,
+    },
+    /// It is the only host.
+    #[error("host {0} is the only one in the cluster")]
+    LastHost(HostId),
+    /// The token is unknown, used, ended, or its secret is another.
+    #[error("{0}")]
+    Token(TokenRefused),
+    /// The value has another revision.
+    #[error("the value is at revision {0}")]
+    WrongRevision(u64),
+    /// Something is over its bound.
+    #[error("{0}")]
+    TooMuch(String),
+}
+
+/// Why a join token is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum TokenRefused {
+    /// Not known: never given out, or used.
+    #[error("the join token is unknown or was used already")]
+    Unknown,
+    /// It has ended.
+    #[error("the join token has expired")]
+    Expired,
+    /// The secret does not fit.
+    #[error("the join token's secret is wrong")]
+    Forged,
+}

@@ -1,0 +1,85 @@
+//! The content of the cluster directory: a deterministic state machine that each host replays from the Raft log.
+//!
+//! Invariants, kept by [`State::apply`] whatever command comes:
+//! - a command that is refused changes nothing;
+//! - an object's epoch only grows, by one with each `Acquire`;
+//! - each placed chunk has at least one in-sync component, its components are on different disks, and no command but
+//!   the owner's own (right epoch, latest revision) or the removal of a host or a disk touches them;
+//! - a record's revision is the index of the command that last changed it.
+//!
+//! What it must not know: Raft, disks, clocks. Times are in the commands.
+
+mod apply;
+pub mod command;
+pub mod placement;
+pub mod records;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ferro_protocol::ids::{DiskId, Epoch, HostId, ObjectId, VolumeName};
+use serde::{Deserialize, Serialize};
+
+pub use command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
+pub use records::{
+    ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord, Policy, Sync,
+    TokenEntry,
+};
+
+/// A value of another daemon.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Value {
+    /// The index of the command that put it.
+    pub revision: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// All that the cluster has agreed on.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct State {
+    /// The hosts.
+    pub hosts: BTreeMap<HostId, HostRecord>,
+    /// The disks.
+    pub disks: BTreeMap<DiskId, DiskRecord>,
+    /// The objects.
+    pub objects: BTreeMap<ObjectId, Arc<ObjectRecord>>,
+    /// The objects by name.
+    pub names: BTreeMap<VolumeName, ObjectId>,
+    /// Join tokens that may still be used.
+    pub tokens: BTreeMap<[u8; 16], TokenEntry>,
+    /// What the other daemons keep here.
+    pub values: BTreeMap<String, Value>,
+    /// The index of the last command that changed anything.
+    pub revision: u64,
+}
+
+impl State {
+    /// The object of this name.
+    pub fn by_name(&self, name: &VolumeName) -> Option<&Arc<ObjectRecord>> {
+        self.names.get(name).and_then(|id| self.objects.get(id))
+    }
+
+    /// The fault domain that a disk is in.
+    pub fn fault_domain(&self, disk: DiskId) -> Option<&str> {
+        let host = self.disks.get(&disk)?.host;
+        self.hosts.get(&host).map(|h| h.fault_domain.as_str())
+    }
+
+    /// The objects that this host owns, with their epochs.
+    pub fn locks_of(&self, host: HostId) -> impl Iterator<Item = (ObjectId, Epoch)> {
+        self.objects
+            .values()
+            .filter(move |o| o.lock.is_some_and(|lock| lock.host == host))
+            .map(|o| (o.id, o.epoch))
+    }
+
+    /// How many components each disk has.
+    pub fn components_by_disk(&self) -> BTreeMap<DiskId, u64> {
+        let mut count = BTreeMap::new();
+        for component in self.objects.values().flat_map(|o| o.chunks.values()).flat_map(|c| &c.components) {
+            *count.entry(component.disk).or_insert(0) += 1;
+        }
+        count
+    }
+}

@@ -1,0 +1,202 @@
+//! What the directory holds.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
+use ferro_protocol::units::{VOLUME_BYTES_MAX, chunks_of};
+use serde::{Deserialize, Serialize};
+
+/// A host that has joined the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// The host.
+    pub id: HostId,
+    /// Its name, for people.
+    pub name: String,
+    /// Where its `vsand` listens for other hosts.
+    pub address: SocketAddr,
+    /// What it shares with the hosts that would fail with it: a rack, a room. Its own id's text unless told otherwise.
+    pub fault_domain: String,
+    /// When it joined, in seconds since 1970.
+    pub joined_unix_s: u64,
+    /// How often it has renewed its lease ([`crate::lease`]).
+    pub lease: u64,
+}
+
+/// How a disk is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum DiskHealth {
+    /// It works.
+    Healthy,
+    /// Its host has said that it failed; it will not come back by itself.
+    Dead(String),
+}
+
+/// A disk that was given to the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// The disk, as its superblock says.
+    pub id: DiskId,
+    /// The host that it is in.
+    pub host: HostId,
+    /// Where it is on that host, for people.
+    pub path: String,
+    /// Its size in extents of 1 MiB.
+    pub capacity_extents: u64,
+    /// Extents in use when its host last reported.
+    pub used_extents: u64,
+    /// How it is.
+    pub health: DiskHealth,
+}
+
+/// How an object is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Policy {
+    /// So many full copies, 1 to 3, each in another fault domain: it survives the loss of all but one.
+    Mirror {
+        /// How many.
+        copies: u8,
+    },
+}
+
+impl Policy {
+    /// The most copies a mirror may have.
+    pub const COPIES_MAX: u8 = 3;
+
+    /// How many components each chunk has.
+    pub const fn components(self) -> usize {
+        match self {
+            Self::Mirror { copies } => copies as usize,
+        }
+    }
+}
+
+/// Why a host holds an object's lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum LockKind {
+    /// A guest's disk: served on a socket.
+    Exclusive {
+        /// The guest may only read.
+        read_only: bool,
+    },
+    /// An import or an export.
+    Transfer,
+    /// To repair a closed object; gives way to anyone who wants to open it.
+    Background,
+}
+
+/// Who owns an object now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Lock {
+    /// The owner.
+    pub host: HostId,
+    /// What for.
+    pub kind: LockKind,
+    /// Since when, in seconds since 1970.
+    pub since_unix_s: u64,
+}
+
+/// Whether a component has all that was acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Sync {
+    /// It has.
+    InSync,
+    /// It fell out, or was never filled.
+    Stale {
+        /// It has all acknowledged writes up to this one; what came after must be copied.
+        stale_seq: Seq,
+        /// Since when, in seconds since 1970.
+        since_unix_s: u64,
+    },
+}
+
+/// One component of a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Component {
+    /// The disk it is on.
+    pub disk: DiskId,
+    /// Whether it is in the in-sync set.
+    pub sync: Sync,
+}
+
+impl Component {
+    /// Whether it is in the in-sync set.
+    pub fn in_sync(&self) -> bool {
+        self.sync == Sync::InSync
+    }
+}
+
+/// Where a chunk is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ChunkRecord {
+    /// Its components, at least one of them in sync.
+    pub components: Vec<Component>,
+}
+
+impl ChunkRecord {
+    /// The disks of the in-sync set.
+    pub fn in_sync(&self) -> impl Iterator<Item = DiskId> {
+        self.components.iter().filter(|c| c.in_sync()).map(|c| c.disk)
+    }
+}
+
+/// Whether an object's content is whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Content {
+    /// It is what its owner wrote.
+    Whole,
+    /// An import began and has not ended.
+    Importing,
+}
+
+/// A virtual disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ObjectRecord {
+    /// The object.
+    pub id: ObjectId,
+    /// Its name, unique in the cluster.
+    pub name: VolumeName,
+    /// Its size in bytes: a multiple of 4096, above zero, at most [`VOLUME_BYTES_MAX`].
+    pub size_bytes: u64,
+    /// How it is kept.
+    pub policy: Policy,
+    /// Whether its content is whole.
+    pub content: Content,
+    /// How often it has changed hands.
+    pub epoch: Epoch,
+    /// Who owns it, if anyone.
+    pub lock: Option<Lock>,
+    /// The chunks that have a place; the others read as zeros.
+    pub chunks: BTreeMap<ChunkIndex, ChunkRecord>,
+    /// When it was made, in seconds since 1970.
+    pub created_unix_s: u64,
+    /// Changes with each change of this record, never twice the same.
+    pub revision: u64,
+}
+
+impl ObjectRecord {
+    /// How many chunks its address space has.
+    pub fn chunks_total(&self) -> u32 {
+        chunks_of(self.size_bytes)
+    }
+
+    /// Whether a size is one that an object may have.
+    pub fn good_size(size_bytes: u64) -> bool {
+        size_bytes > 0 && size_bytes.is_multiple_of(4096) && size_bytes <= VOLUME_BYTES_MAX
+    }
+
+    /// Whether each placed chunk has all its components in sync.
+    pub fn fully_redundant(&self) -> bool {
+        self.chunks.values().all(|c| c.components.len() >= self.policy.components() && c.components.iter().all(Component::in_sync))
+    }
+}
+
+/// A join token that was given out and not yet used. The secret itself is not kept.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TokenEntry {
+    /// SHA-256 of the secret.
+    pub secret_hash: [u8; 32],
+    /// When it ends, in seconds since 1970.
+    pub expires_unix_s: u64,
+}

@@ -1,0 +1,113 @@
+//! Host leases: when an owner may still serve reads, and when another host may break its locks (DESIGN.md, Storage, rule 4).
+//!
+//! A host renews its lease by a command in the directory that adds one to its counter. Two clocks are compared, and neither
+//! is trusted to agree with the other, only to run at nearly the same speed:
+//!
+//! ```text
+//!   holder    send ────────── valid for LEASE, counted from *sending* ──────────┤ stops serving reads
+//!                 \
+//!   directory      applied (counter n)
+//!                    \
+//!   breaker           seen ───────── waits BREAK_AFTER, counted from *seeing* ─────────────────┤ proposes "break if still n"
+//! ```
+//!
+//! Seeing comes after sending and `BREAK_AFTER` is longer than `LEASE` by more than two clocks may drift apart, so the holder
+//! has stopped before anyone breaks. The command carries the counter: had the holder renewed in between, it would fail. A
+//! holder that renews later hears from the answer which locks it still has, before it serves again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ferro_protocol::ids::HostId;
+
+use crate::time::Instant;
+
+/// How long a lease runs from the moment its renewal was sent.
+pub const LEASE: Duration = Duration::from_secs(6);
+/// How often a host renews.
+pub const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// How long a breaker must have seen no renewal: `LEASE` and a quarter, far more than any two clocks drift in six seconds.
+pub const BREAK_AFTER: Duration = Duration::from_millis(7_500);
+
+/// The holder's side: until when this host may serve reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Holder {
+    valid_until: Instant,
+}
+
+impl Holder {
+    /// A renewal that was sent at `sent` was applied.
+    pub fn renewed(&mut self, sent: Instant) {
+        self.valid_until = self.valid_until.max(sent + LEASE);
+    }
+
+    /// Until when reads may be served.
+    pub fn valid_until(&self) -> Instant {
+        self.valid_until
+    }
+}
+
+/// The breaker's side: how long each host's counter has stood still.
+#[derive(Clone, Debug, Default)]
+pub struct Watcher {
+    seen: BTreeMap<HostId, (u64, Instant)>,
+}
+
+impl Watcher {
+    /// The directory shows this counter for the host.
+    pub fn observe(&mut self, now: Instant, host: HostId, counter: u64) {
+        let entry = self.seen.entry(host).or_insert((counter, now));
+        if entry.0 != counter {
+            *entry = (counter, now);
+        }
+    }
+
+    /// Drops what is known of hosts that are gone.
+    pub fn retain(&mut self, keep: impl Fn(HostId) -> bool) {
+        self.seen.retain(|host, _| keep(*host));
+    }
+
+    /// The counter to name in a break of the host's locks, if its lease has surely ended; else how long that still takes.
+    pub fn ended(&self, now: Instant, host: HostId) -> Result<u64, Duration> {
+        match self.seen.get(&host) {
+            Some((counter, at)) if now.since(*at) >= BREAK_AFTER => Ok(*counter),
+            Some((_, at)) => Err(BREAK_AFTER - now.since(*at)),
+            None => Err(BREAK_AFTER),
+        }
+    }
+
+    /// How long ago the host's counter last moved, as seen from here.
+    pub fn silent_for(&self, now: Instant, host: HostId) -> Option<Duration> {
+        self.seen.get(&host).map(|(_, at)| now.since(*at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_broken_only_after_the_holder_stopped() {
+        let host = HostId::from_bytes([1; 16]);
+        let at = |ms: u64| Instant(ms * 1_000_000);
+        let (mut holder, mut watcher) = (Holder::default(), Watcher::default());
+        holder.renewed(at(0));
+        watcher.observe(at(1), host, 1);
+        watcher.observe(at(4_000), host, 1);
+        let mut t = 1;
+        while watcher.ended(at(t), host).is_err() {
+            t += 1;
+        }
+        assert!(at(t) > holder.valid_until(), "broken at {t} ms");
+        watcher.observe(at(t), host, 2);
+        assert!(watcher.ended(at(t + 1), host).is_err(), "a renewal begins a new wait");
+    }
+
+    #[test]
+    fn an_unknown_host_must_be_watched_first() {
+        assert_eq!(
+            Watcher::default().ended(Instant(u64::MAX), HostId::from_bytes([9; 16])),
+            Err(BREAK_AFTER)
+        );
+    }
+}
