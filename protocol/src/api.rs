@@ -1,1 +1,49 @@
-//! Types of the local HTTP API.
+//! Types of the local HTTP API that `vsand` serves on its Unix socket and `vsanctl` speaks.
+//!
+//! Only the wire: what a request and an answer look like in JSON. Sizes are bytes, times are seconds unless the name
+//! says otherwise, ids are UUIDs in their hyphenated form. New fields may be added to answers at any time and a client ignores
+//! those it does not know; requests with unknown fields are refused, so that a misspelt option never passes silently.
+//!
+//! What it must not know: how the daemon does any of it, and how a terminal shows it.
+//!
+//! Versions of the API (the first element of each path):
+//! - `v1`: the first.
+
+mod cluster;
+mod disk;
+mod error;
+mod object;
+mod policy;
+mod size;
+mod status;
+mod transfer;
+mod volume;
+
+pub use cluster::{
+    BootstrapRequest, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest, JoinToken, Removal,
+    TOKEN_SECONDS_DEFAULT, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest,
+};
+pub use disk::{AddDiskRequest, AddedDisk, DiskInfo, DiskList, DiskState};
+pub use error::{ApiError, ErrorClass, ErrorCode};
+pub use object::{
+    BrokenLock, CHUNKS_PAGE_MAX, ChunkInfo, ComponentInfo, ComponentState, LockInfo, LockList, ObjectDetails,
+    ObjectInfo, ObjectList,
+};
+pub use policy::{BadPolicy, MIRROR_COPIES_MAX, Policy, PolicySpec};
+pub use size::{BadSize, format_size, parse_size};
+pub use status::{
+    Capacity, DiskCounters, Health, HealthLevel, HealthReason, OperationCounters, ResyncInfo, ResyncKind,
+    ResyncList, ResyncState, ResyncTotals, Status, TopSample, VolumeCounters,
+};
+pub use transfer::{
+    BeginTransferRequest, DiscardRequest, Transfer, TransferDirection, TransferEnded, TransferOutcome,
+};
+pub use volume::{
+    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, Redundancy, ResizeVolumeRequest, VolumeInfo,
+    VolumeList, VolumeOwner,
+};
+
+/// Where the daemon's socket is unless configured otherwise.
+pub const SOCKET_DEFAULT: &str = "/run/vsand/api.sock";
+/// The most bytes that one request of a transfer carries, either way.
+pub const TRANSFER_BYTES_MAX: u64 = 4 << 20;

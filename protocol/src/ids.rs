@@ -64,6 +64,10 @@ uuid_id!(
     /// One object: a virtual disk.
     ObjectId
 );
+uuid_id!(
+    /// One import or export, from its beginning to its end.
+    TransferId
+);
 
 /// The position of a chunk in its object's address space: chunk `n` starts at `n` × the chunk size.
 #[derive(

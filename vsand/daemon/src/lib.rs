@@ -1,1 +1,3 @@
 //! vsand (skeleton).
+
+pub mod api;

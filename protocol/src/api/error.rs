@@ -1,0 +1,221 @@
+//! What went wrong: one body for every failure, with a code for machines and two sentences for people.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The body of every answer whose status is not 2xx.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ApiError {
+    /// What kind of failure; stable, for programs.
+    pub code: ErrorCode,
+    /// What failed, and for which object.
+    pub message: String,
+    /// What to do about it.
+    pub next_step: String,
+    /// Further facts, by name; which ones depends on the code.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub details: BTreeMap<String, String>,
+}
+
+impl ApiError {
+    /// A failure: what failed for which object, and what to do next.
+    pub fn new(code: ErrorCode, message: impl Into<String>, next_step: impl Into<String>) -> Self {
+        Self { code, message: message.into(), next_step: next_step.into(), details: BTreeMap::new() }
+    }
+
+    /// The same with one more fact.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl fmt::Display) -> Self {
+        self.details.insert(name.to_owned(), value.to_string());
+        self
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.message, self.next_step)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+/// What kind of failure. Codes are only ever added; a client treats one it does not know by the HTTP status.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request can't be understood: bad JSON, a missing or unknown field, an offset that is not whole blocks.
+    BadRequest,
+    /// No such path, or no such method on it.
+    NoSuchRoute,
+    /// Not a name that a volume can have.
+    BadName,
+    /// A size of zero, over the limit, or not of whole blocks.
+    BadSize,
+    /// Not a policy.
+    BadPolicy,
+    /// A policy that a later version brings.
+    PolicyNotAvailable,
+    /// Not a path that a disk can be at.
+    BadPath,
+
+    /// No such host in the cluster.
+    HostNotFound,
+    /// No such disk in the cluster, or no such device on the host.
+    DiskNotFound,
+    /// No such object.
+    ObjectNotFound,
+    /// No such volume.
+    VolumeNotFound,
+    /// Nobody holds a lock on this object.
+    LockNotFound,
+    /// No such import or export; it may have ended because nobody used it.
+    TransferNotFound,
+
+    /// Another volume has this name.
+    NameTaken,
+    /// A host has the object open, or an import or export is using it.
+    ObjectInUse,
+    /// The volume is not open on this host.
+    VolumeNotOpen,
+    /// This daemon belongs to a cluster already.
+    AlreadyInCluster,
+    /// The disk belongs to a cluster already.
+    DiskInUse,
+    /// The device holds a file system or partitions. `details`: `device` (the name to type back), `found` (what it holds).
+    DiskNotEmpty,
+    /// The disk belongs to another cluster.
+    DiskForeign,
+    /// Something else changed the same thing meanwhile.
+    Conflict,
+    /// The holder's lease may still be running, so its lock can't be broken yet. `details`: `seconds`, where known.
+    LeaseRunning,
+    /// The volume holds an import that was never completed.
+    VolumeIncomplete,
+    /// The volume is open read-only, or the transfer is an export.
+    ReadOnly,
+
+    /// Not enough hosts, fault domains or disks for the policy.
+    PolicyUnsatisfiable,
+    /// The disks have no room for this.
+    ClusterFull,
+    /// The disk is below the least size.
+    DiskTooSmall,
+    /// Volumes only grow.
+    ShrinkRefused,
+    /// The image is larger than the volume.
+    ImageTooLarge,
+    /// It would leave an object without a good copy, or without the copies that its policy asks for.
+    WouldLoseData,
+    /// The join token is malformed, forged, expired or was used.
+    TokenRefused,
+    /// A bound on how many of something there may be.
+    LimitReached,
+
+    /// This daemon is in no cluster yet.
+    NotInCluster,
+    /// The cluster directory has no quorum, so nothing can be changed.
+    NoQuorum,
+    /// No good copy of the data can be reached.
+    DataUnavailable,
+    /// Another host is needed and does not answer.
+    HostUnreachable,
+    /// The daemon is starting or stopping, or busy.
+    Unavailable,
+    /// It was not done in time; it may still happen.
+    TimedOut,
+
+    /// A disk failed.
+    DiskFailed,
+    /// An input or output error that is none of the above.
+    Io,
+    /// A fault of the daemon's own.
+    Internal,
+    /// A code that this client does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Codes by what the caller can do about them. `vsanctl` has an exit code for each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorClass {
+    /// Ask differently.
+    Usage,
+    /// It is not there.
+    NotFound,
+    /// It is in the way of something that is there; change that first.
+    Conflict,
+    /// Policy or capacity forbids it.
+    Refused,
+    /// Wait, or bring hosts back.
+    Unavailable,
+    /// It took too long.
+    TimedOut,
+    /// It broke.
+    Failure,
+}
+
+impl ErrorCode {
+    /// What the caller can do about it.
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::BadRequest
+            | Self::NoSuchRoute
+            | Self::BadName
+            | Self::BadSize
+            | Self::BadPolicy
+            | Self::PolicyNotAvailable
+            | Self::BadPath => ErrorClass::Usage,
+            Self::HostNotFound
+            | Self::DiskNotFound
+            | Self::ObjectNotFound
+            | Self::VolumeNotFound
+            | Self::LockNotFound
+            | Self::TransferNotFound => ErrorClass::NotFound,
+            Self::NameTaken
+            | Self::ObjectInUse
+            | Self::VolumeNotOpen
+            | Self::AlreadyInCluster
+            | Self::DiskInUse
+            | Self::DiskNotEmpty
+            | Self::DiskForeign
+            | Self::Conflict
+            | Self::LeaseRunning
+            | Self::VolumeIncomplete
+            | Self::ReadOnly => ErrorClass::Conflict,
+            Self::PolicyUnsatisfiable
+            | Self::ClusterFull
+            | Self::DiskTooSmall
+            | Self::ShrinkRefused
+            | Self::ImageTooLarge
+            | Self::WouldLoseData
+            | Self::TokenRefused
+            | Self::LimitReached => ErrorClass::Refused,
+            Self::NotInCluster
+            | Self::NoQuorum
+            | Self::DataUnavailable
+            | Self::HostUnreachable
+            | Self::Unavailable => ErrorClass::Unavailable,
+            Self::TimedOut => ErrorClass::TimedOut,
+            Self::DiskFailed | Self::Io | Self::Internal | Self::Unknown => ErrorClass::Failure,
+        }
+    }
+
+    /// The status of an answer with this code.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::NoSuchRoute => 404,
+            _ => match self.class() {
+                ErrorClass::Usage => 400,
+                ErrorClass::NotFound => 404,
+                ErrorClass::Conflict => 409,
+                ErrorClass::Refused => 422,
+                ErrorClass::Unavailable => 503,
+                ErrorClass::TimedOut => 504,
+                ErrorClass::Failure => 500,
+            },
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Volumes: objects with a name.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::policy::{Policy, PolicySpec};
+use crate::ids::{Epoch, HostId, ObjectId, VolumeName};
+
+/// Make a volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolumeRequest {
+    /// Its name; see [`VolumeName`].
+    pub name: String,
+    /// Its size: whole blocks of 4 KiB, up to 64 TiB.
+    pub size_bytes: u64,
+    /// How its data is kept.
+    pub policy: PolicySpec,
+}
+
+/// Open a volume on this host and serve it on a vhost-user socket.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OpenVolumeRequest {
+    /// The guest may only read.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Grow a volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolumeRequest {
+    /// Its new size: whole blocks of 4 KiB, no less than before.
+    pub size_bytes: u64,
+}
+
+/// How much of what the policy asks for is there.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Redundancy {
+    /// Every component is in sync.
+    Healthy,
+    /// Some are not, and are being brought up to date.
+    Resyncing,
+    /// Some are not, and nothing is being done about it yet.
+    Degraded,
+    /// Of some chunk no good copy can be reached.
+    Unavailable,
+}
+
+/// Who has a volume open.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VolumeOwner {
+    /// The host.
+    pub host: HostId,
+    /// What it is called.
+    pub host_name: String,
+}
+
+/// One volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: VolumeName,
+    /// The object behind it.
+    pub object: ObjectId,
+    /// Its size as the guest sees it.
+    pub size_bytes: u64,
+    /// What one copy takes of the disks, where known.
+    pub used_bytes: Option<u64>,
+    /// How its data is kept.
+    #[schema(value_type = PolicySpec)]
+    pub policy: Policy,
+    /// How much of that is there.
+    pub redundancy: Redundancy,
+    /// Who has it open.
+    pub owner: Option<VolumeOwner>,
+    /// How often it has changed hands.
+    pub epoch: Epoch,
+    /// Whether it is open read-only.
+    pub read_only: bool,
+    /// Its vhost-user socket, if it is open on the host that answers.
+    pub socket: Option<String>,
+    /// An import into it was begun and never completed: what it holds is part of an image.
+    pub incomplete: bool,
+}
+
+/// All volumes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VolumeList {
+    /// By name.
+    pub volumes: Vec<VolumeInfo>,
+}
+
+/// A volume that is open on this host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct OpenedVolume {
+    /// Its name.
+    pub name: VolumeName,
+    /// The object behind it.
+    pub object: ObjectId,
+    /// The vhost-user socket: an absolute path.
+    pub socket: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// How many request queues a client may use.
+    pub queues: u16,
+}

@@ -1,0 +1,2 @@
+//! The local HTTP API.
+pub mod control;

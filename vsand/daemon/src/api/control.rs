@@ -1,0 +1,141 @@
+//! What the API asks of the daemon: one method a verb, implemented over the directory, the stores and the owner.
+//!
+//! The handlers have checked everything that can be checked without knowing the cluster's state: names, sizes, policies and
+//! paths are well-formed, offsets are whole blocks, lengths within their bounds. Whatever depends on state (does it exist,
+//! is it open, is there room) is the implementation's to answer, with an [`ApiError`] that names the object and the next step
+//! ([`crate::api::fail`] words the common ones). A method that fails leaves nothing half-made behind.
+//!
+//! A client may go away in the middle of a call and the future is then dropped at its next `await`: what must not be left
+//! half-done runs in a task of its own.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ferro_protocol::api::{
+    AddedDisk, ApiError, BootstrapRequest, BrokenLock, ClusterInfo, DiskInfo, HostInfo, JoinRequest,
+    LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, Policy, Removal, ResyncList, Status, TokenInfo,
+    TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
+};
+use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
+
+/// An answer or why there is none.
+pub type Result<T> = std::result::Result<T, ApiError>;
+
+/// A volume to make.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size: whole blocks, above zero, at most [`ferro_protocol::units::VOLUME_BYTES_MAX`].
+    pub size_bytes: u64,
+    /// How its data is kept.
+    pub policy: Policy,
+}
+
+/// A disk to add.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewDisk {
+    /// An absolute path without `..`.
+    pub path: PathBuf,
+    /// How much of it to use, above zero; all that is free, unless given.
+    pub size_bytes: Option<u64>,
+    /// What a person typed who was told that the device is not empty. It counts only if it is the device's name.
+    pub confirm: Option<String>,
+}
+
+/// A part of a volume: whole blocks, at least one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ByteSpan {
+    /// The first byte.
+    pub offset: u64,
+    /// How many. For a read or write at most [`ferro_protocol::api::TRANSFER_BYTES_MAX`]; `offset + length` does not overflow.
+    pub length: u64,
+}
+
+/// What the API asks of the daemon.
+#[async_trait]
+pub trait ControlPlane: Send + Sync + 'static {
+    /// The cluster at a glance. Answers before there is a cluster and without a quorum too, from what is known here.
+    async fn status(&self) -> Result<Status>;
+
+    /// Make a cluster with this host as its first member.
+    async fn bootstrap(&self, request: BootstrapRequest) -> Result<ClusterInfo>;
+    /// Make a join token that is good for this long, 1 to [`ferro_protocol::api::TOKEN_SECONDS_MAX`].
+    async fn create_token(&self, valid_seconds: u64) -> Result<TokenInfo>;
+    /// Become a member of the cluster that the token is from.
+    async fn join(&self, request: JoinRequest) -> Result<ClusterInfo>;
+    /// The cluster that this host is in.
+    async fn cluster(&self) -> Result<ClusterInfo>;
+
+    /// All hosts, by name.
+    async fn hosts(&self) -> Result<Vec<HostInfo>>;
+    /// Take a host out of the cluster, unless that would lose data.
+    async fn remove_host(&self, host: HostId) -> Result<Removal>;
+
+    /// Give a disk of this host to the cluster.
+    async fn add_disk(&self, disk: NewDisk) -> Result<AddedDisk>;
+    /// All disks, by host and path.
+    async fn disks(&self) -> Result<Vec<DiskInfo>>;
+    /// Take a disk out of the cluster, unless that would lose data.
+    async fn remove_disk(&self, disk: DiskId) -> Result<Removal>;
+
+    /// All objects.
+    async fn objects(&self) -> Result<Vec<ObjectInfo>>;
+    /// One object with at most `chunks_max` of its chunks (at most [`ferro_protocol::api::CHUNKS_PAGE_MAX`]), beginning at
+    /// `from`.
+    async fn object(&self, object: ObjectId, from: ChunkIndex, chunks_max: u32) -> Result<ObjectDetails>;
+
+    /// Make a volume.
+    async fn create_volume(&self, volume: NewVolume) -> Result<VolumeInfo>;
+    /// All volumes, by name.
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>>;
+    /// One volume.
+    async fn volume(&self, name: &VolumeName) -> Result<VolumeInfo>;
+    /// Take the volume's lock and serve it on a socket. Of a volume that is open here already in the same way: the same answer.
+    async fn open_volume(&self, name: &VolumeName, read_only: bool) -> Result<OpenedVolume>;
+    /// Drop the socket and give the lock back. The volume must be open on this host.
+    async fn close_volume(&self, name: &VolumeName) -> Result<VolumeInfo>;
+    /// Grow the volume; whole blocks, at most the limit. The implementation refuses to shrink it.
+    async fn resize_volume(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo>;
+    /// Delete the volume and its data, unless somebody has it open.
+    async fn delete_volume(&self, name: &VolumeName) -> Result<()>;
+
+    /// Take the volume's lock for an import or export. An import marks the volume incomplete first. `image_bytes` is the
+    /// size of an image to import, where known: refused if the volume is smaller, before anything changes.
+    async fn begin_transfer(
+        &self,
+        name: &VolumeName,
+        direction: TransferDirection,
+        image_bytes: Option<u64>,
+    ) -> Result<Transfer>;
+    /// Read exactly the span, whatever the transfer's direction.
+    async fn read_transfer(&self, name: &VolumeName, transfer: TransferId, span: ByteSpan) -> Result<Bytes>;
+    /// Write at `offset`: whole blocks, at most [`ferro_protocol::api::TRANSFER_BYTES_MAX`]. Done when it is on stable storage.
+    async fn write_transfer(
+        &self,
+        name: &VolumeName,
+        transfer: TransferId,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<()>;
+    /// Make the span read as zeros and free its space. Done when that is on stable storage.
+    async fn discard_transfer(&self, name: &VolumeName, transfer: TransferId, span: ByteSpan) -> Result<()>;
+    /// End the transfer and give the lock back. A completed import clears the mark.
+    async fn end_transfer(
+        &self,
+        name: &VolumeName,
+        transfer: TransferId,
+        outcome: TransferOutcome,
+    ) -> Result<TransferEnded>;
+
+    /// All locks.
+    async fn locks(&self) -> Result<Vec<LockInfo>>;
+    /// Take the lock of an object from a holder whose lease has surely ended.
+    async fn break_lock(&self, object: ObjectId) -> Result<BrokenLock>;
+
+    /// All resyncs, running ones first.
+    async fn resyncs(&self) -> Result<ResyncList>;
+    /// This host's counters now.
+    async fn top(&self) -> Result<TopSample>;
+}
