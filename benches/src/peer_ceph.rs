@@ -57,9 +57,8 @@ fn missing_packages(path: &str) -> Vec<&'static str> {
     packages
 }
 
-/// Runs the peer from nothing to nothing; each line is shown as it comes.
+/// Runs the peer from nothing to nothing; each line is shown as it comes. [`check`] comes first.
 pub fn bench(script: &Path, directory: &Path, stop: &Stop) -> anyhow::Result<Table> {
-    check(script)?;
     ensure_space(directory, SPACE_BYTES)?;
     let ceph = Ceph { script, directory: temp_dir(directory)? };
     eprintln!("peer: starting Ceph in {}", ceph.directory.path().display());

@@ -39,6 +39,11 @@ impl Stop {
         Ok(Self(flag))
     }
 
+    /// Sets it.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     /// An error if it is set.
     pub fn check(&self) -> anyhow::Result<()> {
         if self.0.load(Ordering::Relaxed) {

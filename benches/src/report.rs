@@ -24,7 +24,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one.
+    /// This one, now: before a run, or the load is the run's own.
     pub fn read() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = cpuinfo
@@ -73,7 +73,13 @@ pub struct Report {
 
 impl Report {
     /// Puts figures side by side.
-    pub fn new(subject: String, client: ClientMode, ours: Table, peer: Option<(Peer, Table)>) -> Self {
+    pub fn new(
+        subject: String,
+        client: ClientMode,
+        machine: Machine,
+        ours: Table,
+        peer: Option<(Peer, Table)>,
+    ) -> Self {
         let mut report = Self {
             ours,
             peer: Table::new(),
@@ -85,7 +91,7 @@ impl Report {
             client,
             peer_name: None,
             subject,
-            machine: Machine::read(),
+            machine,
         };
         if let Some((peer, figures)) = peer {
             report.peer_name = Some(peer.name());

@@ -13,7 +13,7 @@ use crate::measure::{ClientMode, Peer, Table};
 use crate::peer_ceph;
 use crate::peer_qsd::{Aio, Qsd};
 use crate::process::Stop;
-use crate::report::Report;
+use crate::report::{Machine, Report};
 use crate::usage::Watched;
 use crate::workload::{FLUSHED_WRITES, PREFILL, Times, Until, WORKLOADS, Workload};
 
@@ -121,6 +121,7 @@ pub struct StorageArgs {
 
 /// Runs ours and the peer; whether all targets were met.
 pub fn storage(args: &StorageArgs, stop: &Stop) -> anyhow::Result<bool> {
+    let machine = Machine::read();
     let script = args.peer_script.clone().unwrap_or_else(peer_ceph::default_script);
     if args.peer == Some(Peer::Ceph) {
         peer_ceph::check(&script)?;
@@ -141,7 +142,7 @@ pub fn storage(args: &StorageArgs, stop: &Stop) -> anyhow::Result<bool> {
     };
     let subject =
         if args.peer_only { "peer only".to_owned() } else { format!("vsand {}", args.policy.text()) };
-    let mut report = Report::new(subject, args.plan.client.main(), ours, peer);
+    let mut report = Report::new(subject, args.plan.client.main(), machine, ours, peer);
     report.ours_polling = ours_polling;
     report.peer_polling = peer_polling;
     finish(&report, args.json.as_deref())?;
@@ -193,6 +194,7 @@ pub struct SocketArgs {
 
 /// Runs the workloads on a socket that is there already.
 pub fn socket(args: &SocketArgs, stop: &Stop) -> anyhow::Result<()> {
+    let machine = Machine::read();
     let watched: Vec<Watched> =
         args.pids.iter().map(|&pid| Watched { name: format!("pid {pid}"), pid }).collect();
     let around = Surroundings { stop, watched: &watched };
@@ -201,7 +203,8 @@ pub fn socket(args: &SocketArgs, stop: &Stop) -> anyhow::Result<()> {
     }
     let workloads = args.plan.workloads(false);
     let main = run_all(&args.socket, args.plan.client.main(), &workloads, &args.plan, &around, "socket")?;
-    let mut report = Report::new(args.socket.display().to_string(), args.plan.client.main(), main, None);
+    let mut report =
+        Report::new(args.socket.display().to_string(), args.plan.client.main(), machine, main, None);
     if args.plan.client.also_polling() {
         report.ours_polling =
             run_all(&args.socket, ClientMode::Polling, &workloads, &args.plan, &around, "socket")?;
