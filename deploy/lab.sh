@@ -1,0 +1,221 @@
+# shellcheck shell=bash
+# The laboratory: hosts as network namespaces on one bridge, each with its disks (folders), its address and its
+# own vsand, and virtual machines under QEMU whose disks are vsand's sockets. Sourced after lib.sh.
+#
+#   host 1 ── 10.77.0.1 ─┐
+#   host 2 ── 10.77.0.2 ─┼─ bridge, in a namespace of its own, so that nothing touches this machine's network
+#   host 3 ── 10.77.0.3 ─┘
+#
+# All names carry LAB_RUN, so that several laboratories live beside each other and one is cleaned up by name. All of its
+# files are in LAB_DIR. Processes are known by their pid files there: nothing is ever ended by its name.
+#
+# Depends on no command of ours but vsand and vsanctl in BIN.
+
+LAB_NET=10.77.0
+LAB_PORT=7400
+
+# lab_open: names the run and makes its folder. LAB_RUN may be set by the caller; LAB_ROOT says where on the disk.
+lab_open() {
+    need_root
+    LAB_RUN=${LAB_RUN:-$(printf '%04x' $((RANDOM * 2 % 65536)))}
+    LAB_DIR=${LAB_ROOT:-$CACHE/lab}/$LAB_RUN
+    [[ ! -e $LAB_DIR ]] || die "a laboratory named $LAB_RUN exists: lab_close it first ($LAB_DIR)"
+    mkdir -p "$LAB_DIR"/{disks,pids,log}
+    LAB_BRIDGE=ferro-$LAB_RUN-br
+    ip netns add "$LAB_BRIDGE"
+    ip -n "$LAB_BRIDGE" link add br0 type bridge
+    ip -n "$LAB_BRIDGE" link set br0 up
+}
+
+# lab_attach RUN: takes up a laboratory that an earlier command left running.
+lab_attach() {
+    LAB_RUN=$1
+    LAB_DIR=${LAB_ROOT:-$CACHE/lab}/$LAB_RUN
+    LAB_BRIDGE=ferro-$LAB_RUN-br
+    [[ -d $LAB_DIR ]] || die "there is no laboratory $LAB_RUN ($LAB_DIR)"
+}
+
+# lab_close: ends every process of the run, removes its namespaces and files. Safe to call twice and half-way.
+lab_close() {
+    [[ -n ${LAB_RUN:-} && -n ${LAB_DIR:-} ]] || return 0
+    local name pidfile pid
+    for pidfile in "$LAB_DIR"/pids/*; do
+        [[ -e $pidfile ]] && lab_kill "$(basename "$pidfile")" KILL
+    done
+    for name in $(ip netns list | awk '{ print $1 }' | grep "^ferro-$LAB_RUN-" || true); do
+        for pid in $(ip netns pids "$name" 2>/dev/null || true); do
+            kill -KILL "$pid" 2>/dev/null || true
+        done
+        ip netns del "$name" 2>/dev/null || true
+    done
+    rm -rf "$LAB_DIR"
+}
+
+lab_namespace() { echo "ferro-$LAB_RUN-h$1"; }
+lab_address() { echo "$LAB_NET.$1"; }
+lab_socket() { echo "$LAB_DIR/h$1/run/api.sock"; }
+
+# lab_host N: host N's namespace, link, address, folders and configuration. No daemon yet.
+lab_host() {
+    local n=$1 ns link
+    ns=$(lab_namespace "$n")
+    link=p$n
+    ip netns add "$ns"
+    ip -n "$ns" link add eth0 type veth peer name "$link" netns "$LAB_BRIDGE"
+    ip -n "$ns" link set lo up
+    ip -n "$ns" addr add "$(lab_address "$n")/24" dev eth0
+    ip -n "$ns" link set eth0 up
+    ip -n "$LAB_BRIDGE" link set "$link" master br0 up
+    mkdir -p "$LAB_DIR/h$n"/{state,run} "$LAB_DIR/disks/h$n"
+    lab_config "$n" >"$LAB_DIR/h$n/vsand.toml"
+}
+
+lab_config() {
+    cat <<TOML
+listen = "$(lab_address "$1"):$LAB_PORT"
+state_dir = "$LAB_DIR/h$1/state"
+run_dir = "$LAB_DIR/h$1/run"
+fault_domain = "h$1"
+TOML
+}
+
+# lab_start NAME N COMMAND...: starts a process in host N's namespace, output to log/NAME.
+lab_start() {
+    local name=$1 n=$2
+    shift 2
+    # setsid: a Ctrl-C at the demo's terminal must reach the demo, which then cleans up, and not the hosts.
+    # The shell that writes the pid becomes the process, so the pid is exact.
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    setsid ip netns exec "$(lab_namespace "$n")" sh -c 'echo $$ >"$1"; shift; exec "$@"' sh "$LAB_DIR/pids/$name" "$@" \
+        >>"$LAB_DIR/log/$name" 2>&1 </dev/null 8>&- 9>&- &
+    disown
+    lab_wait 10 test -s "$LAB_DIR/pids/$name" || die "$name did not start: see $LAB_DIR/log/$name"
+}
+
+lab_pid() { cat "$LAB_DIR/pids/$1" 2>/dev/null; }
+
+lab_running() {
+    local pid
+    pid=$(lab_pid "$1") && [[ -n $pid && -d /proc/$pid ]] && [[ $(awk '/^State/ { print $2 }' "/proc/$pid/status" 2>/dev/null) != Z ]]
+}
+
+# lab_kill NAME SIGNAL: sends it; for KILL and TERM waits until the process is gone and forgets it.
+lab_kill() {
+    local name=$1 signal=$2 pid
+    pid=$(lab_pid "$name") || return 0
+    kill "-$signal" "$pid" 2>/dev/null || true
+    case $signal in
+    KILL | TERM)
+        # A stopped process takes SIGTERM only after it goes on.
+        [[ $signal == TERM ]] && { kill -CONT "$pid" 2>/dev/null || true; }
+        if ! lab_wait 20 lab_gone "$name"; then
+            kill -KILL "$pid" 2>/dev/null || true
+            lab_wait 10 lab_gone "$name" || printf 'process %s (%s) does not end\n' "$pid" "$name" >&2
+        fi
+        rm -f "$LAB_DIR/pids/$name"
+        ;;
+    esac
+}
+lab_gone() { ! lab_running "$1"; }
+
+# lab_wait SECONDS COMMAND...: repeats the command until it succeeds.
+lab_wait() {
+    local until=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < until)) || return 1
+        sleep 0.2
+    done
+}
+
+# lab_vsand N: host N's daemon; returns when its API answers.
+lab_vsand() {
+    lab_start "vsand$1" "$1" "$BIN/vsand" --config "$LAB_DIR/h$1/vsand.toml"
+    if ! lab_wait 60 lab_answers "$1"; then
+        tail -n 20 "$LAB_DIR/log/vsand$1" >&2
+        die "host $1's vsand does not answer on $(lab_socket "$1")"
+    fi
+}
+lab_answers() { [[ -S $(lab_socket "$1") ]] && socat -u OPEN:/dev/null "UNIX-CONNECT:$(lab_socket "$1")"; }
+
+# lab_ctl N ARGUMENTS...: vsanctl on host N.
+lab_ctl() {
+    local n=$1
+    shift
+    ip netns exec "$(lab_namespace "$n")" "$BIN/vsanctl" --socket "$(lab_socket "$n")" "$@"
+}
+
+# Cutting links. Only what every kernel has: a blackhole queue takes what an interface sends.
+lab_cut_out() { ip netns exec "$(lab_namespace "$1")" tc qdisc replace dev eth0 root blackhole; } # nothing leaves host N
+lab_cut_in() { ip netns exec "$LAB_BRIDGE" tc qdisc replace dev "p$1" root blackhole; }           # nothing reaches host N
+lab_cut_cable() { ip -n "$LAB_BRIDGE" link set "p$1" down; }                                      # the cable is pulled
+# Host A's frames to host B go to an address nobody has; B to A and all others go on.
+lab_cut_pair() {
+    ip -n "$(lab_namespace "$1")" neigh replace "$(lab_address "$2")" lladdr 02:00:00:00:00:ff nud permanent dev eth0
+}
+# lab_mend N: undoes every cut of host N.
+lab_mend() {
+    local ns
+    ns=$(lab_namespace "$1")
+    ip netns exec "$ns" tc qdisc del dev eth0 root 2>/dev/null || true
+    ip netns exec "$LAB_BRIDGE" tc qdisc del dev "p$1" root 2>/dev/null || true
+    ip -n "$LAB_BRIDGE" link set "p$1" up
+    ip -n "$ns" neigh flush dev eth0 nud permanent
+}
+
+# --- virtual machines -----------------------------------------------------------------------------------------
+
+LAB_VM_MIB=512
+
+# lab_vm NAME N SOCKET [QEMU OPTIONS...]: a machine on host N whose first disk is the vhost-user-blk socket. It boots from
+# that disk unless the options name a kernel. Its console is log/NAME.console, live at NAME.console.sock.
+lab_vm() {
+    local name=$1 n=$2 disk=$3 cpu=max accel
+    shift 3
+    accel=$(qemu_accel)
+    [[ $accel == kvm ]] && cpu=host
+    # The guest's memory must be shared with the disk's back end, which reads and writes it in place. On reconnection QEMU
+    # hands the requests in flight to the new back end: the guest sees a pause.
+    lab_start "$name" "$n" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
+        -machine "q35,accel=${accel%%,*},memory-backend=ram${LAB_VM_MACHINE:-}" -cpu "$cpu" -smp 2 -m "$LAB_VM_MIB" \
+        -object "memory-backend-memfd,id=ram,size=${LAB_VM_MIB}M,share=on" \
+        -chardev "socket,id=disk0,path=$disk,$(qemu_reconnect)" -device vhost-user-blk-pci,chardev=disk0,bootindex=1 \
+        -chardev "socket,id=console,path=$LAB_DIR/$name.console.sock,server=on,wait=off,logfile=$LAB_DIR/log/$name.console" \
+        -serial chardev:console \
+        -chardev "socket,id=agent,path=$LAB_DIR/$name.agent.sock,server=on,wait=off,logfile=$LAB_DIR/log/$name.agent" \
+        -serial chardev:agent -monitor "unix:$LAB_DIR/$name.monitor.sock,server=on,wait=off" "$@"
+}
+
+# lab_console_shows NAME TEXT SECONDS: waits until the machine has printed the text.
+lab_console_shows() { lab_wait "$3" grep -aqF -- "$2" "$LAB_DIR/log/$1.console"; }
+
+# lab_guest_send NAME COMMAND: has the machine's agent start a command, prints the request's id, does not wait for its end.
+# Answers are read from the port's log, which loses nothing when nobody is connected.
+lab_guest_send() {
+    # From the clock: in a subshell a counter would not count.
+    local id=r${EPOCHREALTIME//[.,]/} log=$LAB_DIR/log/$1.agent request
+    request=$(printf '%s' "$2" | base64 -w0)
+    lab_wait 60 grep -aqs '^agent ready' "$log" || die "machine $1's agent is not up: see $LAB_DIR/log/$1.console"
+    # The connection stays until the command has begun: QEMU drops what it has not read yet when its client hangs up.
+    {
+        printf '%s %s\n' "$id" "$request"
+        lab_wait 30 grep -aq "^<<$id" "$log"
+    } | socat -u - "UNIX-CONNECT:$LAB_DIR/$1.agent.sock" || die "machine $1 does not take commands: see $LAB_DIR/log/$1"
+    echo "$id"
+}
+
+# lab_guest_result NAME ID SECONDS: waits, prints what the command printed, returns its status (124: no answer in time).
+lab_guest_result() {
+    local log=$LAB_DIR/log/$1.agent id=$2 status
+    lab_wait "$3" grep -aq "^>>$id " "$log" || return 124
+    tr -d '\r' <"$log" | awk -v from="<<$id" -v to=">>$id" '$1 == to { exit } on { print } $0 == from { on = 1 }' | sed '$ { /^$/ d }'
+    status=$(tr -d '\r' <"$log" | awk -v to=">>$id" '$1 == to { print $2; exit }')
+    return "$status"
+}
+
+# lab_guest NAME SECONDS COMMAND: runs a command in the machine, prints its output, returns its status.
+lab_guest() {
+    local id
+    id=$(lab_guest_send "$1" "$3")
+    lab_guest_result "$1" "$id" "$2"
+}

@@ -1,0 +1,180 @@
+# shellcheck shell=bash disable=SC2034 # what is set here is used by those who source it
+# What deploy/demo, deploy/test and deploy/guest/build share: what is installed, where built things lie, how
+# steps are named. Sourced, never run. Nothing here knows about hosts or networks: see lab.sh.
+#
+# Environment that a caller may set: CARGO_TARGET_DIR, XDG_CACHE_HOME.
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Outside the checkout, so that every checkout on this machine and every CI run share what was built once.
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/ferrosphere
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
+# One profile for everything, so that tests, simulator, demo and black box link the same artefacts.
+BIN=$CARGO_TARGET_DIR/release
+
+RUST_MIN=1.89
+CARGO_DENY_VERSION=0.20.2
+NEXTEST_VERSION=0.9.115
+
+# Debian package:a command or file that proves it is there. Only what something below or in the tests uses.
+PACKAGES_NEEDED=(
+    build-essential:g++ ca-certificates:/etc/ssl/certs/ca-certificates.crt libclang-dev:/usr/share/doc/libclang-dev
+    pkg-config:pkg-config cpio:cpio e2fsprogs:mke2fs fdisk:sfdisk fio:fio iproute2:ip jq:jq mmdebstrap:mmdebstrap
+    procps:ps qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img socat:socat util-linux:setpriv
+)
+# What only deploy/test uses.
+PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze)
+
+if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
+    BOLD=$'\e[1m' RED=$'\e[31m' GREEN=$'\e[32m' DIM=$'\e[2m' PLAIN=$'\e[0m'
+else
+    BOLD='' RED='' GREEN='' DIM='' PLAIN=''
+fi
+
+note() { printf '%s\n' "${DIM}-- $*${PLAIN}"; }
+die() {
+    printf '%s\n' "${RED}error:${PLAIN} $*" >&2
+    exit 1
+}
+
+# step NAME COMMAND...: runs the command under a name, with its time; a failure names the step and ends the script.
+step() {
+    local name=$1 from=$SECONDS status
+    shift
+    printf '\n%s\n' "${BOLD}== $name${PLAIN}"
+    # Not `if "$@"`: that would switch off errexit inside the command. A subshell keeps it.
+    set +e
+    (
+        set -e
+        "$@"
+    )
+    status=$?
+    set -e
+    if ((status != 0)); then
+        printf '%s\n' "${RED}== FAILED: $name (status $status, $((SECONDS - from)) s)${PLAIN}" >&2
+        exit 1
+    fi
+    printf '%s\n' "${GREEN}== $name: ok, $((SECONDS - from)) s${PLAIN}"
+}
+
+need_root() {
+    ((EUID == 0)) || die "this needs root (packages, network namespaces): run it with sudo"
+}
+
+# install_packages [PACKAGE:PROOF...]: installs those of the list (and of PACKAGES_NEEDED) that are missing.
+install_packages() {
+    local entry package proof missing=()
+    for entry in "${PACKAGES_NEEDED[@]}" "$@"; do
+        package=${entry%%:*} proof=${entry#*:}
+        if [[ $proof == /* ]]; then
+            [[ -e $proof ]] || missing+=("$package")
+        else
+            command -v "$proof" >/dev/null || missing+=("$package")
+        fi
+    done
+    ((${#missing[@]})) || return 0
+    command -v apt-get >/dev/null || die "these are missing and this is no Debian: ${missing[*]}"
+    need_root
+    note "installing ${missing[*]}"
+    apt-get update -qq || die "apt-get update failed: is the network up?"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+        die "apt-get could not install: ${missing[*]}"
+}
+
+# need_rust: cargo, new enough. It is not installed for the user: which toolchain they have is their choice.
+need_rust() {
+    # A root shell got by sudo often lacks the user's own path.
+    command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
+    command -v cargo >/dev/null || die "Rust is not installed. Get it from https://rustup.rs:
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y && . \"\$HOME/.cargo/env\"
+then run this again. Rust $RUST_MIN or later is needed."
+    local have
+    have=$(cargo --version | awk '{ print $2 }')
+    if [[ $(printf '%s\n%s\n' "$RUST_MIN" "$have" | sort -V | head -n1) != "$RUST_MIN" ]]; then
+        die "Rust $have is too old: $RUST_MIN or later is needed. With rustup: rustup update stable"
+    fi
+}
+
+# ensure_rocksdb: RocksDB's static archive, compiled once a machine for every profile and target directory, and the
+# two variables that make its crate link it. A plain `cargo build` without them works too and compiles its own.
+ensure_rocksdb() {
+    local folder=$CACHE/rocksdb version flags='' stamp work archive
+    version=$(awk -F'"' '/^name = "librocksdb-sys"$/ { getline; print $2 }' "$REPO/Cargo.lock")
+    [[ -n $version ]] || die "Cargo.lock names no librocksdb-sys"
+    # The crate turns on the CRC instructions only by a whole target CPU; every x86-64 host since 2010 has these.
+    [[ $(uname -m) == x86_64 ]] && flags='-msse4.2 -mpclmul'
+    stamp="librocksdb-sys $version; opt-level 2; CXXFLAGS $flags; $(uname -m)"
+    export ROCKSDB_LIB_DIR=$folder ROCKSDB_STATIC=1
+    [[ -e $folder/librocksdb.a && $(cat "$folder/stamp" 2>/dev/null) == "$stamp" ]] && return 0
+
+    mkdir -p "$folder"
+    exec 8>"$folder/lock"
+    flock 8
+    if [[ ! -e $folder/librocksdb.a || $(cat "$folder/stamp" 2>/dev/null) != "$stamp" ]]; then
+        note "compiling RocksDB $version (once a machine; 10 to 20 minutes on two cores)"
+        work=$folder/build
+        mkdir -p "$work/src"
+        : >"$work/src/lib.rs"
+        cat >"$work/Cargo.toml" <<TOML
+[package]
+name = "rocksdb-archive"
+version = "0.0.0"
+edition = "2021"
+[dependencies]
+librocksdb-sys = { version = "=${version%%+*}", default-features = false, features = ["bindgen-runtime"] }
+[profile.release]
+opt-level = 2
+debug = 0
+[workspace]
+TOML
+        (
+            cd "$work"
+            unset ROCKSDB_LIB_DIR ROCKSDB_STATIC
+            CXXFLAGS=$flags cargo build --release --target-dir "$work/target"
+        ) || die "RocksDB did not compile: see above"
+        archive=$(find "$work/target/release/build" -name librocksdb.a -print -quit)
+        [[ -n $archive ]] || die "RocksDB's build left no librocksdb.a under $work/target"
+        # The stamp goes last and each by rename: a build that is cut off leaves no archive that is believed.
+        rm -f "$folder/stamp"
+        cp "$archive" "$folder/librocksdb.a.new"
+        mv "$folder/librocksdb.a.new" "$folder/librocksdb.a"
+        printf '%s\n' "$stamp" >"$folder/stamp.new"
+        mv "$folder/stamp.new" "$folder/stamp"
+        rm -rf "$work"
+    fi
+    exec 8>&-
+}
+
+# ensure_cargo_tool CRATE VERSION: a cargo subcommand, built once a machine under the cache and put on the path.
+ensure_cargo_tool() {
+    local crate=$1 version=$2 root=$CACHE/tools
+    export PATH=$root/bin:$PATH
+    [[ $("$root/bin/$crate" "${crate#cargo-}" --version 2>/dev/null | awk 'NR == 1 { print $2 }') == "$version" ]] && return 0
+    note "compiling $crate $version (once a machine)"
+    # These tools run for seconds: a quick compile is worth more than a quick tool.
+    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        CARGO_PROFILE_RELEASE_DEBUG=0 \
+        cargo install --quiet --locked --force --root "$root" --target-dir "$CACHE/tools-build" "$crate@$version" ||
+        die "cargo could not install $crate $version"
+    rm -rf "$CACHE/tools-build"
+}
+
+# qemu_accel: "kvm" where KVM runs stock kernels at full speed, else emulation. /dev/kvm alone does not prove it:
+# on a machine without VT-x or SVM it may emulate guest kernel code and stop at the first instruction it lacks.
+qemu_accel() {
+    if [[ -w /dev/kvm ]] && grep -qwE 'vmx|svm' /proc/cpuinfo; then
+        echo kvm
+    else
+        echo tcg,thread=multi
+    fi
+}
+
+# qemu_reconnect: the socket option that makes QEMU try again after its back end went away; QEMU 9.2 renamed it.
+qemu_reconnect() {
+    local version
+    version=$(qemu-system-x86_64 --version | awk 'NR == 1 { print $4 }')
+    if [[ $(printf '9.2\n%s\n' "$version" | sort -V | head -n1) == 9.2 ]]; then
+        echo reconnect-ms=500
+    else
+        echo reconnect=1
+    fi
+}
