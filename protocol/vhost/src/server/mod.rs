@@ -1,0 +1,304 @@
+//! The control socket: one small thread a socket, one front end at a time, again and again.
+//!
+//! ```text
+//!  listen --accept--> Attach --> messages ... --hang-up, error--> Detach --> listen
+//! ```
+//!
+//! Any message that can't be honoured ends the connection: a front end that sent it can't be trusted to hold the same
+//! view of the device as we do, and it reconnects if it wants to. A second front end is turned away at once, rather than
+//! left hanging, while one is attached.
+//!
+//! The thread blocks on the VMM and on the data loop (with a bound), never the other way round.
+
+mod backchannel;
+mod session;
+
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use vhost::vhost_user::BackendReqHandler;
+
+use crate::error::SessionError;
+use crate::event::{Command, ControlLink, Link, Notifier};
+use crate::memory::SealPolicy;
+
+pub(crate) use session::Session;
+
+/// How to serve a socket.
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    /// For the log and the thread's name.
+    pub name: String,
+    /// The device's own feature bits; the transport's are added.
+    pub device_features: u64,
+    /// Queues of the device.
+    pub queues: u16,
+    /// Largest ring, a power of two up to [`crate::QUEUE_SIZE_MAX`].
+    pub queue_size_max: u16,
+    /// How long a stopping ring may take to finish what it has in flight. Then the connection is closed instead, and the
+    /// requests stay marked in flight.
+    pub drain_timeout: Duration,
+    /// How long the data loop may take for anything else.
+    pub apply_timeout: Duration,
+    /// Guest memory that the VMM could truncate.
+    pub seal_policy: SealPolicy,
+}
+
+impl ServerSettings {
+    /// Defaults for a socket of this name.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            device_features: 0,
+            queues: 1,
+            queue_size_max: crate::QUEUE_SIZE_MAX,
+            drain_timeout: Duration::from_secs(30),
+            apply_timeout: Duration::from_secs(10),
+            seal_policy: SealPolicy::Warn,
+        }
+    }
+}
+
+/// The configuration space, shared by the device (which changes it, rarely) and the control thread (which shows it).
+/// The lock is held for the copying of some hundred bytes, and never while rings are processed.
+#[derive(Debug)]
+pub struct SharedConfig {
+    bytes: Mutex<Vec<u8>>,
+    changed: AtomicBool,
+    wake: Notifier,
+}
+
+impl SharedConfig {
+    /// A space with this content.
+    pub fn new(bytes: Vec<u8>) -> std::io::Result<Self> {
+        Ok(Self { bytes: Mutex::new(bytes), changed: AtomicBool::new(false), wake: Notifier::new()? })
+    }
+
+    /// Changes the content and has the front end told.
+    pub fn update(&self, bytes: Vec<u8>) {
+        *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+        self.changed.store(true, Ordering::Release);
+        self.wake.signal();
+    }
+
+    /// A part of it; beyond its end are zeroes, as newer drivers ask for fields that we lack.
+    pub(crate) fn read(&self, offset: u32, size: u32) -> Vec<u8> {
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.iter().copied().chain(std::iter::repeat(0)).skip(offset as usize).take(size as usize).collect()
+    }
+}
+
+/// A running control thread. Dropping it stops the thread and closes the connection; the socket's file is the caller's.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    config: Arc<SharedConfig>,
+    /// The connection now, to be shut down if the thread should block in it.
+    connection: Mutex<Option<UnixStream>>,
+}
+
+impl Server {
+    pub(crate) fn spawn(
+        listener: UnixListener,
+        settings: ServerSettings,
+        config: Arc<SharedConfig>,
+        link: ControlLink,
+    ) -> std::io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let shared = Arc::new(Shared { stop: AtomicBool::new(false), config, connection: Mutex::new(None) });
+        let theirs = Arc::clone(&shared);
+        let name: String = format!("vu-{}", settings.name).chars().take(15).collect();
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || Listening { listener, settings, shared: theirs, link: Some(link) }.run())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Whether the thread still runs; it ends by itself when the data loop drops its device.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Tells the thread to stop and closes the connection, without waiting for it.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.config.wake.signal();
+        let connection = self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = connection.as_ref()
+            && let Err(error) = connection.shutdown(std::net::Shutdown::Both)
+        {
+            tracing::debug!(%error, "connection was already down");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Not joined: the thread may wait for the data loop, which is perhaps who drops us. It ends within its bounds.
+        self.stop();
+        drop(self.thread.take());
+    }
+}
+
+struct Listening {
+    listener: UnixListener,
+    settings: ServerSettings,
+    shared: Arc<Shared>,
+    link: Option<ControlLink>,
+}
+
+/// What a wait ended with.
+#[derive(Default, Clone, Copy)]
+struct Ready {
+    listener: bool,
+    connection: bool,
+}
+
+impl Listening {
+    fn run(mut self) {
+        while !self.stopping() {
+            match self.wait(None) {
+                Ok(ready) if ready.listener => {
+                    let Some(stream) = self.accept() else { continue };
+                    let Some(link) = self.link.take() else { return };
+                    match self.serve(stream, link) {
+                        Some(link) => self.link = Some(link),
+                        // The data loop is gone, so is the volume.
+                        None => return,
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(socket = self.settings.name, %error, "control thread can't wait");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.shared.stop.load(Ordering::Acquire)
+    }
+
+    fn wait(&self, connection: Option<&UnixStream>) -> std::io::Result<Ready> {
+        let events = PollFlags::IN;
+        let wake = self.shared.config.wake.as_fd();
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(wake, events),
+            PollFd::from_borrowed_fd(self.listener.as_fd(), events),
+        ];
+        if let Some(connection) = connection {
+            fds.push(PollFd::from_borrowed_fd(connection.as_fd(), events));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Ready::default()),
+            Err(error) => return Err(error.into()),
+        }
+        let ready = Ready {
+            listener: !fds[1].revents().is_empty(),
+            connection: fds.get(2).is_some_and(|fd| !fd.revents().is_empty()),
+        };
+        self.shared.config.wake.drain();
+        Ok(ready)
+    }
+
+    fn accept(&self) -> Option<UnixStream> {
+        match self.listener.accept() {
+            Ok((stream, _)) => match stream.set_nonblocking(false) {
+                Ok(()) => Some(stream),
+                Err(error) => {
+                    tracing::warn!(socket = self.settings.name, %error, "connection unusable");
+                    None
+                }
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
+            Err(error) => {
+                tracing::warn!(socket = self.settings.name, %error, "accept failed");
+                // Out of descriptors, most likely: don't spin.
+                std::thread::sleep(Duration::from_millis(100));
+                None
+            }
+        }
+    }
+
+    /// Serves one front end to its end. `None`: the data loop is gone.
+    fn serve(&self, stream: UnixStream, link: ControlLink) -> Option<ControlLink> {
+        let name = self.settings.name.clone();
+        let peer = match (stream.try_clone(), stream.try_clone()) {
+            (Ok(peer), Ok(for_stop)) => {
+                *self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(for_stop);
+                peer
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(socket = name, %error, "connection can't be cloned");
+                return Some(link);
+            }
+        };
+        let session = Session::new(self.settings.clone(), Arc::clone(&self.shared.config), link);
+        let session = Arc::new(Mutex::new(session));
+        let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
+        tracing::info!(socket = name, "front end connected");
+        let attached = lock(&session).attach();
+        let result = attached.and_then(|()| self.messages(&peer, &session, &mut handler));
+        drop(handler);
+        *self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        match &result {
+            Ok(()) => tracing::info!(socket = name, "front end disconnected"),
+            Err(error) => tracing::warn!(socket = name, %error, "front end dropped"),
+        }
+        let mut link =
+            Arc::into_inner(session)?.into_inner().unwrap_or_else(PoisonError::into_inner).into_link();
+        // The data loop has to know before the next front end comes, however long it takes.
+        loop {
+            match link.call(Command::Detach, self.settings.apply_timeout) {
+                Ok(_) => return Some(link),
+                Err(SessionError::LoopTimeout(waited)) if !self.stopping() => {
+                    tracing::error!(socket = name, ?waited, "data loop does not answer");
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn messages(
+        &self,
+        peer: &UnixStream,
+        session: &Arc<Mutex<Session<ControlLink>>>,
+        handler: &mut BackendReqHandler<Mutex<Session<ControlLink>>>,
+    ) -> Result<(), SessionError> {
+        loop {
+            let ready = self.wait(Some(peer))?;
+            if self.stopping() {
+                return Ok(());
+            }
+            if self.shared.config.changed.swap(false, Ordering::AcqRel) {
+                lock(session).config_changed();
+            }
+            if ready.connection && !session::handle_one(peer, session, handler)? {
+                return Ok(());
+            }
+            if ready.listener && !ready.connection && self.accept().is_some() {
+                tracing::warn!(
+                    socket = self.settings.name,
+                    "a second front end was turned away: one is connected"
+                );
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
