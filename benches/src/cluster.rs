@@ -18,14 +18,14 @@ use std::process::Command;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use tempfile::TempDir;
 
 use crate::process::{self, Daemon, Stop};
 use crate::usage::Watched;
 
-/// Bytes given to each disk, in `vsanctl`'s words and as a number.
-const DISK_SIZE: (&str, u64) = ("8G", 8 << 30);
+/// GiB given to each disk of a measured cluster: the volume, with room for a journal and metadata.
+pub const DISK_GIB: u32 = 8;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -78,6 +78,11 @@ impl Programs {
         if let (true, Some(cargo)) = (build, std::env::var_os("CARGO")) {
             build_programs(Path::new(&cargo), directory, stop)?;
         }
+        Self::in_directory(directory)
+    }
+
+    /// Takes them from a directory as they are.
+    pub fn in_directory(directory: &Path) -> anyhow::Result<Self> {
         let find = |name: &str| {
             let path = directory.join(name);
             ensure!(
@@ -134,9 +139,9 @@ impl Vsanctl<'_> {
         self.run(&["cluster", "join", token]).map(drop)
     }
 
-    fn add_disk(&self, path: &Path) -> anyhow::Result<()> {
+    fn add_disk(&self, path: &Path, disk_gib: u32) -> anyhow::Result<()> {
         let path = path.to_str().context("the disk's path is not UTF-8")?;
-        self.run(&["disk", "add", path, "--size", DISK_SIZE.0]).map(drop)
+        self.run(&["disk", "add", path, "--size", &format!("{disk_gib}G")]).map(drop)
     }
 
     fn create_volume(&self, name: &str, size: &str, policy: &Policy) -> anyhow::Result<()> {
@@ -190,15 +195,15 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts the daemons and forms the cluster, one disk a host, below `directory`.
+    /// Starts the daemons and forms the cluster, one disk of `disk_gib` GiB a host, below `directory`.
     pub fn start(
         programs: &Programs,
         policy: &Policy,
         directory: &Path,
+        disk_gib: u32,
         stop: &Stop,
     ) -> anyhow::Result<Self> {
-        let needed = DISK_SIZE.1 * policy.hosts() as u64;
-        ensure_space(directory, needed)?;
+        ensure_space(directory, (u64::from(disk_gib) << 30) * policy.hosts() as u64)?;
         let data = temp_dir(directory)?;
         let run = tempfile::Builder::new().prefix("fb-").tempdir().context("making a run directory")?;
         let mut cluster = Self {
@@ -214,7 +219,7 @@ impl Cluster {
         for (number, listen) in (1..).zip(listen) {
             cluster.start_host(number, listen)?;
         }
-        cluster.form().map_err(|error| cluster.with_logs(error))?;
+        cluster.form(disk_gib).map_err(|error| cluster.with_logs(error))?;
         Ok(cluster)
     }
 
@@ -233,14 +238,15 @@ impl Cluster {
         self.daemons.iter().map(Daemon::watched).collect()
     }
 
-    /// The error with the end of each daemon's log, since the logs are about to be removed.
+    /// The error, then the end of each daemon's log, since the logs are about to be removed.
     pub fn with_logs(&self, error: anyhow::Error) -> anyhow::Error {
-        let mut logs = String::from("the ends of the daemons' logs:\n");
+        let mut logs = String::new();
         for daemon in &self.daemons {
             // Writing to a String cannot fail.
-            let _ = writeln!(logs, "--- {}\n{}", daemon.watched().name, daemon.log_tail());
+            let _ =
+                write!(logs, "\n--- the log of {} ends with\n{}", daemon.watched().name, daemon.log_tail());
         }
-        error.context(logs)
+        anyhow!("{error:#}{logs}")
     }
 
     fn start_host(&mut self, number: usize, listen: SocketAddr) -> anyhow::Result<()> {
@@ -264,7 +270,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn form(&self) -> anyhow::Result<()> {
+    fn form(&self, disk_gib: u32) -> anyhow::Result<()> {
         let Some((first, others)) = self.hosts.split_first() else { bail!("a cluster of no hosts") };
         self.vsanctl(first).bootstrap()?;
         for host in others {
@@ -272,7 +278,7 @@ impl Cluster {
             self.vsanctl(host).join(&token)?;
         }
         for host in &self.hosts {
-            self.vsanctl(host).add_disk(&host.directory.join("disk"))?;
+            self.vsanctl(host).add_disk(&host.directory.join("disk"), disk_gib)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use anyhow::ensure;
 use serde::Serialize;
 
 use crate::client::Client;
-use crate::cluster::{Cluster, Policy, Programs, default_directory};
+use crate::cluster::{Cluster, DISK_GIB, Policy, Programs, default_directory};
 use crate::measure::ClientMode;
 use crate::process::Stop;
 use crate::report::{Machine, write_json};
@@ -69,7 +69,7 @@ pub fn idle(args: &IdleArgs, stop: &Stop) -> anyhow::Result<bool> {
     let machine = Machine::read();
     let directory = args.dir.clone().map_or_else(default_directory, Ok)?;
     let programs = Programs::find(!args.no_build, stop)?;
-    let cluster = Cluster::start(&programs, &args.policy, &directory, stop)?;
+    let cluster = Cluster::start(&programs, &args.policy, &directory, DISK_GIB, stop)?;
     let mut clients = Vec::new();
     for number in 0..args.volumes {
         let socket = cluster.volume(&format!("idle-{number}"), "2G")?;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::client::{Client, Surroundings};
-use crate::cluster::{Cluster, Policy, Programs, default_directory};
+use crate::cluster::{Cluster, DISK_GIB, Policy, Programs, default_directory};
 use crate::measure::{ClientMode, Peer, Table};
 use crate::peer_ceph;
 use crate::peer_qsd::{Aio, Qsd};
@@ -167,7 +167,7 @@ fn run_ours(
 ) -> anyhow::Result<(Table, Table)> {
     let programs = Programs::find(!args.no_build, stop)?;
     eprintln!("ours: starting {} vsand", args.policy.hosts());
-    let cluster = Cluster::start(&programs, &args.policy, directory, stop)?;
+    let cluster = Cluster::start(&programs, &args.policy, directory, DISK_GIB, stop)?;
     let socket = cluster.volume("bench", "2G")?;
     run_clients(&socket, workloads, &args.plan, &cluster.watched(), "ours", stop)
         .map_err(|error| cluster.with_logs(error))
