@@ -1,2 +1,119 @@
-//! The local HTTP API.
+//! The local HTTP API: what `vsanctl` and other programs on this host speak over the Unix socket.
+//!
+//! Three layers, each of which knows only the next: [`serve`] moves requests, the handlers check what can be checked
+//! without knowing the cluster and put words into types, [`control::ControlPlane`] does the work. Errors leave in one form
+//! ([`ferro_protocol::api::ApiError`]), rejections of the HTTP framework included.
+//!
+//! `GET /openapi.json` describes it all. [`ROUTES`] and that document are held together by a test.
+//!
+//! What it must not know: the directory, disks, peers. Who may connect is decided by the socket's mode and group.
+
 pub mod control;
+mod extract;
+pub mod fail;
+mod handlers;
+mod openapi;
+mod transfers;
+mod volumes;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{Method, StatusCode, Uri};
+use ferro_protocol::api::{ApiError, ErrorCode};
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+
+use control::ControlPlane;
+use fail::Failure;
+
+/// The largest JSON body: the largest request is a join token of a few hundred bytes.
+const JSON_BYTES_MAX: usize = 64 << 10;
+/// How many blocks of a transfer are held in memory at once, over all clients: 128 MiB at 4 MiB each.
+const DATA_REQUESTS_MAX: usize = 32;
+
+/// What every handler is given.
+#[derive(Clone)]
+struct Api {
+    control: Arc<dyn ControlPlane>,
+    data_slots: Arc<Semaphore>,
+}
+
+macro_rules! routes {
+    ($($method:ident $path:literal => $handler:path,)*) => {
+        /// Every route: the method in lower case and the path, as the description writes them.
+        pub const ROUTES: &[(&str, &str)] = &[$((stringify!($method), $path)),*];
+
+        fn routes() -> Router<Api> {
+            Router::new()$(.route($path, axum::routing::$method($handler)))*
+        }
+    };
+}
+
+routes! {
+    get "/openapi.json" => openapi::document,
+    get "/v1/status" => handlers::status,
+    get "/v1/cluster" => handlers::cluster,
+    post "/v1/cluster/bootstrap" => handlers::bootstrap,
+    post "/v1/cluster/tokens" => handlers::create_token,
+    post "/v1/cluster/join" => handlers::join,
+    get "/v1/hosts" => handlers::hosts,
+    delete "/v1/hosts/{id}" => handlers::remove_host,
+    get "/v1/disks" => handlers::disks,
+    post "/v1/disks" => handlers::add_disk,
+    delete "/v1/disks/{id}" => handlers::remove_disk,
+    get "/v1/objects" => handlers::objects,
+    get "/v1/objects/{id}" => handlers::object,
+    get "/v1/locks" => handlers::locks,
+    post "/v1/locks/{id}/break" => handlers::break_lock,
+    get "/v1/resyncs" => handlers::resyncs,
+    get "/v1/top" => handlers::top,
+    get "/v1/volumes" => volumes::list,
+    post "/v1/volumes" => volumes::create,
+    get "/v1/volumes/{name}" => volumes::show,
+    delete "/v1/volumes/{name}" => volumes::delete,
+    post "/v1/volumes/{name}/open" => volumes::open,
+    post "/v1/volumes/{name}/close" => volumes::close,
+    post "/v1/volumes/{name}/resize" => volumes::resize,
+    post "/v1/volumes/{name}/transfers" => transfers::begin,
+    delete "/v1/volumes/{name}/transfers/{id}" => transfers::end,
+    get "/v1/volumes/{name}/transfers/{id}/data" => transfers::read,
+    put "/v1/volumes/{name}/transfers/{id}/data" => transfers::write,
+    post "/v1/volumes/{name}/transfers/{id}/discard" => transfers::discard,
+}
+
+/// The API over `control`.
+pub fn router(control: Arc<dyn ControlPlane>) -> Router {
+    routes()
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
+        .with_state(Api { control, data_slots: Arc::new(Semaphore::new(DATA_REQUESTS_MAX)) })
+}
+
+/// Serves the API on `listener` until `shutdown` is done and the requests under way are answered.
+pub async fn serve(
+    listener: UnixListener,
+    control: Arc<dyn ControlPlane>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(control)).with_graceful_shutdown(shutdown).await
+}
+
+async fn no_such_route(uri: Uri) -> Failure {
+    Failure(ApiError::new(
+        ErrorCode::NoSuchRoute,
+        format!("there is nothing at {}", uri.path()),
+        "see GET /openapi.json for what there is; the client may be newer than the daemon",
+    ))
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> (StatusCode, Failure) {
+    let error = ApiError::new(
+        ErrorCode::NoSuchRoute,
+        format!("{method} can't be used on {}", uri.path()),
+        "see GET /openapi.json for what can",
+    );
+    (StatusCode::METHOD_NOT_ALLOWED, Failure(error))
+}

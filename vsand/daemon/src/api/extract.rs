@@ -1,0 +1,126 @@
+//! Words into types: what axum's own extractors would refuse in their own words is refused in ours.
+
+use std::path::{Component, PathBuf};
+use std::str::FromStr;
+
+use axum::Json;
+use axum::extract::rejection::{BytesRejection, JsonRejection};
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::http::request::Parts;
+use ferro_protocol::api::{ApiError, ErrorCode, Policy, PolicySpec, format_size};
+use ferro_protocol::ids::VolumeName;
+use ferro_protocol::units::{BLOCK_BYTES, VOLUME_BYTES_MAX};
+use serde::de::DeserializeOwned;
+
+use super::fail::Failure;
+
+/// The longest path that a disk may be at.
+const PATH_BYTES_MAX: usize = 4095;
+
+/// A JSON body.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Failure;
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        match Json::from_request(request, state).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(rejection) => Err(bad_body(&rejection)),
+        }
+    }
+}
+
+fn bad_body(rejection: &JsonRejection) -> Failure {
+    let next = match rejection {
+        JsonRejection::MissingJsonContentType(_) => "send `Content-Type: application/json`",
+        JsonRejection::BytesRejection(BytesRejection::FailedToBufferBody(_)) => "send a smaller body",
+        _ => "see GET /openapi.json for what this request takes",
+    };
+    Failure(bad_request(rejection.body_text(), next))
+}
+
+/// A query string.
+pub(super) struct Arguments<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Arguments<T> {
+    type Rejection = Failure;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        match Query::from_request_parts(parts, state).await {
+            Ok(Query(value)) => Ok(Self(value)),
+            Err(rejection) => {
+                Err(bad_request(rejection.body_text(), "see GET /openapi.json for what this request takes")
+                    .into())
+            }
+        }
+    }
+}
+
+/// The request can't be understood.
+pub(super) fn bad_request(message: impl Into<String>, next: &str) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, message, next)
+}
+
+/// A volume's name.
+pub(super) fn volume_name(text: &str) -> Result<VolumeName, ApiError> {
+    VolumeName::from_str(text).map_err(|bad| {
+        let next = "choose a name of that form, such as `web-01`";
+        ApiError::new(ErrorCode::BadName, bad.to_string(), next)
+    })
+}
+
+/// An id in a path; `what` says of what.
+pub(super) fn id<T: FromStr>(text: &str, what: &str) -> Result<T, ApiError> {
+    T::from_str(text).map_err(|_| {
+        let message = format!("{text:?} is not the id of a {what}");
+        bad_request(message, "use the id as the lists give it: 36 characters, such as 8c1e…-…")
+    })
+}
+
+/// A volume's size.
+pub(super) fn volume_size(name: &VolumeName, bytes: u64) -> Result<u64, ApiError> {
+    let bad = |message, next: String| Err(ApiError::new(ErrorCode::BadSize, message, next));
+    let block = BLOCK_BYTES as u64;
+    if bytes == 0 {
+        return bad(format!("volume {name} can't have size 0"), "choose a size, such as 10G".to_owned());
+    }
+    if bytes > VOLUME_BYTES_MAX {
+        let (asked, most) = (format_size(bytes), format_size(VOLUME_BYTES_MAX));
+        return bad(
+            format!("volume {name} can't have {asked}: a volume has at most {most}"),
+            format!("choose a size up to {most}"),
+        );
+    }
+    if !bytes.is_multiple_of(block) {
+        return bad(
+            format!("volume {name} can't have {bytes} bytes: a size is a multiple of {block}"),
+            format!("choose {} bytes, the next that is", bytes.next_multiple_of(block)),
+        );
+    }
+    Ok(bytes)
+}
+
+/// A volume's policy.
+pub(super) fn policy(name: &VolumeName, spec: PolicySpec) -> Result<Policy, ApiError> {
+    use ferro_protocol::api::BadPolicy;
+    Policy::try_from(spec).map_err(|bad| {
+        let code = match bad {
+            BadPolicy::NotYet(_) => ErrorCode::PolicyNotAvailable,
+            BadPolicy::Unknown(_) | BadPolicy::Copies(_) => ErrorCode::BadPolicy,
+        };
+        ApiError::new(code, format!("volume {name} can't be made: {bad}"), "choose another policy")
+    })
+}
+
+/// Where a disk is.
+pub(super) fn disk_path(text: &str) -> Result<PathBuf, ApiError> {
+    let path = PathBuf::from(text);
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if text.len() > PATH_BYTES_MAX || text.contains('\0') || !path.is_absolute() || !plain || text == "/" {
+        return Err(ApiError::new(
+            ErrorCode::BadPath,
+            format!("{text:?} is not a path that a disk can be at"),
+            "give an absolute path without `..`, such as /var/lib/vsand/disk0 or /dev/sdb",
+        ));
+    }
+    Ok(path)
+}

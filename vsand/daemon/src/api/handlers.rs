@@ -1,0 +1,200 @@
+//! Requests about the cluster, its hosts, disks, objects, locks and resyncs.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use ferro_protocol::api::{
+    AddDiskRequest, AddedDisk, ApiError, BootstrapRequest, BrokenLock, CHUNKS_PAGE_MAX, ClusterInfo,
+    DiskList, ErrorCode, HostList, JoinRequest, LockList, ObjectDetails, ObjectList, Removal, ResyncList,
+    Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
+};
+use ferro_protocol::ids::ChunkIndex;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::Api;
+use super::control::NewDisk;
+use super::extract::{Arguments, Body, bad_request, disk_path, id};
+use super::fail::Failure;
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+/// The longest name of a host or a fault domain.
+const LABEL_BYTES_MAX: usize = 63;
+
+/// The cluster at a glance.
+#[utoipa::path(get, path = "/v1/status", tag = "cluster",
+    responses((status = 200, body = Status), (status = "default", body = ApiError)))]
+pub(super) async fn status(State(api): State<Api>) -> Answer<Status> {
+    Ok(Json(api.control.status().await?))
+}
+
+/// The cluster that this host is in.
+#[utoipa::path(get, path = "/v1/cluster", tag = "cluster",
+    responses((status = 200, body = ClusterInfo), (status = "default", body = ApiError)))]
+pub(super) async fn cluster(State(api): State<Api>) -> Answer<ClusterInfo> {
+    Ok(Json(api.control.cluster().await?))
+}
+
+/// Make a cluster with this host as its first member.
+#[utoipa::path(post, path = "/v1/cluster/bootstrap", tag = "cluster", request_body = BootstrapRequest,
+    responses((status = 200, body = ClusterInfo), (status = "default", body = ApiError)))]
+pub(super) async fn bootstrap(
+    State(api): State<Api>,
+    Body(request): Body<BootstrapRequest>,
+) -> Answer<ClusterInfo> {
+    label(request.host_name.as_deref(), "host name")?;
+    label(request.fault_domain.as_deref(), "fault domain")?;
+    Ok(Json(api.control.bootstrap(request).await?))
+}
+
+/// Make a join token.
+#[utoipa::path(post, path = "/v1/cluster/tokens", tag = "cluster", request_body = TokenRequest,
+    responses((status = 200, body = TokenInfo), (status = "default", body = ApiError)))]
+pub(super) async fn create_token(
+    State(api): State<Api>,
+    Body(request): Body<TokenRequest>,
+) -> Answer<TokenInfo> {
+    if !(1..=TOKEN_SECONDS_MAX).contains(&request.valid_seconds) {
+        let message = format!("a join token can't be valid for {} seconds", request.valid_seconds);
+        return Err(bad_request(message, "choose from one second to one week (604800)").into());
+    }
+    Ok(Json(api.control.create_token(request.valid_seconds).await?))
+}
+
+/// Join the cluster that a token is from.
+#[utoipa::path(post, path = "/v1/cluster/join", tag = "cluster", request_body = JoinRequest,
+    responses((status = 200, body = ClusterInfo), (status = "default", body = ApiError)))]
+pub(super) async fn join(State(api): State<Api>, Body(request): Body<JoinRequest>) -> Answer<ClusterInfo> {
+    label(request.host_name.as_deref(), "host name")?;
+    label(request.fault_domain.as_deref(), "fault domain")?;
+    Ok(Json(api.control.join(request).await?))
+}
+
+/// Names that people give to hosts and fault domains end up in tables and in certificates.
+fn label(text: Option<&str>, what: &str) -> Result<(), ApiError> {
+    let Some(text) = text else { return Ok(()) };
+    let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    if (1..=LABEL_BYTES_MAX).contains(&text.len()) && text.bytes().all(good) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        ErrorCode::BadName,
+        format!("{text:?} is not a {what}"),
+        "use 1 to 63 characters of a-z, A-Z, 0-9, '-', '_' and '.'",
+    ))
+}
+
+/// All hosts.
+#[utoipa::path(get, path = "/v1/hosts", tag = "hosts",
+    responses((status = 200, body = HostList), (status = "default", body = ApiError)))]
+pub(super) async fn hosts(State(api): State<Api>) -> Answer<HostList> {
+    Ok(Json(HostList { hosts: api.control.hosts().await? }))
+}
+
+/// Take a host out of the cluster.
+#[utoipa::path(delete, path = "/v1/hosts/{id}", tag = "hosts", params(("id" = String, Path, description = "the host's id")),
+    responses((status = 200, body = Removal), (status = "default", body = ApiError)))]
+pub(super) async fn remove_host(State(api): State<Api>, Path(host): Path<String>) -> Answer<Removal> {
+    Ok(Json(api.control.remove_host(id(&host, "host")?).await?))
+}
+
+/// All disks.
+#[utoipa::path(get, path = "/v1/disks", tag = "disks",
+    responses((status = 200, body = DiskList), (status = "default", body = ApiError)))]
+pub(super) async fn disks(State(api): State<Api>) -> Answer<DiskList> {
+    Ok(Json(DiskList { disks: api.control.disks().await? }))
+}
+
+/// Give a disk of this host to the cluster. A device that holds something is refused with `disk_not_empty`; its name, as
+/// `details.device` gives it, is repeated in `confirm` to erase it.
+#[utoipa::path(post, path = "/v1/disks", tag = "disks", request_body = AddDiskRequest,
+    responses((status = 201, body = AddedDisk), (status = "default", body = ApiError)))]
+pub(super) async fn add_disk(
+    State(api): State<Api>,
+    Body(request): Body<AddDiskRequest>,
+) -> Result<(StatusCode, Json<AddedDisk>), Failure> {
+    let path = disk_path(&request.path)?;
+    if request.size_bytes == Some(0) {
+        let message = format!("the disk at {} can't have size 0", request.path);
+        let next = "choose a size, or leave it out to use all that is free";
+        return Err(ApiError::new(ErrorCode::BadSize, message, next).into());
+    }
+    let disk = NewDisk { path, size_bytes: request.size_bytes, confirm: request.confirm };
+    Ok((StatusCode::CREATED, Json(api.control.add_disk(disk).await?)))
+}
+
+/// Take a disk out of the cluster.
+#[utoipa::path(delete, path = "/v1/disks/{id}", tag = "disks", params(("id" = String, Path, description = "the disk's id")),
+    responses((status = 200, body = Removal), (status = "default", body = ApiError)))]
+pub(super) async fn remove_disk(State(api): State<Api>, Path(disk): Path<String>) -> Answer<Removal> {
+    Ok(Json(api.control.remove_disk(id(&disk, "disk")?).await?))
+}
+
+/// All objects.
+#[utoipa::path(get, path = "/v1/objects", tag = "objects",
+    responses((status = 200, body = ObjectList), (status = "default", body = ApiError)))]
+pub(super) async fn objects(State(api): State<Api>) -> Answer<ObjectList> {
+    Ok(Json(ObjectList { objects: api.control.objects().await? }))
+}
+
+/// Which chunks of an object.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ChunkPage {
+    /// The first chunk, 0 unless given.
+    #[serde(default)]
+    from: u32,
+    /// The most chunks to list, 1 to 1024.
+    #[serde(default = "chunks_page_max")]
+    limit: u32,
+}
+
+fn chunks_page_max() -> u32 {
+    CHUNKS_PAGE_MAX
+}
+
+/// One object with some of its chunks.
+#[utoipa::path(get, path = "/v1/objects/{id}", tag = "objects",
+    params(("id" = String, Path, description = "the object's id"), ChunkPage),
+    responses((status = 200, body = ObjectDetails), (status = "default", body = ApiError)))]
+pub(super) async fn object(
+    State(api): State<Api>,
+    Path(object): Path<String>,
+    Arguments(page): Arguments<ChunkPage>,
+) -> Answer<ObjectDetails> {
+    if !(1..=CHUNKS_PAGE_MAX).contains(&page.limit) {
+        return Err(bad_request(format!("{} chunks in one answer", page.limit), "ask for 1 to 1024").into());
+    }
+    Ok(Json(api.control.object(id(&object, "object")?, ChunkIndex(page.from), page.limit).await?))
+}
+
+/// All locks.
+#[utoipa::path(get, path = "/v1/locks", tag = "locks",
+    responses((status = 200, body = LockList), (status = "default", body = ApiError)))]
+pub(super) async fn locks(State(api): State<Api>) -> Answer<LockList> {
+    Ok(Json(LockList { locks: api.control.locks().await? }))
+}
+
+/// Take the lock of an object from a holder whose lease has ended.
+#[utoipa::path(post, path = "/v1/locks/{id}/break", tag = "locks",
+    params(("id" = String, Path, description = "the object's id")),
+    responses((status = 200, body = BrokenLock), (status = "default", body = ApiError)))]
+pub(super) async fn break_lock(State(api): State<Api>, Path(object): Path<String>) -> Answer<BrokenLock> {
+    Ok(Json(api.control.break_lock(id(&object, "object")?).await?))
+}
+
+/// All resyncs.
+#[utoipa::path(get, path = "/v1/resyncs", tag = "resyncs",
+    responses((status = 200, body = ResyncList), (status = "default", body = ApiError)))]
+pub(super) async fn resyncs(State(api): State<Api>) -> Answer<ResyncList> {
+    Ok(Json(api.control.resyncs().await?))
+}
+
+/// The counters of this host; rates are differences between two samples.
+#[utoipa::path(get, path = "/v1/top", tag = "cluster",
+    responses((status = 200, body = TopSample), (status = "default", body = ApiError)))]
+pub(super) async fn top(State(api): State<Api>) -> Answer<TopSample> {
+    Ok(Json(api.control.top().await?))
+}

@@ -1,0 +1,56 @@
+//! The description of the API.
+
+use axum::Json;
+use utoipa::OpenApi;
+
+use super::{handlers, transfers, volumes};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "vsand",
+        description = "The local API of the storage daemon, over HTTP/1.1 on a Unix socket. Every answer that is not 2xx has \
+                       an ApiError as its body.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    servers((url = "http://localhost", description = "the Unix socket, /run/vsand/api.sock by default")),
+    paths(
+        document,
+        handlers::status,
+        handlers::cluster,
+        handlers::bootstrap,
+        handlers::create_token,
+        handlers::join,
+        handlers::hosts,
+        handlers::remove_host,
+        handlers::disks,
+        handlers::add_disk,
+        handlers::remove_disk,
+        handlers::objects,
+        handlers::object,
+        handlers::locks,
+        handlers::break_lock,
+        handlers::resyncs,
+        handlers::top,
+        volumes::list,
+        volumes::create,
+        volumes::show,
+        volumes::delete,
+        volumes::open,
+        volumes::close,
+        volumes::resize,
+        transfers::begin,
+        transfers::end,
+        transfers::read,
+        transfers::write,
+        transfers::discard,
+    )
+)]
+struct Description;
+
+/// The description of this API.
+#[utoipa::path(get, path = "/openapi.json", tag = "description",
+    responses((status = 200, description = "an OpenAPI 3.1 document", content_type = "application/json")))]
+pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(Description::openapi())
+}

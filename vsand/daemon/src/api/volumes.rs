@@ -1,0 +1,88 @@
+//! Requests about volumes.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use ferro_protocol::api::{
+    ApiError, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ResizeVolumeRequest, VolumeInfo,
+    VolumeList,
+};
+
+use super::Api;
+use super::control::NewVolume;
+use super::extract::{Body, policy, volume_name, volume_size};
+use super::fail::Failure;
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+/// All volumes.
+#[utoipa::path(get, path = "/v1/volumes", tag = "volumes",
+    responses((status = 200, body = VolumeList), (status = "default", body = ApiError)))]
+pub(super) async fn list(State(api): State<Api>) -> Answer<VolumeList> {
+    Ok(Json(VolumeList { volumes: api.control.volumes().await? }))
+}
+
+/// Make a volume.
+#[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = CreateVolumeRequest,
+    responses((status = 201, body = VolumeInfo), (status = "default", body = ApiError)))]
+pub(super) async fn create(
+    State(api): State<Api>,
+    Body(request): Body<CreateVolumeRequest>,
+) -> Result<(StatusCode, Json<VolumeInfo>), Failure> {
+    let name = volume_name(&request.name)?;
+    let size_bytes = volume_size(&name, request.size_bytes)?;
+    let policy = policy(&name, request.policy)?;
+    let made = api.control.create_volume(NewVolume { name, size_bytes, policy }).await?;
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// One volume.
+#[utoipa::path(get, path = "/v1/volumes/{name}", tag = "volumes",
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeInfo), (status = "default", body = ApiError)))]
+pub(super) async fn show(State(api): State<Api>, Path(name): Path<String>) -> Answer<VolumeInfo> {
+    Ok(Json(api.control.volume(&volume_name(&name)?).await?))
+}
+
+/// Delete a volume and its data.
+#[utoipa::path(delete, path = "/v1/volumes/{name}", tag = "volumes",
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 204), (status = "default", body = ApiError)))]
+pub(super) async fn delete(State(api): State<Api>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
+    api.control.delete_volume(&volume_name(&name)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Open a volume on this host and serve it on a vhost-user socket.
+#[utoipa::path(post, path = "/v1/volumes/{name}/open", tag = "volumes", request_body = OpenVolumeRequest,
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = OpenedVolume), (status = "default", body = ApiError)))]
+pub(super) async fn open(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Body(request): Body<OpenVolumeRequest>,
+) -> Answer<OpenedVolume> {
+    Ok(Json(api.control.open_volume(&volume_name(&name)?, request.read_only).await?))
+}
+
+/// Close a volume on this host.
+#[utoipa::path(post, path = "/v1/volumes/{name}/close", tag = "volumes",
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeInfo), (status = "default", body = ApiError)))]
+pub(super) async fn close(State(api): State<Api>, Path(name): Path<String>) -> Answer<VolumeInfo> {
+    Ok(Json(api.control.close_volume(&volume_name(&name)?).await?))
+}
+
+/// Grow a volume, open or not.
+#[utoipa::path(post, path = "/v1/volumes/{name}/resize", tag = "volumes", request_body = ResizeVolumeRequest,
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeInfo), (status = "default", body = ApiError)))]
+pub(super) async fn resize(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Body(request): Body<ResizeVolumeRequest>,
+) -> Answer<VolumeInfo> {
+    let name = volume_name(&name)?;
+    let size_bytes = volume_size(&name, request.size_bytes)?;
+    Ok(Json(api.control.resize_volume(&name, size_bytes).await?))
+}
