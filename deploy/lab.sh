@@ -75,19 +75,20 @@ lab_config() {
 listen = "$(lab_address "$1"):$LAB_PORT"
 state_dir = "$LAB_DIR/h$1/state"
 run_dir = "$LAB_DIR/h$1/run"
-fault_domain = "h$1"
+fault_domain = "host$1"
 TOML
 }
 
-# lab_start NAME N COMMAND...: starts a process in host N's namespace, output to log/NAME.
+# lab_start NAME N COMMAND...: starts a process in host N's namespaces, output to log/NAME.
 lab_start() {
     local name=$1 n=$2
     shift 2
+    rm -f "$LAB_DIR/pids/$name"
     # setsid: a Ctrl-C at the demo's terminal must reach the demo, which then cleans up, and not the hosts.
-    # The shell that writes the pid becomes the process, so the pid is exact.
+    # unshare: a host has a host name. The shell that writes the pid becomes the process, so the pid is exact.
     # shellcheck disable=SC2016 # expanded by the inner shell
-    setsid ip netns exec "$(lab_namespace "$n")" sh -c 'echo $$ >"$1"; shift; exec "$@"' sh "$LAB_DIR/pids/$name" "$@" \
-        >>"$LAB_DIR/log/$name" 2>&1 </dev/null 8>&- 9>&- &
+    setsid ip netns exec "$(lab_namespace "$n")" unshare --uts sh -c 'hostname "$1"; echo $$ >"$2"; shift 2; exec "$@"' \
+        sh "host$n" "$LAB_DIR/pids/$name" "$@" >>"$LAB_DIR/log/$name" 2>&1 </dev/null 8>&- 9>&- &
     disown
     lab_wait 10 test -s "$LAB_DIR/pids/$name" || die "$name did not start: see $LAB_DIR/log/$name"
 }

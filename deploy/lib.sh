@@ -60,10 +60,10 @@ need_root() {
     ((EUID == 0)) || die "this needs root (packages, network namespaces): run it with sudo"
 }
 
-# install_packages [PACKAGE:PROOF...]: installs those of the list (and of PACKAGES_NEEDED) that are missing.
+# install_packages PACKAGE:PROOF...: installs those that are missing.
 install_packages() {
     local entry package proof missing=()
-    for entry in "${PACKAGES_NEEDED[@]}" "$@"; do
+    for entry in "$@"; do
         package=${entry%%:*} proof=${entry#*:}
         if [[ $proof == /* ]]; then
             [[ -e $proof ]] || missing+=("$package")
