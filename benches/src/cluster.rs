@@ -219,7 +219,7 @@ impl Cluster {
         for (number, listen) in (1..).zip(listen) {
             cluster.start_host(number, listen)?;
         }
-        cluster.form(disk_gib).map_err(|error| cluster.with_logs(error))?;
+        cluster.form(disk_gib).map_err(|error| cluster.with_logs(&error))?;
         Ok(cluster)
     }
 
@@ -229,7 +229,7 @@ impl Cluster {
         let socket = vsanctl
             .create_volume(name, size, &self.policy)
             .and_then(|()| vsanctl.open_volume(name))
-            .map_err(|error| self.with_logs(error))?;
+            .map_err(|error| self.with_logs(&error))?;
         Ok(socket)
     }
 
@@ -239,7 +239,7 @@ impl Cluster {
     }
 
     /// The error, then the end of each daemon's log, since the logs are about to be removed.
-    pub fn with_logs(&self, error: anyhow::Error) -> anyhow::Error {
+    pub fn with_logs(&self, error: &anyhow::Error) -> anyhow::Error {
         let mut logs = String::new();
         for daemon in &self.daemons {
             // Writing to a String cannot fail.

@@ -74,7 +74,7 @@ pub fn idle(args: &IdleArgs, stop: &Stop) -> anyhow::Result<bool> {
     for number in 0..args.volumes {
         let socket = cluster.volume(&format!("idle-{number}"), "2G")?;
         clients
-            .push(Client::attach(&socket, ClientMode::Sleeping).map_err(|error| cluster.with_logs(error))?);
+            .push(Client::attach(&socket, ClientMode::Sleeping).map_err(|error| cluster.with_logs(&error))?);
     }
     stop.sleep(SETTLE)?;
     let watched = cluster.watched();

@@ -72,7 +72,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a program with its output going to `log`.
+    /// Starts a program with its output going to `log`. The kernel ends it with the *thread* that called this, so call it
+    /// from one that lives as long as the daemon is needed.
     pub fn start(name: &str, program: &Path, args: &[&str], log: PathBuf) -> anyhow::Result<Self> {
         let out = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let err = out.try_clone().with_context(|| format!("opening {} again", log.display()))?;

@@ -170,7 +170,7 @@ fn run_ours(
     let cluster = Cluster::start(&programs, &args.policy, directory, DISK_GIB, stop)?;
     let socket = cluster.volume("bench", "2G")?;
     run_clients(&socket, workloads, &args.plan, &cluster.watched(), "ours", stop)
-        .map_err(|error| cluster.with_logs(error))
+        .map_err(|error| cluster.with_logs(&error))
 }
 
 /// `ferro-bench socket`'s arguments.
