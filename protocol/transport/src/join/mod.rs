@@ -1,0 +1,46 @@
+//! How a host becomes a member.
+//!
+//! ```text
+//!   new host                                member
+//!     TLS, recognised by the CA fingerprint    no certificate asked for
+//!     JoinRequest ───────────────────────►     1. token: known? secret right? not expired?
+//!       token id, secret, host id, name,       2. certificate made from the signing request
+//!       address, signing request               3. token consumed (exactly once in the cluster)
+//!                                              4. host admitted to the directory
+//!     ◄────────────────────── JoinResponse     5. certificate, CA and its key, what the directory needs
+//!     verify, store
+//! ```
+//!
+//! The token is consumed only after everything that a forger or a mistake could break has been checked, so neither can
+//! spend somebody else's token. If the answer is lost after step 3, the token is spent and a new one is needed.
+//!
+//! What it must not know: what the directory is. It says whether a host may come in ([`Admission`]) and hands over bytes.
+
+mod client;
+mod server;
+mod wire;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ferro_protocol::ids::{ClusterId, HostId};
+
+pub use client::{Admitted, JoinError, NewHost, join, join_by_clock};
+pub use server::{Admission, JoinFailure, Registrar};
+pub use wire::{NAME_BYTES_MAX, Refusal};
+
+/// How long each side waits for the other's message. Admission goes through the directory's quorum.
+pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A host that asks to be let in; its token has been checked and consumed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JoiningHost {
+    /// Its id, which it chose itself.
+    pub host: HostId,
+    /// The name that its operator knows it by: 1 to 63 letters, digits, `-`, `_`, `.`.
+    pub name: String,
+    /// Where it listens.
+    pub advertise: SocketAddr,
+    /// The cluster that it thinks it joins: checked to be this one.
+    pub cluster: ClusterId,
+}

@@ -1,0 +1,48 @@
+//! How Ferrosphere's hosts know and reach each other, and how a host's own tools reach its daemons.
+//!
+//! The way of a host into a cluster, and of a byte between two hosts:
+//!
+//! ```text
+//!   bootstrap ──► identity directory ◄── join (token)          once
+//!                       │ load
+//!                       ▼
+//!                 IdentityHandle ◄── renew (new key and certificate, no restart)
+//!                  │          │
+//!        Endpoint::accept   connect                            TLS 1.3, both sides authenticated
+//!                  │          │
+//!        control (RPC), data (raw stream), join                one port, told apart by ALPN
+//! ```
+//!
+//! - [`identity`]: the cluster's CA, the host's certificate and key, their files.
+//! - [`renew`]: a new certificate before the old one expires.
+//! - [`token`]: the join token that an operator carries from one host to another.
+//! - [`tls`]: the listener and the dialler; [`tls::RawTls`] hands a data stream to a synchronous loop.
+//! - [`join`]: the exchange that turns a token into an identity.
+//! - [`control`]: request and response over one connection, for the directory, Raft and management.
+//! - [`local`]: the daemons' Unix sockets.
+//!
+//! What it must not know: what a request means, who is a member of the cluster (the directory says so: a peer that
+//! comes out of [`tls::Endpoint::accept`] holds a certificate of the cluster, not more), disks and objects.
+//!
+//! Time is an argument ([`UnixTime`]) wherever something is decided; only the endpoints read a clock, through
+//! [`identity::IdentityHandle`], which a test can replace.
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod identity;
+pub mod join;
+pub mod local;
+pub mod renew;
+pub mod tls;
+pub mod token;
+
+mod frame;
+mod socket;
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub use rustls_pki_types::UnixTime;
+
+/// A boxed future: what a method of an object-safe asynchronous trait returns.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
