@@ -5,7 +5,10 @@
 //! ([`time::Instant`]), everything else comes in as inputs and leaves as effects, so that the simulator runs this very code.
 #![forbid(unsafe_code)]
 
+pub mod bugs;
 pub mod directory;
 pub mod disk;
 pub mod lease;
+pub mod owner;
+pub mod replica;
 pub mod time;

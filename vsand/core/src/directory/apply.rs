@@ -7,7 +7,8 @@ use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, Volu
 use super::command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
 use super::placement;
 use super::records::{
-    ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord, Policy, Sync,
+    ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord,
+    Policy, Sync,
 };
 use super::{State, Value};
 
@@ -31,14 +32,16 @@ impl State {
             Command::PutHost { host } => self.put_host(host),
             Command::RemoveHost { host, unix_s: _ } => self.remove_host(index, host),
             Command::RenewLease { host } => self.renew_lease(host),
-            Command::PutDisk { disk, host, path, capacity_extents, used_extents } => self.put_disk(DiskRecord {
-                id: disk,
-                host,
-                path,
-                capacity_extents,
-                used_extents,
-                health: DiskHealth::Healthy,
-            }),
+            Command::PutDisk { disk, host, path, capacity_extents, used_extents } => {
+                self.put_disk(DiskRecord {
+                    id: disk,
+                    host,
+                    path,
+                    capacity_extents,
+                    used_extents,
+                    health: DiskHealth::Healthy,
+                })
+            }
             Command::ReportUsage { used_extents } => self.report_usage(&used_extents),
             Command::DiskDied { disk, reason } => self.disk_died(disk, reason),
             Command::RemoveDisk { disk, unix_s: _ } => self.remove_disk(index, disk),
@@ -52,9 +55,13 @@ impl State {
                 self.acquire(index, object, epoch, Lock { host, kind, since_unix_s: unix_s })
             }
             Command::Release { object, epoch, host } => self.release(index, object, epoch, host),
-            Command::BreakLock { object, epoch, holder, lease } => self.break_lock(index, object, epoch, holder, lease),
+            Command::BreakLock { object, epoch, holder, lease } => {
+                self.break_lock(index, object, epoch, holder, lease)
+            }
             Command::PlaceChunk { basis, chunk, near } => self.place_chunk(index, basis, chunk, near),
-            Command::ChangeSync { basis, changes, unix_s } => self.change_sync(index, basis, &changes, unix_s),
+            Command::ChangeSync { basis, changes, unix_s } => {
+                self.change_sync(index, basis, &changes, unix_s)
+            }
             Command::Repair { basis, chunk, drop, unix_s } => self.repair(index, basis, chunk, drop, unix_s),
             Command::PutToken { id, entry } => {
                 self.tokens.retain(|_, t| t.expires_unix_s + 86_400 > entry.expires_unix_s);
@@ -161,7 +168,8 @@ impl State {
             self.disks.remove(disk);
         }
         for object in self.objects.values_mut() {
-            let touched = object.chunks.values().any(|c| c.components.iter().any(|c| disks.contains(&c.disk)));
+            let touched =
+                object.chunks.values().any(|c| c.components.iter().any(|c| disks.contains(&c.disk)));
             if touched {
                 let object = Arc::make_mut(object);
                 object.revision = index;
@@ -256,7 +264,8 @@ impl State {
         if record.epoch != epoch {
             return Err(Refused::WrongEpoch { now: record.epoch });
         }
-        let next = epoch.next().ok_or_else(|| Refused::TooMuch("the object has used up its epochs".to_owned()))?;
+        let next =
+            epoch.next().ok_or_else(|| Refused::TooMuch("the object has used up its epochs".to_owned()))?;
         self.change(index, object, |record| {
             record.epoch = next;
             record.lock = Some(lock);
@@ -271,7 +280,14 @@ impl State {
         self.change(index, object, |record| record.lock = None)
     }
 
-    fn break_lock(&mut self, index: u64, object: ObjectId, epoch: Epoch, holder: HostId, lease: u64) -> Applied {
+    fn break_lock(
+        &mut self,
+        index: u64,
+        object: ObjectId,
+        epoch: Epoch,
+        holder: HostId,
+        lease: u64,
+    ) -> Applied {
         let record = self.object(object)?;
         if record.epoch != epoch || record.lock.is_none_or(|lock| lock.host != holder) {
             return Err(Refused::NotHolder(holder));
@@ -403,4 +419,3 @@ impl State {
         Ok(Outcome::Object(Arc::clone(record)))
     }
 }
-

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub use command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
 pub use records::{
-    ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord, Policy, Sync,
-    TokenEntry,
+    ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord,
+    Policy, Sync, TokenEntry,
 };
 
 /// A value of another daemon.

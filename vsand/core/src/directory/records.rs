@@ -188,7 +188,9 @@ impl ObjectRecord {
 
     /// Whether each placed chunk has all its components in sync.
     pub fn fully_redundant(&self) -> bool {
-        self.chunks.values().all(|c| c.components.len() >= self.policy.components() && c.components.iter().all(Component::in_sync))
+        self.chunks.values().all(|c| {
+            c.components.len() >= self.policy.components() && c.components.iter().all(Component::in_sync)
+        })
     }
 }
 

@@ -1,0 +1,53 @@
+//! What nobody asks for: components that stay away too long are built anew elsewhere.
+
+use ferro_protocol::ids::{ChunkIndex, DiskId};
+
+use super::group::Phase;
+use super::{Owner, Trouble};
+use crate::time::Now;
+
+/// How often chunks are looked through.
+const EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl Owner {
+    /// Finds chunks that need another component.
+    pub(super) fn check_stale(&mut self, now: Now) {
+        if now.mono < self.next_check {
+            return;
+        }
+        self.next_check = now.mono + EVERY;
+        self.refresh_troubles();
+        if !self.degraded {
+            return;
+        }
+        let needed = self.record.policy.components();
+        let mut wanted: Vec<(ChunkIndex, Option<DiskId>)> = Vec::new();
+        for group in self.groups.values().filter(|g| matches!(g.phase, Phase::Serving)) {
+            if group.members.len() < needed {
+                wanted.push((group.index, None));
+                continue;
+            }
+            let overdue = group.members.iter().find(|(disk, member)| {
+                let Some(since) = member.sync.stale_since() else { return false };
+                let dead = self.links.get(disk).is_some_and(|l| l.dead);
+                let late = now.unix_s.saturating_sub(since) >= self.config.repair_delay_s;
+                // One that is being filled is left alone, however old its mark.
+                member.resync.is_none() && (dead || (late && !self.usable(**disk)))
+            });
+            if let Some((disk, _)) = overdue {
+                wanted.push((group.index, Some(*disk)));
+            }
+        }
+        self.repair_wanted.extend(wanted);
+    }
+
+    /// Takes back what is no trouble any more.
+    fn refresh_troubles(&mut self) {
+        let (groups, asks) = (&self.groups, &self.asks);
+        self.troubles.retain(|trouble| match trouble {
+            Trouble::Unreachable(chunk) => groups.get(chunk).is_some_and(|g| !g.stalled.is_empty()),
+            Trouble::Full(disk) => asks.values().any(|a| a.disk == *disk && a.not_before.0 > 0),
+            Trouble::NoPlace(_) | Trouble::NoDirectory => true,
+        });
+    }
+}

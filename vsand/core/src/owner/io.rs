@@ -1,0 +1,325 @@
+//! Guest requests under way: parts that wait for their chunk, their range, their components and the lease.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use ferro_protocol::ids::{ChunkIndex, DiskId, Seq, Version};
+use ferro_protocol::peer::{Refusal, Reply, Request};
+use ferro_protocol::units::BLOCK_BYTES;
+
+use super::group::{Group, Holder, Phase, Write};
+use super::guest::{
+    GuestError, GuestRequest, GuestResult, GuestTag, Piece, PieceKind, in_bounds, merge, pieces,
+};
+use super::links::Purpose;
+use super::locks::Mode;
+use super::{Effect, Owner, Trouble};
+use crate::bugs::Bug;
+use crate::time::{Instant, Now};
+
+/// Names a guest request inside the owner.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct OpId(pub u64);
+
+/// Names a part of a guest request.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct PartId(pub u64);
+
+/// A guest request.
+#[derive(Debug)]
+pub(super) struct Op {
+    tag: GuestTag,
+    left: usize,
+    read: bool,
+    data: Vec<Bytes>,
+    failed: Option<GuestError>,
+}
+
+/// One part of it.
+#[derive(Debug)]
+pub(super) struct Part {
+    op: OpId,
+    /// Which of the request's parts it is.
+    place: usize,
+    pub piece: Piece,
+    /// Components whose answer was no good.
+    tried: BTreeSet<DiskId>,
+    asked: Option<DiskId>,
+}
+
+impl Owner {
+    pub(super) fn start_op(&mut self, now: Instant, tag: GuestTag, request: GuestRequest) {
+        let failed = if !in_bounds(&request, self.record.size_bytes) {
+            Some(GuestError::BadRange)
+        } else if self.config.read_only
+            && matches!(request, GuestRequest::Write { .. } | GuestRequest::Zero { .. })
+        {
+            Some(GuestError::ReadOnly)
+        } else {
+            None
+        };
+        if let Some(error) = failed {
+            return self.effects.push_back(Effect::Complete { tag, result: GuestResult::Failed(error) });
+        }
+        let pieces = pieces(&request);
+        if pieces.is_empty() {
+            // A flush: whatever was completed is stable already.
+            return self.effects.push_back(Effect::Complete { tag, result: GuestResult::Done });
+        }
+        let op = OpId(self.fresh_id());
+        let read = matches!(request, GuestRequest::Read { .. });
+        let data = if read { vec![Bytes::new(); pieces.len()] } else { Vec::new() };
+        self.ops.insert(op, Op { tag, left: pieces.len(), read, data, failed: None });
+        for (place, piece) in pieces.into_iter().enumerate() {
+            let part = PartId(self.fresh_id());
+            self.parts.insert(part, Part { op, place, piece, tried: BTreeSet::new(), asked: None });
+            self.admit(now, part);
+        }
+    }
+
+    /// Lets a part in: it waits for the lease (reads), for the chunk, then for its range.
+    pub(super) fn admit(&mut self, now: Instant, id: PartId) {
+        let Some(part) = self.parts.get(&id) else { return };
+        let piece = &part.piece;
+        let (chunk, range) = (piece.chunk, piece.range);
+        let read = matches!(piece.kind, PieceKind::Read { .. });
+        let zero = matches!(piece.kind, PieceKind::Zero);
+        if read && !self.lease_runs(now) {
+            return self.lease_wait.push(id);
+        }
+        let group = self.groups.entry(chunk).or_insert_with(|| Group::fresh(chunk, None));
+        match group.phase {
+            Phase::Unplaced if read => return self.end_part(id, Ok(Some(zeros(range.bytes())))),
+            Phase::Unplaced if zero && group.backlog.is_empty() => return self.end_part(id, Ok(None)),
+            Phase::Unplaced => {
+                group.backlog.push_back(id);
+                self.place_wanted.insert(chunk);
+                return;
+            }
+            Phase::Sealing | Phase::Agreeing { .. } => return group.backlog.push_back(id),
+            Phase::Serving => {}
+        }
+        let mode = if read { Mode::Shared } else { Mode::Exclusive };
+        if group.locks.lock(Holder::Part(id), range, mode) {
+            self.run_part(now, id);
+        }
+    }
+
+    /// The part has its range.
+    fn run_part(&mut self, now: Instant, id: PartId) {
+        let Some(part) = self.parts.get(&id) else { return };
+        match &part.piece.kind {
+            PieceKind::Read { .. } | PieceKind::Merge { .. } => self.read_part(now, id),
+            PieceKind::Write { data } => {
+                let data = data.clone();
+                self.write_part(now, id, Some(data));
+            }
+            PieceKind::Zero => self.write_part(now, id, None),
+        }
+    }
+
+    fn read_part(&mut self, now: Instant, id: PartId) {
+        let Some(part) = self.parts.get(&id) else { return };
+        let (chunk, range) = (part.piece.chunk, part.piece.range);
+        let Some(group) = self.groups.get_mut(&chunk) else { return };
+        let best = group
+            .members
+            .iter()
+            .filter(|(disk, member)| member.in_sync() && !member.failing && !part.tried.contains(*disk))
+            .filter_map(|(disk, _)| Some((*disk, self.links.get(disk)?)))
+            .filter(|(_, link)| link.usable())
+            .min_by_key(|(disk, link)| (!link.local, link.outstanding, *disk));
+        let Some((disk, _)) = best else {
+            let untried = group.in_sync().any(|disk| !part.tried.contains(&disk));
+            if untried {
+                group.stalled.push(id);
+                self.troubles.insert(Trouble::Unreachable(chunk));
+            } else {
+                self.end_part(id, Err(GuestError::Lost));
+                self.unlock(now, chunk, Holder::Part(id));
+            }
+            return;
+        };
+        let request = Request::Read { chunk: self.chunk_id(chunk), epoch: self.epoch, range };
+        if let Some(part) = self.parts.get_mut(&id) {
+            part.asked = Some(disk);
+        }
+        self.ask(now, disk, Purpose::Read(id), request, Bytes::new());
+    }
+
+    pub(super) fn read_answered(
+        &mut self,
+        now: Now,
+        id: PartId,
+        from: DiskId,
+        reply: Result<Reply, Refusal>,
+        payload: Bytes,
+    ) {
+        let Some(part) = self.parts.get_mut(&id) else { return };
+        let (chunk, range) = (part.piece.chunk, part.piece.range);
+        part.asked = None;
+        match reply {
+            Ok(Reply::Data) if payload.len() == range.bytes() => {
+                if let PieceKind::Merge { skip, data } = &part.piece.kind {
+                    let merged = merge(&payload, *skip, data);
+                    return self.write_part(now.mono, id, Some(merged));
+                }
+                if self.lease_runs(now.mono) {
+                    self.end_part(id, Ok(Some(payload)));
+                } else {
+                    // Somebody else may own the object by now: read again when the lease is renewed.
+                    self.lease_wait.push(id);
+                }
+                self.unlock(now.mono, chunk, Holder::Part(id));
+            }
+            Err(Refusal::BadBlocks { bad }) => {
+                part.tried.insert(from);
+                self.read_part(now.mono, id);
+                self.mend(now.mono, chunk, from, &bad);
+            }
+            _ => {
+                part.tried.insert(from);
+                self.read_part(now.mono, id);
+            }
+        }
+    }
+
+    /// Sends a write to every component that must have it.
+    fn write_part(&mut self, now: Instant, id: PartId, data: Option<Bytes>) {
+        let Some(part) = self.parts.get(&id) else { return };
+        let (chunk, range) = (part.piece.chunk, part.piece.range);
+        let (whole, epoch, chunk_id) = (self.bugs.has(Bug::WrongWatermark), self.epoch, self.chunk_id(chunk));
+        let skip_joining = self.bugs.has(Bug::ResyncSkipsWrites);
+        let Some(group) = self.groups.get_mut(&chunk) else { return };
+        let seq = group.next_seq;
+        let watermark = if whole { seq } else { group.watermark() };
+        group.next_seq = seq.next();
+        let required: BTreeSet<DiskId> =
+            group.required().filter(|d| !skip_joining || group.members[d].in_sync()).collect();
+        group.writes.insert(seq, Write { part: id, pending: required.clone() });
+        let version = Version { epoch, seq };
+        let request = match &data {
+            Some(_) => Request::Write { chunk: chunk_id, range, version, watermark },
+            None => Request::Zero { chunk: chunk_id, range, version, watermark },
+        };
+        let payload = data.unwrap_or_default();
+        for disk in required {
+            self.ask(now, disk, Purpose::Write { chunk, seq }, request.clone(), payload.clone());
+            if self.links.get(&disk).is_some_and(|l| l.silent || l.dead) {
+                self.member_failed(now, chunk, disk);
+            }
+        }
+    }
+
+    fn member_failed(&mut self, now: Instant, chunk: ChunkIndex, disk: DiskId) {
+        let Some(member) = self.groups.get_mut(&chunk).and_then(|g| g.members.get_mut(&disk)) else { return };
+        if member.resync.is_some() {
+            self.abort_resync(now, chunk, disk);
+        } else if member.in_sync() && !member.failing {
+            member.failing = true;
+            self.shrink_wanted.insert(chunk);
+        }
+    }
+
+    pub(super) fn write_answered(&mut self, now: Instant, chunk: ChunkIndex, seq: Seq, from: DiskId) {
+        let Some(write) = self.groups.get_mut(&chunk).and_then(|g| g.writes.get_mut(&seq)) else { return };
+        write.pending.remove(&from);
+        self.finish_write(now, chunk, seq);
+    }
+
+    /// Completes the write if nothing is waited for any more.
+    pub(super) fn finish_write(&mut self, now: Instant, chunk: ChunkIndex, seq: Seq) {
+        let early = self.bugs.has(Bug::ShrinkAfterAck);
+        let Some(group) = self.groups.get_mut(&chunk) else { return };
+        let Some(write) = group.writes.get(&seq) else { return };
+        let done = if early {
+            write.pending.iter().all(|d| group.members.get(d).is_none_or(|m| m.failing))
+        } else {
+            write.pending.is_empty()
+        };
+        if !done {
+            return;
+        }
+        if let Some(write) = group.writes.remove(&seq) {
+            self.end_part(write.part, Ok(None));
+            self.unlock(now, chunk, Holder::Part(write.part));
+        }
+    }
+
+    /// Gives a range up and lets those go on that waited for it.
+    pub(super) fn unlock(&mut self, now: Instant, chunk: ChunkIndex, holder: Holder) {
+        let Some(group) = self.groups.get_mut(&chunk) else { return };
+        for holder in group.locks.unlock(holder) {
+            match holder {
+                Holder::Part(part) => self.run_part(now, part),
+                Holder::Copy(copy) => self.fetch(now, copy),
+            }
+        }
+    }
+
+    fn end_part(&mut self, id: PartId, result: Result<Option<Bytes>, GuestError>) {
+        let Some(part) = self.parts.remove(&id) else { return };
+        let Some(op) = self.ops.get_mut(&part.op) else { return };
+        op.left -= 1;
+        match result {
+            Ok(Some(data)) => {
+                if let PieceKind::Read { skip, len } = part.piece.kind {
+                    op.data[part.place] = data.slice(skip..skip + len);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => op.failed = Some(error),
+        }
+        if op.left > 0 {
+            return;
+        }
+        let Some(op) = self.ops.remove(&part.op) else { return };
+        let result = match op.failed {
+            Some(error) => GuestResult::Failed(error),
+            None if op.read => GuestResult::Data(op.data),
+            None => GuestResult::Done,
+        };
+        self.effects.push_back(Effect::Complete { tag: op.tag, result });
+    }
+
+    /// The chunk serves now: what waited for that goes on, in order.
+    pub(super) fn start_backlog(&mut self, now: Instant, chunk: ChunkIndex) {
+        let Some(group) = self.groups.get_mut(&chunk) else { return };
+        for part in std::mem::take(&mut group.backlog) {
+            self.admit(now, part);
+        }
+    }
+
+    /// Reads that asked this disk ask another.
+    pub(super) fn reroute_reads(&mut self, now: Instant, disk: DiskId) {
+        let parts: Vec<PartId> = self
+            .asks
+            .values()
+            .filter(|a| a.disk == disk)
+            .filter_map(|a| if let Purpose::Read(part) = a.purpose { Some(part) } else { None })
+            .collect();
+        for part in parts {
+            self.cancel_asks(|a| a.purpose == Purpose::Read(part));
+            self.read_part(now, part);
+        }
+    }
+
+    /// A component may answer again: reads that found none are tried again.
+    pub(super) fn unstall(&mut self, now: Instant) {
+        let chunks: Vec<ChunkIndex> =
+            self.groups.values().filter(|g| !g.stalled.is_empty()).map(|g| g.index).collect();
+        for chunk in chunks {
+            self.troubles.remove(&Trouble::Unreachable(chunk));
+            let stalled =
+                self.groups.get_mut(&chunk).map(|g| std::mem::take(&mut g.stalled)).unwrap_or_default();
+            for part in stalled {
+                self.read_part(now, part);
+            }
+        }
+    }
+}
+
+fn zeros(bytes: usize) -> Bytes {
+    static ZEROS: [u8; 64 * BLOCK_BYTES] = [0; 64 * BLOCK_BYTES];
+    if bytes <= ZEROS.len() { Bytes::from_static(&ZEROS[..bytes]) } else { Bytes::from(vec![0; bytes]) }
+}

@@ -1,0 +1,346 @@
+//! The owner of one object: orders its guest's reads and writes, keeps its components in step, and repairs them.
+//!
+//! One `Owner` lives from the `Acquire` that made its epoch until the object is released or the owner is fenced. Per chunk
+//! it is a [`group::Group`]:
+//!
+//! ```text
+//!            every in-sync disk sealed          blocks above the watermark agree
+//!  sealing ───────────────────────────▶ agreeing ──────────────────────────────▶ serving
+//!     ▲                                    │
+//!     └──── a component failed meanwhile ──┘      unplaced ──first write: PlaceChunk──▶ serving
+//! ```
+//!
+//! Invariants (DESIGN.md, Storage; the simulator checks them from outside):
+//! - a write is completed only when every component that the directory calls in sync, and every one that is being
+//!   resynced, has it on stable storage (rules 3, 6, 7);
+//! - a component leaves the wait of a write only after the directory has taken it out of the in-sync set, with
+//!   `stale_seq` no higher than the watermark (rule 6);
+//! - reads and writes of a block never overlap, so a read sees only completed writes (rule 5, last sentence);
+//! - a read completes only while the lease runs (rule 4);
+//! - at most one proposal is under way; each names the revision it is based on, so a late one can't do harm.
+//!
+//! Inputs are `handle_*` and [`Owner::tick`]; call [`Owner::poll`] until it returns `None` after each. Unanswered proposals
+//! and requests are the driver's to deliver at most once; losing one is repaired by time-outs here.
+//!
+//! What it must not know: connections, queues of a guest, threads, how a component stores.
+
+mod agree;
+mod background;
+mod copy;
+mod group;
+pub mod guest;
+mod io;
+mod links;
+mod locks;
+mod record;
+mod resync;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferro_protocol::ids::{ChunkId, ChunkIndex, DiskId, Epoch, HostId, ObjectId};
+use ferro_protocol::peer::{Request, RequestId};
+
+use crate::bugs::Bugs;
+use crate::directory::{Command, ObjectRecord};
+use crate::time::{Instant, Now};
+use copy::{Copy, CopyId};
+use group::Group;
+use guest::{GuestRequest, GuestResult, GuestTag};
+use io::{Op, OpId, Part, PartId};
+use links::{Ask, Link};
+pub use resync::ResyncView;
+
+/// Settings of an owner.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This host.
+    pub me: HostId,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// A disk that owes answers and gives none for so long is taken for dead (0.9 s: with the directory's answer, guests go
+    /// on within 2 s).
+    pub silence_max: Duration,
+    /// Wait so long before a failed proposal or copy is tried again.
+    pub retry_after: Duration,
+    /// A component that is stale for so long is built anew elsewhere.
+    pub repair_delay_s: u64,
+    /// Resync at most so fast while the guest does I/O, in bytes per second.
+    pub resync_bytes_per_s: u64,
+    /// Components that are resynced at once.
+    pub resyncs_max: usize,
+    /// Copies under way at once.
+    pub copies_max: usize,
+}
+
+impl Config {
+    /// The defaults for this host.
+    pub fn new(me: HostId) -> Self {
+        Self {
+            me,
+            read_only: false,
+            silence_max: Duration::from_millis(900),
+            retry_after: Duration::from_millis(100),
+            repair_delay_s: 3_600,
+            resync_bytes_per_s: 64 << 20,
+            resyncs_max: 4,
+            copies_max: 8,
+        }
+    }
+}
+
+/// Names a proposal until its result is there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ProposalId(pub u64);
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Ask a disk; the answer comes back by [`Owner::handle_reply`].
+    Ask {
+        /// The disk.
+        disk: DiskId,
+        /// The request's name.
+        id: RequestId,
+        /// The request.
+        request: Request,
+        /// Its blocks.
+        payload: Bytes,
+    },
+    /// A guest request has ended.
+    Complete {
+        /// Its name.
+        tag: GuestTag,
+        /// How.
+        result: GuestResult,
+    },
+    /// Propose a change of the directory; the result comes back by [`Owner::handle_proposal`].
+    Propose {
+        /// The proposal's name.
+        id: ProposalId,
+        /// The change.
+        command: Command,
+    },
+    /// The object belongs to somebody else now. The guest's requests are neither completed nor failed; the driver drops
+    /// its socket and this owner.
+    Fenced,
+}
+
+/// What keeps I/O from going on, for people.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Trouble {
+    /// A disk with an in-sync component has no space left: writes wait.
+    Full(DiskId),
+    /// No host and disk can take this chunk: writes to it wait.
+    NoPlace(ChunkIndex),
+    /// No in-sync component of this chunk answers: its I/O waits.
+    Unreachable(ChunkIndex),
+    /// The directory does not answer while a change is needed: I/O waits.
+    NoDirectory,
+}
+
+/// The owner of one object.
+#[derive(Debug)]
+pub struct Owner {
+    config: Config,
+    bugs: Bugs,
+    epoch: Epoch,
+    record: Arc<ObjectRecord>,
+    lease_until: Instant,
+    fenced: bool,
+    links: BTreeMap<DiskId, Link>,
+    groups: BTreeMap<ChunkIndex, Group>,
+    asks: BTreeMap<RequestId, Ask>,
+    ops: BTreeMap<OpId, Op>,
+    parts: BTreeMap<PartId, Part>,
+    copies: BTreeMap<CopyId, Copy>,
+    /// Reads that wait for the lease.
+    lease_wait: Vec<PartId>,
+    /// Groups that need a change in the directory before I/O can go on.
+    shrink_wanted: BTreeSet<ChunkIndex>,
+    place_wanted: BTreeSet<ChunkIndex>,
+    join_wanted: BTreeSet<(ChunkIndex, DiskId)>,
+    repair_wanted: BTreeMap<ChunkIndex, Option<DiskId>>,
+    proposal: Option<record::Proposal>,
+    propose_after: Instant,
+    directory_silent: bool,
+    next_id: u64,
+    guest_io_at: Instant,
+    budget: resync::Budget,
+    /// Some component is not in sync.
+    degraded: bool,
+    resync_after: Instant,
+    next_check: Instant,
+    troubles: BTreeSet<Trouble>,
+    effects: VecDeque<Effect>,
+}
+
+impl Owner {
+    /// The owner of the object from the `Acquire` that brought this record on. Disks are unreachable until
+    /// [`Self::handle_disk_up`] says otherwise.
+    pub fn new(now: Now, config: Config, record: Arc<ObjectRecord>, bugs: Bugs) -> Self {
+        let mut owner = Self {
+            bugs,
+            epoch: record.epoch,
+            lease_until: Instant(0),
+            fenced: false,
+            links: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            lease_wait: Vec::new(),
+            shrink_wanted: BTreeSet::new(),
+            place_wanted: BTreeSet::new(),
+            join_wanted: BTreeSet::new(),
+            repair_wanted: BTreeMap::new(),
+            proposal: None,
+            propose_after: Instant(0),
+            directory_silent: false,
+            next_id: 1,
+            guest_io_at: Instant(0),
+            budget: resync::Budget::new(now.mono),
+            degraded: !record.fully_redundant(),
+            resync_after: Instant(0),
+            next_check: now.mono,
+            troubles: BTreeSet::new(),
+            effects: VecDeque::new(),
+            config,
+            record: Arc::clone(&record),
+        };
+        for (index, chunk) in &record.chunks {
+            let group = Group::recovering(*index, chunk);
+            for component in &chunk.components {
+                owner.link(now.mono, component.disk);
+            }
+            owner.groups.insert(*index, group);
+        }
+        let sealing: BTreeSet<DiskId> = record.chunks.values().flat_map(|c| c.in_sync()).collect();
+        for disk in sealing {
+            owner.seal(now.mono, disk);
+        }
+        owner
+    }
+
+    // ---- getters -----------------------------------------------------------------------------------------------
+
+    /// The object.
+    pub fn object(&self) -> ObjectId {
+        self.record.id
+    }
+
+    /// The epoch of this owner.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The latest record that this owner has seen.
+    pub fn record(&self) -> &Arc<ObjectRecord> {
+        &self.record
+    }
+
+    /// Whether somebody else owns the object now.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// Whether every placed chunk is serving.
+    pub fn is_serving(&self) -> bool {
+        self.groups.values().all(Group::is_serving)
+    }
+
+    /// Whether no guest request is under way.
+    pub fn is_idle(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// What keeps I/O waiting now.
+    pub fn troubles(&self) -> impl Iterator<Item = &Trouble> {
+        self.troubles.iter()
+    }
+
+    /// When [`Self::tick`] is to be called again.
+    pub fn tick_after(&self) -> Duration {
+        if !self.copies.is_empty() || self.resyncing() {
+            Duration::from_millis(10)
+        } else if !self.asks.is_empty() || self.proposal.is_some() || self.wants_proposal() {
+            Duration::from_millis(50)
+        } else {
+            Duration::from_secs(1)
+        }
+    }
+
+    // ---- inputs ------------------------------------------------------------------------------------------------
+
+    /// A guest asks.
+    pub fn handle_guest(&mut self, now: Now, tag: GuestTag, request: GuestRequest) {
+        if self.fenced {
+            return;
+        }
+        self.guest_io_at = now.mono;
+        self.start_op(now.mono, tag, request);
+        self.settle(now);
+    }
+
+    /// This host's lease runs until then.
+    pub fn handle_lease(&mut self, now: Now, valid_until: Instant) {
+        self.lease_until = self.lease_until.max(valid_until);
+        if self.lease_runs(now.mono) {
+            for part in std::mem::take(&mut self.lease_wait) {
+                self.admit(now.mono, part);
+            }
+            self.settle(now);
+        }
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Now) {
+        if self.fenced {
+            return;
+        }
+        self.check_silence(now.mono);
+        self.check_stale(now);
+        self.settle(now);
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    // ---- shared by the parts ----------------------------------------------------------------------------------
+
+    /// Restores what must hold after each input: resyncs that can run do, and the most urgent proposal is under way.
+    fn settle(&mut self, now: Now) {
+        if self.fenced {
+            return;
+        }
+        self.run_resyncs(now);
+        self.propose_next(now);
+    }
+
+    fn fence(&mut self) {
+        if !self.fenced {
+            self.fenced = true;
+            self.effects.clear();
+            self.effects.push_back(Effect::Fenced);
+        }
+    }
+
+    fn lease_runs(&self, now: Instant) -> bool {
+        now < self.lease_until || self.bugs.has(crate::bugs::Bug::StaleReadAfterLease)
+    }
+
+    fn chunk_id(&self, index: ChunkIndex) -> ChunkId {
+        ChunkId { object: self.record.id, index }
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+}

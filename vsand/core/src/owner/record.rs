@@ -1,0 +1,294 @@
+//! The owner and the directory: what must be proposed next, and what a changed record means.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use ferro_protocol::ids::{ChunkIndex, DiskId};
+
+use super::group::{Group, Member, Phase};
+use super::links::Purpose;
+use super::{Effect, Owner, ProposalId, Trouble};
+use crate::directory::{Basis, Command, ObjectRecord, Outcome, Refused, Sync, SyncChange};
+use crate::time::{Instant, Now};
+
+/// The proposal that is under way.
+#[derive(Debug)]
+pub(super) struct Proposal {
+    id: ProposalId,
+    /// The chunk that it is to place, or to give a new component.
+    chunk: Option<ChunkIndex>,
+}
+
+impl Owner {
+    /// What became of a proposal: the directory's answer, or `None` if it is not known whether it was carried out.
+    pub fn handle_proposal(&mut self, now: Now, id: ProposalId, result: Option<Result<Outcome, Refused>>) {
+        if self.fenced || self.proposal.as_ref().is_none_or(|p| p.id != id) {
+            return;
+        }
+        let chunk = self.proposal.take().and_then(|p| p.chunk);
+        self.directory_silent = result.is_none();
+        match result {
+            Some(Ok(Outcome::Object(record))) => self.apply_record(now, &record),
+            Some(Ok(_)) => {}
+            Some(Err(Refused::Overtaken(record))) => {
+                if record.revision == self.record.revision {
+                    // Nothing was overtaken: the command itself does not fit. Look again in a while.
+                    self.propose_after = now.mono + self.config.retry_after;
+                }
+                self.apply_record(now, &record);
+            }
+            Some(Err(Refused::WrongEpoch { .. } | Refused::NoObject(_) | Refused::NotHolder(_))) => {
+                self.fence()
+            }
+            Some(Err(Refused::NoRoom { .. })) => {
+                if let Some(chunk) = chunk {
+                    if self.place_wanted.contains(&chunk) {
+                        self.troubles.insert(Trouble::NoPlace(chunk));
+                    }
+                    self.repair_wanted.remove(&chunk);
+                }
+                self.propose_after = now.mono + self.config.retry_after * 10;
+            }
+            Some(Err(_)) => {
+                if let Some(chunk) = chunk {
+                    self.repair_wanted.remove(&chunk);
+                }
+                self.propose_after = now.mono + self.config.retry_after;
+            }
+            None => {
+                self.troubles.insert(Trouble::NoDirectory);
+                self.propose_after = now.mono + self.config.retry_after;
+            }
+        }
+        if !self.directory_silent {
+            self.troubles.remove(&Trouble::NoDirectory);
+        }
+        self.settle(now);
+    }
+
+    /// The directory's record of the object as it is now; `None` when it is gone.
+    pub fn handle_record(&mut self, now: Now, record: Option<&Arc<ObjectRecord>>) {
+        if self.fenced {
+            return;
+        }
+        match record {
+            Some(record) => self.apply_record(now, record),
+            None => self.fence(),
+        }
+        self.settle(now);
+    }
+
+    fn apply_record(&mut self, now: Now, record: &Arc<ObjectRecord>) {
+        if record.epoch > self.epoch || (record.epoch == self.epoch && record.lock.is_none()) {
+            // Somebody else has taken it, or an administrator has broken the lock.
+            if record.revision > self.record.revision {
+                return self.fence();
+            }
+        }
+        if record.revision <= self.record.revision {
+            return;
+        }
+        self.record = Arc::clone(record);
+        self.degraded = !record.fully_redundant();
+        let mut placed = Vec::new();
+        for (index, chunk) in &record.chunks {
+            let group = self.groups.entry(*index).or_insert_with(|| Group::fresh(*index, None));
+            if matches!(group.phase, Phase::Unplaced) {
+                let backlog = std::mem::take(&mut group.backlog);
+                *group = Group::fresh(*index, Some(chunk));
+                group.backlog = backlog;
+                placed.push(*index);
+                self.place_wanted.remove(index);
+                self.troubles.remove(&Trouble::NoPlace(*index));
+            }
+        }
+        let indexes: Vec<ChunkIndex> = self.groups.keys().copied().collect();
+        for index in indexes {
+            self.apply_members(now.mono, index);
+        }
+        for index in placed {
+            self.start_backlog(now.mono, index);
+        }
+    }
+
+    /// Brings one chunk's members in line with the record.
+    fn apply_members(&mut self, now: Instant, index: ChunkIndex) {
+        let Some(record) = self.record.chunks.get(&index).cloned() else { return };
+        let Some(group) = self.groups.get_mut(&index) else { return };
+        let mut dropped = BTreeSet::new();
+        let gone: Vec<DiskId> = group
+            .members
+            .keys()
+            .filter(|d| !record.components.iter().any(|c| c.disk == **d))
+            .copied()
+            .collect();
+        for disk in gone {
+            group.members.remove(&disk);
+            dropped.insert(disk);
+        }
+        let mut joined = false;
+        let mut not_joined = Vec::new();
+        for component in &record.components {
+            let member = group.members.entry(component.disk).or_insert_with(|| Member::new(component.sync));
+            if !component.in_sync()
+                && member.failing
+                && let Some(resync) = member.resync.as_mut().filter(|r| r.is_joining())
+            {
+                // The record is newer than what the proposal to add it was based on: it will not be added by that.
+                resync.not_joined();
+                member.failing = false;
+                not_joined.push(component.disk);
+            }
+            if member.sync == component.sync {
+                continue;
+            }
+            match (member.in_sync(), component.in_sync()) {
+                (true, false) => {
+                    member.failing = false;
+                    member.retry_at = now + self.config.retry_after * 5;
+                    dropped.insert(component.disk);
+                }
+                (false, true) => {
+                    member.resync = None;
+                    joined = true;
+                    self.join_wanted.remove(&(index, component.disk));
+                }
+                _ => {}
+            }
+            member.sync = component.sync;
+        }
+        if group.members.values().all(|m| !m.failing) {
+            self.shrink_wanted.remove(&index);
+        }
+        self.repair_wanted.remove(&index);
+        let disks: Vec<DiskId> = group.members.keys().copied().collect();
+        for disk in disks {
+            self.link(now, disk);
+        }
+        if !dropped.is_empty() {
+            self.drop_members(now, index, &dropped);
+        }
+        for disk in not_joined {
+            self.abort_resync(now, index, disk);
+        }
+        if joined {
+            self.unstall(now);
+        }
+        self.try_agree(now, index);
+    }
+
+    /// These components are out of the in-sync set, in the directory: nothing waits for them any more.
+    fn drop_members(&mut self, now: Instant, index: ChunkIndex, dropped: &BTreeSet<DiskId>) {
+        self.cancel_asks(|a| {
+            dropped.contains(&a.disk) && matches!(a.purpose, Purpose::Write { chunk, .. } if chunk == index)
+        });
+        let copies: Vec<_> = self
+            .copies
+            .iter()
+            .filter(|(_, c)| {
+                c.chunk == index && dropped.iter().any(|d| c.targets.contains(d) || c.source == Some(*d))
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for copy in copies {
+            self.end_copy(now, copy, false);
+        }
+        for disk in dropped {
+            self.join_wanted.remove(&(index, *disk));
+        }
+        let Some(group) = self.groups.get_mut(&index) else { return };
+        if matches!(group.phase, Phase::Agreeing { .. }) {
+            self.agree_again(now, index);
+        }
+        let Some(group) = self.groups.get_mut(&index) else { return };
+        let seqs: Vec<_> = group.writes.keys().copied().collect();
+        for seq in seqs {
+            if let Some(write) = self.groups.get_mut(&index).and_then(|g| g.writes.get_mut(&seq)) {
+                write.pending.retain(|disk| !dropped.contains(disk));
+            }
+            self.finish_write(now, index, seq);
+        }
+    }
+
+    pub(super) fn wants_proposal(&self) -> bool {
+        !(self.shrink_wanted.is_empty()
+            && self.place_wanted.is_empty()
+            && self.join_wanted.is_empty()
+            && self.repair_wanted.is_empty())
+    }
+
+    /// Proposes what is most urgent, if nothing is under way.
+    pub(super) fn propose_next(&mut self, now: Now) {
+        if self.fenced || self.proposal.is_some() || now.mono < self.propose_after || !self.wants_proposal() {
+            return;
+        }
+        let basis = Basis { object: self.record.id, epoch: self.epoch, revision: self.record.revision };
+        let mut changes = self.removals();
+        changes.extend(self.additions());
+        let unix_s = now.unix_s;
+        let (command, chunk) = if !changes.is_empty() {
+            (Command::ChangeSync { basis, changes, unix_s }, None)
+        } else if let Some(chunk) = self.place_wanted.first().copied() {
+            (Command::PlaceChunk { basis, chunk, near: self.config.me }, Some(chunk))
+        } else if let Some((chunk, drop)) = self.repair_wanted.first_key_value().map(|(c, d)| (*c, *d)) {
+            (Command::Repair { basis, chunk, drop, unix_s }, Some(chunk))
+        } else {
+            return;
+        };
+        let id = ProposalId(self.fresh_id());
+        self.proposal = Some(Proposal { id, chunk });
+        self.effects.push_back(Effect::Propose { id, command });
+    }
+
+    /// Components that failed, unless no other one is left.
+    fn removals(&self) -> Vec<SyncChange> {
+        let mut changes = Vec::new();
+        for index in &self.shrink_wanted {
+            let Some(group) = self.groups.get(index) else { continue };
+            if group.healthy().next().is_none() {
+                continue;
+            }
+            // While sealing, what is acknowledged is known only from those that have answered.
+            if matches!(group.phase, Phase::Sealing) && group.summaries.is_empty() {
+                continue;
+            }
+            let stale_seq = group.watermark();
+            for (disk, member) in &group.members {
+                let joining = member.resync.as_ref().is_some_and(super::resync::Resync::is_joining);
+                if member.failing && (member.in_sync() || joining) {
+                    changes.push(SyncChange::Remove { chunk: *index, disk: *disk, stale_seq });
+                }
+            }
+        }
+        changes
+    }
+
+    fn additions(&mut self) -> Vec<SyncChange> {
+        let mut changes = Vec::new();
+        for (chunk, disk) in self.join_wanted.clone() {
+            let member = self.groups.get_mut(&chunk).and_then(|g| g.members.get_mut(&disk));
+            let failing = member.as_ref().is_some_and(|m| m.failing);
+            match member.and_then(|m| m.resync.as_mut()) {
+                Some(_) if failing => {}
+                Some(resync) => {
+                    resync.set_joining();
+                    changes.push(SyncChange::Add { chunk, disk });
+                }
+                None => {
+                    self.join_wanted.remove(&(chunk, disk));
+                }
+            }
+        }
+        changes
+    }
+}
+
+impl Sync {
+    /// When the component fell out, in seconds since 1970.
+    pub(super) fn stale_since(self) -> Option<u64> {
+        match self {
+            Self::InSync => None,
+            Self::Stale { since_unix_s, .. } => Some(since_unix_s),
+        }
+    }
+}

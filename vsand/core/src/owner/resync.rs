@@ -1,0 +1,409 @@
+//! Bringing a component back: what changed since it fell out is copied while new writes go to it as well, and it joins the
+//! in-sync set last (DESIGN.md, Storage, rule 7).
+//!
+//! ```text
+//!  stale ──▶ barrier ──▶ listing ──▶ copying ──▶ joining ──directory: Add──▶ in sync
+//!             │ from here on every new write goes to it and waits for it
+//!             └─ writes that began before have ended: the lists below contain them
+//! ```
+//!
+//! Listing asks the source *and* the component for blocks above `stale_seq`: the component may hold writes of an old owner that
+//! nobody else kept, and they must go. A copy holds its range against writes, so nothing older replaces anything newer.
+//! When the component fails, the resync is dropped and begins anew later.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferro_protocol::ids::{ChunkIndex, DiskId, Seq};
+use ferro_protocol::peer::{Refusal, Reply, Request, Run};
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange, CHUNK_BLOCKS};
+
+use super::Owner;
+use super::copy::{CopyId, Why};
+use super::group::Phase;
+use super::links::Purpose;
+use crate::bugs::Bug;
+use crate::directory::Sync;
+use crate::time::{Instant, Now};
+
+/// Blocks in one copy.
+const COPY_BLOCKS: u32 = 128;
+/// Resyncs are looked at no more often: with guest I/O in between there is nothing new to see.
+const RUN_EVERY: Duration = Duration::from_millis(5);
+/// A small copy costs as much as so many bytes of a large one.
+const COPY_COST_BYTES: usize = 4 * BLOCK_BYTES;
+/// Blocks that need no copy, between two that do, are copied too when they are no more than this: one copy is cheaper than two.
+const GAP_BLOCKS: u32 = 4;
+/// A guest that did I/O within this time is yielded to.
+const GUEST_QUIET: Duration = Duration::from_millis(200);
+
+/// A component that is coming back.
+#[derive(Debug)]
+pub(super) struct Resync {
+    stage: Stage,
+    since: Seq,
+    source: DiskId,
+    /// One bit a block that must be copied.
+    dirty: Vec<u64>,
+    dirty_blocks: u32,
+    next: u32,
+    total: u32,
+    copied: u32,
+    copies: BTreeSet<CopyId>,
+    began: Instant,
+    joining: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Barrier(Seq),
+    ListSource,
+    ListTarget,
+    Copying,
+    Join,
+}
+
+/// How a resync is getting on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ResyncView {
+    /// The chunk.
+    pub chunk: ChunkIndex,
+    /// The component's disk.
+    pub disk: DiskId,
+    /// Blocks to copy in all, as far as is known.
+    pub blocks_total: u32,
+    /// Blocks copied.
+    pub blocks_done: u32,
+    /// How long it has run.
+    pub running: Duration,
+}
+
+/// What resyncs may copy now: bytes that build up with time while the guest is busy, nearly without limit while it is not.
+#[derive(Debug)]
+pub(super) struct Budget {
+    /// Below zero after a copy that was larger than what was left.
+    bytes: i64,
+    at: Instant,
+}
+
+impl Budget {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { bytes: 0, at: now }
+    }
+
+    fn refill(&mut self, now: Instant, bytes_per_s: u64) {
+        let earned = u128::from(bytes_per_s) * now.since(self.at).as_nanos() / 1_000_000_000;
+        let burst = i64::try_from(bytes_per_s / 10).unwrap_or(i64::MAX);
+        self.bytes = self.bytes.saturating_add(i64::try_from(earned).unwrap_or(i64::MAX)).min(burst);
+        self.at = now;
+    }
+
+    fn is_spent(&self) -> bool {
+        self.bytes <= 0
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+}
+
+impl Resync {
+    fn new(now: Instant, since: Seq, source: DiskId, barrier: Seq) -> Self {
+        Self {
+            stage: Stage::Barrier(barrier),
+            since,
+            source,
+            dirty: vec![0; CHUNK_BLOCKS as usize / 64],
+            dirty_blocks: 0,
+            next: 0,
+            total: 0,
+            copied: 0,
+            copies: BTreeSet::new(),
+            began: now,
+            joining: false,
+        }
+    }
+
+    /// It was proposed to the directory: from now on only the answer can end it.
+    pub(super) fn set_joining(&mut self) {
+        self.joining = true;
+    }
+
+    /// The directory did not take it up, and never will take that proposal.
+    pub(super) fn not_joined(&mut self) {
+        self.joining = false;
+    }
+
+    pub(super) fn is_joining(&self) -> bool {
+        self.joining
+    }
+
+    fn mark(&mut self, runs: &[Run]) {
+        for block in runs.iter().flat_map(|run| run.range.blocks()) {
+            let (word, bit) = (block as usize / 64, 1_u64 << (block % 64));
+            if self.dirty[word] & bit == 0 {
+                self.dirty[word] |= bit;
+                self.dirty_blocks += 1;
+                self.total += 1;
+            }
+        }
+    }
+
+    fn is_dirty(&self, block: u32) -> bool {
+        self.dirty[block as usize / 64] & (1 << (block % 64)) != 0
+    }
+
+    /// Takes the next run of dirty blocks.
+    fn take_next(&mut self) -> Option<BlockRange> {
+        while self.next < CHUNK_BLOCKS {
+            if self.next.is_multiple_of(64) && self.dirty[self.next as usize / 64] == 0 {
+                self.next += 64;
+            } else if self.is_dirty(self.next) {
+                break;
+            } else {
+                self.next += 1;
+            }
+        }
+        let first = self.next;
+        let (mut end, mut at) = (first, first);
+        while at < CHUNK_BLOCKS && at - first < COPY_BLOCKS && at - end <= GAP_BLOCKS {
+            if self.is_dirty(at) {
+                self.dirty[at as usize / 64] &= !(1 << (at % 64));
+                self.dirty_blocks -= 1;
+                end = at + 1;
+            }
+            at += 1;
+        }
+        self.next = end;
+        BlockRange::new(first, end.saturating_sub(first)).ok()
+    }
+}
+
+impl Owner {
+    /// The resyncs that run now.
+    pub fn resyncs(&self, now: Instant) -> Vec<ResyncView> {
+        let mut views = Vec::new();
+        for group in self.groups.values() {
+            for (disk, resync) in group.members.iter().filter_map(|(d, m)| Some((*d, m.resync.as_ref()?))) {
+                views.push(ResyncView {
+                    chunk: group.index,
+                    disk,
+                    blocks_total: resync.total,
+                    blocks_done: resync.copied,
+                    running: now.since(resync.began),
+                });
+            }
+        }
+        views
+    }
+
+    pub(super) fn resyncing(&self) -> bool {
+        self.groups.values().any(|g| g.members.values().any(|m| m.resync.is_some()))
+    }
+
+    /// Begins resyncs that can begin and moves those that can move.
+    pub(super) fn run_resyncs(&mut self, now: Now) {
+        if !self.degraded || now.mono < self.resync_after {
+            return;
+        }
+        self.resync_after = now.mono + RUN_EVERY;
+        let degraded: Vec<(ChunkIndex, DiskId)> = self
+            .groups
+            .values()
+            .filter(|g| matches!(g.phase, Phase::Serving))
+            .flat_map(|g| g.members.iter().filter(|(_, m)| !m.in_sync()).map(|(d, _)| (g.index, *d)))
+            .collect();
+        let busy = now.mono.since(self.guest_io_at) < GUEST_QUIET;
+        let rate = if busy { self.config.resync_bytes_per_s } else { u64::MAX / 4_000_000_000 };
+        self.budget.refill(now.mono, rate);
+        let mut running =
+            self.groups.values().flat_map(|g| g.members.values()).filter(|m| m.resync.is_some()).count();
+        for (index, disk) in degraded {
+            let Some(member) = self.groups.get(&index).and_then(|g| g.members.get(&disk)) else { continue };
+            if member.resync.is_none() {
+                if running >= self.config.resyncs_max || now.mono < member.retry_at || !self.usable(disk) {
+                    continue;
+                }
+                if self.begin_resync(now.mono, index, disk) {
+                    running += 1;
+                }
+            }
+            self.move_resync(now.mono, index, disk);
+        }
+    }
+
+    fn begin_resync(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) -> bool {
+        let Some(group) = self.groups.get_mut(&index) else { return false };
+        let source = group
+            .healthy()
+            .filter_map(|d| Some((d, self.links.get(&d)?)))
+            .filter(|(_, link)| link.usable())
+            .min_by_key(|(d, link)| (!link.local, *d))
+            .map(|(d, _)| d);
+        let barrier = group.next_seq;
+        let Some(member) = group.members.get_mut(&disk) else { return false };
+        let (Some(source), Sync::Stale { stale_seq, .. }) = (source, member.sync) else { return false };
+        member.resync = Some(Resync::new(now, stale_seq, source, barrier));
+        true
+    }
+
+    fn move_resync(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) {
+        let Some(resync) = self.resync_mut(index, disk) else { return };
+        let (stage, since, source) = (resync.stage, resync.since, resync.source);
+        match stage {
+            Stage::Barrier(barrier) => {
+                // Only writes that went out after the resync began go to the component by themselves.
+                let writes = self.groups.get(&index).map(|g| &g.writes);
+                let older = writes.and_then(|w| w.first_key_value()).is_some_and(|(seq, _)| *seq < barrier);
+                if !older {
+                    let Some(resync) = self.resync_mut(index, disk) else { return };
+                    resync.stage = Stage::ListSource;
+                    self.list(now, index, disk, source, since, 0);
+                }
+            }
+            Stage::ListSource | Stage::ListTarget | Stage::Join => {}
+            Stage::Copying => self.copy_more(now, index, disk),
+        }
+    }
+
+    fn list(
+        &mut self,
+        now: Instant,
+        chunk: ChunkIndex,
+        disk: DiskId,
+        at: DiskId,
+        since: Seq,
+        from_block: u32,
+    ) {
+        let request = Request::List { chunk: self.chunk_id(chunk), epoch: self.epoch, since, from_block };
+        self.ask(now, at, Purpose::List { chunk, disk }, request, Bytes::new());
+    }
+
+    pub(super) fn list_answered(
+        &mut self,
+        now: Now,
+        index: ChunkIndex,
+        disk: DiskId,
+        from: DiskId,
+        reply: Result<Reply, Refusal>,
+    ) {
+        let keep_divergent = self.bugs.has(Bug::ResyncKeepsDivergent);
+        let Some(resync) = self.resync_mut(index, disk) else { return };
+        let Ok(Reply::List { runs, next_block }) = reply else {
+            return self.abort_resync(now.mono, index, disk);
+        };
+        if from != disk || !keep_divergent {
+            resync.mark(&runs);
+        }
+        let since = resync.since;
+        if let Some(next) = next_block.filter(|next| runs.last().is_some_and(|run| *next >= run.range.end()))
+        {
+            return self.list(now.mono, index, disk, from, since, next);
+        }
+        if resync.stage == Stage::ListSource {
+            resync.stage = Stage::ListTarget;
+            return self.list(now.mono, index, disk, disk, since, 0);
+        }
+        resync.stage = Stage::Copying;
+        self.copy_more(now.mono, index, disk);
+    }
+
+    fn copy_more(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) {
+        loop {
+            if self.copies.len() >= self.config.copies_max {
+                return;
+            }
+            let sources: Vec<DiskId> = match self.groups.get(&index) {
+                Some(group) => group.healthy().collect(),
+                None => return,
+            };
+            let Some(resync) = self.resync_mut(index, disk) else { return };
+            if resync.stage != Stage::Copying {
+                return;
+            }
+            if resync.dirty_blocks == 0 {
+                if resync.copies.is_empty() {
+                    resync.stage = Stage::Join;
+                    self.join_wanted.insert((index, disk));
+                }
+                return;
+            }
+            if self.budget.is_spent() {
+                return;
+            }
+            let Some(resync) = self.resync_mut(index, disk) else { return };
+            let Some(range) = resync.take_next() else { return };
+            self.budget.spend(range.bytes() + COPY_COST_BYTES);
+            let mut sources = sources;
+            sources.sort_by_key(|d| (self.links.get(d).is_some_and(|l| l.local), *d));
+            let id = self.start_copy(now, index, range, Why::Resync(disk), sources, BTreeSet::from([disk]));
+            if self.copies.contains_key(&id)
+                && let Some(resync) = self.resync_mut(index, disk)
+            {
+                resync.copies.insert(id);
+            }
+        }
+    }
+
+    pub(super) fn resync_copied(
+        &mut self,
+        now: Instant,
+        index: ChunkIndex,
+        disk: DiskId,
+        range: BlockRange,
+        good: bool,
+    ) {
+        let live: BTreeSet<CopyId> = self.copies.keys().copied().collect();
+        let Some(resync) = self.resync_mut(index, disk) else { return };
+        resync.copies.retain(|id| live.contains(id));
+        if !good {
+            return self.abort_resync(now, index, disk);
+        }
+        resync.copied = (resync.copied + range.count()).min(resync.total - resync.dirty_blocks);
+        self.copy_more(now, index, disk);
+    }
+
+    /// The component can't come back now; it stays stale, and nothing waits for it.
+    pub(super) fn abort_resync(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) {
+        let retry = now + self.config.retry_after * 5;
+        let Some(group) = self.groups.get_mut(&index) else { return };
+        let Some(member) = group.members.get_mut(&disk) else { return };
+        if member.resync.as_ref().is_some_and(Resync::is_joining) {
+            // It may be in sync already: only the directory can say, and can take it out again.
+            member.failing = true;
+            self.shrink_wanted.insert(index);
+            return;
+        }
+        if member.resync.take().is_none() {
+            return;
+        }
+        member.retry_at = retry;
+        self.join_wanted.remove(&(index, disk));
+        let copies: Vec<CopyId> = self
+            .copies
+            .iter()
+            .filter(|(_, c)| c.chunk == index && c.why == Why::Resync(disk))
+            .map(|(id, _)| *id)
+            .collect();
+        for copy in copies {
+            self.end_copy(now, copy, false);
+        }
+        self.cancel_asks(|a| {
+            matches!(a.purpose, Purpose::List { chunk, disk: d } if chunk == index && d == disk)
+                || (a.disk == disk && matches!(a.purpose, Purpose::Write { chunk, .. } if chunk == index))
+        });
+        let Some(group) = self.groups.get_mut(&index) else { return };
+        let seqs: Vec<Seq> = group.writes.keys().copied().collect();
+        for seq in seqs {
+            if let Some(write) = self.groups.get_mut(&index).and_then(|g| g.writes.get_mut(&seq)) {
+                write.pending.remove(&disk);
+            }
+            self.finish_write(now, index, seq);
+        }
+    }
+
+    fn resync_mut(&mut self, index: ChunkIndex, disk: DiskId) -> Option<&mut Resync> {
+        self.groups.get_mut(&index)?.members.get_mut(&disk)?.resync.as_mut()
+    }
+}

@@ -1,0 +1,370 @@
+//! The side of one disk: keeps the promise that was given when an object was sealed, and turns what owners ask into
+//! operations of the disk.
+//!
+//! For each object the disk is in one of these states:
+//!
+//! ```text
+//!   serving epoch e ──Seal(e' ≥ e)──▶ closing ──changes under way: 0──▶ promising ──SetEpoch durable──▶ summarising
+//!        ▲                             (every request refused)                                            │
+//!        └─────────────────────────────── Sealed answered, serving epoch e' ◀────────────────────────────┘
+//! ```
+//!
+//! Invariants (DESIGN.md, Storage, rule 2):
+//! - from the moment a seal arrives, nothing of a lower epoch is accepted, reads included;
+//! - `Sealed` is answered only after the promise is on stable storage and after every change that was accepted before has
+//!   ended, so what the summary says is all there will ever be of earlier epochs;
+//! - a request of an epoch that was not sealed here is refused, so an owner can't skip the seal.
+//!
+//! Polling: call [`Replica::poll`] until it returns `None` after each input.
+//!
+//! What it must not know: how a disk stores, who the owners are, whether an answer will arrive.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use ferro_protocol::ids::{ChunkId, DiskId, Epoch, ObjectId};
+use ferro_protocol::peer::{RUNS_MAX, Refusal, Reply, Request, RequestId};
+
+use crate::bugs::{Bug, Bugs};
+use crate::disk::{DiskError, DiskOp, DiskReply, Ticket};
+
+/// Names whoever asked: a connection of the daemon, or its own owners. Given out by the driver.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Asker(pub u64);
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Give this to the disk.
+    Disk(Ticket, DiskOp),
+    /// Answer a request.
+    Answer {
+        /// Who asked.
+        to: Asker,
+        /// Its name for the request.
+        id: RequestId,
+        /// The answer.
+        reply: Result<Reply, Refusal>,
+        /// The blocks that go with it.
+        payload: Bytes,
+    },
+}
+
+/// One disk's replica.
+#[derive(Debug)]
+pub struct Replica {
+    disk: DiskId,
+    bugs: Bugs,
+    objects: BTreeMap<ObjectId, Object>,
+    pending: BTreeMap<Ticket, Pending>,
+    next_ticket: u64,
+    dead: Option<String>,
+    condemned: BTreeSet<ChunkId>,
+    effects: VecDeque<Effect>,
+}
+
+#[derive(Debug, Default)]
+struct Object {
+    /// The epoch that requests must carry now.
+    serving: Epoch,
+    /// Changes that the disk has not answered.
+    changes: u32,
+    /// Seals that wait, the highest epoch last; requests are refused while there are any.
+    closing: Option<Closing>,
+}
+
+#[derive(Debug)]
+struct Closing {
+    epoch: Epoch,
+    askers: Vec<(Asker, RequestId, Epoch)>,
+    promised: bool,
+}
+
+#[derive(Debug)]
+enum Pending {
+    Request { to: Asker, id: RequestId, object: ObjectId, change: bool },
+    Promise { object: ObjectId, epoch: Epoch },
+    Summary { object: ObjectId, epoch: Epoch },
+    Removal { chunk: ChunkId },
+}
+
+/// The most seals of one object that may wait at once; there is one a host.
+const SEALS_MAX: usize = 64;
+
+impl Replica {
+    /// A replica over a disk that was opened with these promises on it.
+    pub fn new(disk: DiskId, sealed: impl IntoIterator<Item = (ObjectId, Epoch)>, bugs: Bugs) -> Self {
+        let objects =
+            sealed.into_iter().map(|(id, serving)| (id, Object { serving, ..Object::default() })).collect();
+        Self {
+            disk,
+            bugs,
+            objects,
+            pending: BTreeMap::new(),
+            next_ticket: 0,
+            dead: None,
+            condemned: BTreeSet::new(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// The disk.
+    pub fn disk(&self) -> DiskId {
+        self.disk
+    }
+
+    /// Why the disk is dead, if it is.
+    pub fn dead(&self) -> Option<&str> {
+        self.dead.as_deref()
+    }
+
+    /// What an owner asks. The payload's length was checked against the request ([`Request::payload_bytes`]).
+    pub fn handle_request(&mut self, from: Asker, id: RequestId, request: Request, payload: Bytes) {
+        if let Some(reason) = &self.dead {
+            let reason = reason.clone();
+            return self.refuse(from, id, Refusal::Dead(reason));
+        }
+        match request.payload_bytes() {
+            Ok(bytes) if bytes == payload.len() => {}
+            Ok(bytes) => {
+                let what = format!("{} bytes of payload where {bytes} belong", payload.len());
+                return self.refuse(from, id, Refusal::Malformed(what));
+            }
+            Err(refusal) => return self.refuse(from, id, refusal),
+        }
+        match request {
+            Request::Seal { object, epoch } => self.seal(from, id, object, epoch),
+            Request::Write { chunk, range, version, watermark } => {
+                let op = DiskOp::Write { chunk, range, version, watermark, data: payload };
+                self.forward(from, id, chunk, version.epoch, true, op);
+            }
+            Request::Zero { chunk, range, version, watermark } => {
+                let op = DiskOp::Zero { chunk, range, version, watermark };
+                self.forward(from, id, chunk, version.epoch, true, op);
+            }
+            Request::Install { chunk, epoch, runs } => {
+                self.forward(from, id, chunk, epoch, true, DiskOp::Install { chunk, runs, data: payload });
+            }
+            Request::Read { chunk, epoch, range } => {
+                self.forward(from, id, chunk, epoch, false, DiskOp::Read { chunk, range });
+            }
+            Request::Fetch { chunk, epoch, range } => {
+                self.forward(from, id, chunk, epoch, false, DiskOp::Fetch { chunk, range });
+            }
+            Request::List { chunk, epoch, since, from_block } => {
+                let op = DiskOp::List { chunk, since, from_block, runs_max: RUNS_MAX };
+                self.forward(from, id, chunk, epoch, false, op);
+            }
+        }
+    }
+
+    /// What the disk answers.
+    pub fn handle_disk(&mut self, ticket: Ticket, result: Result<DiskReply, DiskError>) {
+        if let Err(DiskError::Dead(reason)) = &result
+            && self.dead.is_none()
+        {
+            self.dead = Some(reason.clone());
+        }
+        let Some(pending) = self.pending.remove(&ticket) else { return };
+        match pending {
+            Pending::Request { to, id, object, change } => {
+                self.answer(to, id, result);
+                if change {
+                    self.change_ended(object);
+                }
+            }
+            Pending::Promise { object, epoch } => self.promised(object, epoch, result),
+            Pending::Summary { object, epoch } => self.summarised(object, epoch, result),
+            Pending::Removal { chunk } => {
+                self.condemned.remove(&chunk);
+                self.change_ended(chunk.object);
+            }
+        }
+    }
+
+    /// From now on everything about this chunk is refused, until [`Self::remove_condemned`] or [`Self::pardon`]: its
+    /// component may be a leftover that the directory no longer knows. The driver looks the directory up *after* this
+    /// call, so nothing can be placed here anew and written in between.
+    pub fn condemn(&mut self, chunk: ChunkId) {
+        self.condemned.insert(chunk);
+    }
+
+    /// The directory still knows the condemned component.
+    pub fn pardon(&mut self, chunk: ChunkId) {
+        self.condemned.remove(&chunk);
+    }
+
+    /// The directory does not know the condemned component: its data goes. Requests are accepted again when it is gone.
+    pub fn remove_condemned(&mut self, chunk: ChunkId) {
+        if self.dead.is_some() || !self.condemned.contains(&chunk) {
+            return;
+        }
+        self.objects.entry(chunk.object).or_default().changes += 1;
+        let ticket = self.ticket(Pending::Removal { chunk });
+        self.effects.push_back(Effect::Disk(
+            ticket,
+            DiskOp::Remove { object: chunk.object, chunk: Some(chunk.index) },
+        ));
+    }
+
+    /// The chunks that are condemned now.
+    pub fn condemned(&self) -> impl Iterator<Item = ChunkId> {
+        self.condemned.iter().copied()
+    }
+
+    /// Forgets who asked: the connection is gone, answers to it go nowhere.
+    pub fn forget_asker(&mut self, asker: Asker) {
+        for object in self.objects.values_mut() {
+            if let Some(closing) = &mut object.closing {
+                closing.askers.retain(|(to, ..)| *to != asker);
+            }
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    fn seal(&mut self, from: Asker, id: RequestId, object: ObjectId, epoch: Epoch) {
+        let entry = self.objects.entry(object).or_default();
+        let latest = entry.closing.as_ref().map_or(entry.serving, |closing| closing.epoch.max(entry.serving));
+        if epoch < latest {
+            return self.refuse(from, id, Refusal::Fenced { sealed: latest });
+        }
+        let closing =
+            entry.closing.get_or_insert_with(|| Closing { epoch, askers: Vec::new(), promised: false });
+        if epoch > closing.epoch {
+            closing.epoch = epoch;
+            closing.promised = false;
+        }
+        if closing.askers.len() >= SEALS_MAX {
+            return self.refuse(from, id, Refusal::Malformed("too many seals at once".to_owned()));
+        }
+        closing.askers.push((from, id, epoch));
+        self.promise_if_quiet(object);
+    }
+
+    fn forward(
+        &mut self,
+        from: Asker,
+        id: RequestId,
+        chunk: ChunkId,
+        epoch: Epoch,
+        change: bool,
+        op: DiskOp,
+    ) {
+        let entry = self.objects.entry(chunk.object).or_default();
+        let latest = entry.closing.as_ref().map_or(entry.serving, |closing| closing.epoch.max(entry.serving));
+        if epoch < latest && !self.bugs.has(Bug::NoSeal) {
+            return self.refuse(from, id, Refusal::Fenced { sealed: latest });
+        }
+        if (epoch > entry.serving || entry.closing.is_some()) && !self.bugs.has(Bug::NoSeal) {
+            let sealed = entry.serving;
+            return self.refuse(from, id, Refusal::Unsealed { sealed });
+        }
+        if self.condemned.contains(&chunk) {
+            return self.refuse(from, id, Refusal::Unsealed { sealed: Epoch(0) });
+        }
+        if change {
+            entry.changes += 1;
+        }
+        let ticket = self.ticket(Pending::Request { to: from, id, object: chunk.object, change });
+        self.effects.push_back(Effect::Disk(ticket, op));
+    }
+
+    fn change_ended(&mut self, object: ObjectId) {
+        let entry = self.objects.entry(object).or_default();
+        entry.changes = entry.changes.saturating_sub(1);
+        self.promise_if_quiet(object);
+    }
+
+    /// Once no change is under way, the promise is written down.
+    fn promise_if_quiet(&mut self, object: ObjectId) {
+        let Some(entry) = self.objects.get_mut(&object) else { return };
+        let Some(closing) = &mut entry.closing else { return };
+        if closing.promised || entry.changes > 0 {
+            return;
+        }
+        closing.promised = true;
+        let epoch = closing.epoch;
+        if self.bugs.has(Bug::SealInMemory) {
+            return self.promised(object, epoch, Ok(DiskReply::Done));
+        }
+        let ticket = self.ticket(Pending::Promise { object, epoch });
+        self.effects.push_back(Effect::Disk(ticket, DiskOp::SetEpoch { object, epoch }));
+    }
+
+    fn promised(&mut self, object: ObjectId, epoch: Epoch, result: Result<DiskReply, DiskError>) {
+        let Some(entry) = self.objects.get_mut(&object) else { return };
+        let Some(closing) = &entry.closing else { return };
+        if closing.epoch != epoch {
+            // A higher seal came meanwhile: its own promise follows.
+            return self.promise_if_quiet(object);
+        }
+        match result {
+            Ok(_) => {
+                entry.serving = epoch;
+                let ticket = self.ticket(Pending::Summary { object, epoch });
+                self.effects.push_back(Effect::Disk(ticket, DiskOp::Summarise { object }));
+            }
+            Err(error) => self.end_closing(object, &Err(refusal(error))),
+        }
+    }
+
+    fn summarised(&mut self, object: ObjectId, epoch: Epoch, result: Result<DiskReply, DiskError>) {
+        let current = self.objects.get(&object).and_then(|o| o.closing.as_ref()).map(|c| c.epoch);
+        if current != Some(epoch) {
+            return;
+        }
+        let reply = match result {
+            Ok(DiskReply::Summary(chunks)) => Ok(Reply::Sealed { chunks }),
+            Ok(_) => Err(Refusal::Dead("the store gave an answer of the wrong kind".to_owned())),
+            Err(error) => Err(refusal(error)),
+        };
+        self.end_closing(object, &reply);
+    }
+
+    fn end_closing(&mut self, object: ObjectId, reply: &Result<Reply, Refusal>) {
+        let Some(closing) = self.objects.get_mut(&object).and_then(|o| o.closing.take()) else { return };
+        for (to, id, epoch) in closing.askers {
+            if epoch < closing.epoch {
+                self.refuse(to, id, Refusal::Fenced { sealed: closing.epoch });
+            } else {
+                let (reply, payload) = (reply.clone(), Bytes::new());
+                self.effects.push_back(Effect::Answer { to, id, reply, payload });
+            }
+        }
+    }
+
+    fn answer(&mut self, to: Asker, id: RequestId, result: Result<DiskReply, DiskError>) {
+        let (reply, payload) = match result {
+            Ok(DiskReply::Done) => (Ok(Reply::Done), Bytes::new()),
+            Ok(DiskReply::Data(data)) => (Ok(Reply::Data), data),
+            Ok(DiskReply::Runs(runs, data)) => (Ok(Reply::Runs(runs)), data),
+            Ok(DiskReply::List(runs, next_block)) => (Ok(Reply::List { runs, next_block }), Bytes::new()),
+            Ok(DiskReply::Summary(chunks)) => (Ok(Reply::Sealed { chunks }), Bytes::new()),
+            Err(error) => (Err(refusal(error)), Bytes::new()),
+        };
+        self.effects.push_back(Effect::Answer { to, id, reply, payload });
+    }
+
+    fn refuse(&mut self, to: Asker, id: RequestId, refusal: Refusal) {
+        self.effects.push_back(Effect::Answer { to, id, reply: Err(refusal), payload: Bytes::new() });
+    }
+
+    fn ticket(&mut self, pending: Pending) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.pending.insert(ticket, pending);
+        ticket
+    }
+}
+
+fn refusal(error: DiskError) -> Refusal {
+    match error {
+        DiskError::BadBlocks(bad) => Refusal::BadBlocks { bad },
+        DiskError::Full => Refusal::Full,
+        DiskError::Dead(reason) => Refusal::Dead(reason),
+    }
+}
