@@ -39,6 +39,15 @@ pub mod token;
 mod frame;
 mod socket;
 
+/// What the fuzzer feeds that is otherwise private. Not for use.
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Reads both messages of the join exchange.
+    pub fn join_messages(bytes: &[u8]) {
+        crate::join::read_messages(bytes);
+    }
+}
+
 use std::future::Future;
 use std::pin::Pin;
 

@@ -270,3 +270,50 @@ async fn a_certificate_is_renewed_over_the_control_connection() {
     let error = peer.call(renew::SERVICE, &[9], PATIENCE).await.unwrap_err();
     assert_eq!(error, CallError::Fault(host(1), Fault::BadRequest));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_keeps_its_own_certificate_fresh() {
+    let cluster = Cluster::new(cluster(1));
+    let identity = cluster.handle(host(1));
+    let first = identity.current().validity();
+    let keeping = renew::keep_renewed(cluster.dir(host(1)), identity.clone(), HOST_CERT_LIFETIME);
+    let keeping = tokio::spawn(keeping);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(identity.current().validity(), first, "it was not due yet");
+    cluster.clock.set(first.renewal_due().as_secs());
+    let renewed = async {
+        while identity.current().validity() == first {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    // On the clock of the test, which jumps.
+    tokio::time::timeout(Duration::from_secs(600), renewed).await.expect("it was not renewed");
+    assert!(!identity.current().validity().is_renewal_due(first.renewal_due()));
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn a_peer_that_lets_nobody_stay_is_not_hammered() {
+    let cluster = Cluster::new(cluster(1));
+    let mut endpoint = cluster.endpoint(host(1)).await;
+    let peer = ControlPeer::new(host(1), vec![endpoint.local_addr()], cluster.handle(host(2)));
+    let met = Arc::new(AtomicUsize::new(0));
+    let counted = met.clone();
+    let closing = tokio::spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            drop(incoming);
+        }
+    });
+    let end = tokio::time::Instant::now() + Duration::from_millis(500);
+    let mut calls = 0;
+    while tokio::time::Instant::now() < end {
+        assert!(peer.call(ECHO, b"", PATIENCE).await.is_err());
+        calls += 1;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    closing.abort();
+    // Pauses of 50, 100, 200 ms and more: at most a handful of attempts, however many calls there were.
+    let met = met.load(Ordering::SeqCst);
+    assert!((1..=5).contains(&met), "{met} connections for {calls} calls");
+}

@@ -55,7 +55,7 @@ async fn another_host_of_the_cluster_is_not_taken_for_the_expected_one() {
 
 #[tokio::test]
 async fn hosts_of_two_clusters_refuse_each_other() {
-    let (log, _guard) = Log::capture();
+    let log = Log::capture();
     let (ours, theirs) = (Cluster::new(cluster(1)), Cluster::new(cluster(2)));
     let server = ours.endpoint(host(1)).await;
     let client = theirs.handle(host(2));
@@ -126,7 +126,7 @@ fn alert_in(error: &std::io::Error) -> Option<AlertDescription> {
 
 #[tokio::test]
 async fn a_certificate_of_another_cluster_is_refused_and_logged() {
-    let (log, _guard) = Log::capture();
+    let log = Log::capture();
     let (ours, theirs) = (Cluster::new(cluster(1)), Cluster::new(cluster(2)));
     let server = ours.endpoint(host(1)).await;
     let stranger = Stranger::new(&ours, Some((&theirs, host(2))), &["ferro-control/1"]);
@@ -138,7 +138,7 @@ async fn a_certificate_of_another_cluster_is_refused_and_logged() {
 #[tokio::test]
 async fn no_certificate_means_no_control_and_no_data() {
     for channel in ["ferro-control/1", "ferro-data/1"] {
-        let (log, _guard) = Log::capture();
+        let log = Log::capture();
         let ours = Cluster::new(cluster(1));
         let server = ours.endpoint(host(1)).await;
         let error = Stranger::new(&ours, None, &[channel]).refused_by(&server).await;
@@ -153,7 +153,7 @@ async fn no_certificate_means_no_control_and_no_data() {
 async fn a_channel_must_be_named_and_known() {
     let ours = Cluster::new(cluster(1));
     for (i, alpn) in [&[][..], &["ferro-join/1", "ferro-control/1"], &["h2"]].into_iter().enumerate() {
-        let (log, _guard) = Log::capture();
+        let log = Log::capture();
         let server = Endpoint::bind(loopback(), ours.handle(host(10 + i as u8))).await.unwrap();
         let _error = Stranger::new(&ours, None, alpn).refused_by(&server).await;
         log.wait_for("refused a connection").await;
@@ -162,7 +162,7 @@ async fn a_channel_must_be_named_and_known() {
 
 #[tokio::test]
 async fn a_plaintext_peer_is_refused_and_logged_once() {
-    let (log, _guard) = Log::capture();
+    let log = Log::capture();
     let mut server = Cluster::new(cluster(1)).endpoint(host(1)).await;
     for _ in 0..3 {
         let mut tcp = TcpStream::connect(server.local_addr()).await.unwrap();
@@ -180,7 +180,7 @@ async fn a_plaintext_peer_is_refused_and_logged_once() {
 
 #[tokio::test]
 async fn who_says_nothing_is_sent_away_and_does_not_block_the_others() {
-    let (log, _guard) = Log::capture();
+    let log = Log::capture();
     let ours = Cluster::new(cluster(1));
     let limits = Limits {
         handshakes: 4,
@@ -206,7 +206,7 @@ async fn who_says_nothing_is_sent_away_and_does_not_block_the_others() {
 
 #[tokio::test]
 async fn an_expired_certificate_is_refused_by_either_side() {
-    let (log, _guard) = Log::capture();
+    let log = Log::capture();
     let cluster = Cluster::new(cluster(1));
     let late = START + HOST_CERT_LIFETIME.as_secs() + 1;
     let (server_clock, client_clock) = (TestClock::new(), TestClock::new());

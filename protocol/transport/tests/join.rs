@@ -175,7 +175,7 @@ async fn a_token_makes_a_member_that_can_admit_others() {
 
 #[tokio::test]
 async fn a_used_token_is_refused() {
-    let (log, _guard) = Log::capture();
+    let log = Log::capture();
     let member = Member::start().await;
     let temp = tempfile::tempdir().unwrap();
     let token = member.token();
@@ -206,7 +206,7 @@ async fn of_many_who_hold_one_token_one_gets_in() {
 
 #[tokio::test]
 async fn an_expired_token_is_refused_by_both_sides() {
-    let (log, _guard) = Log::capture();
+    let log = Log::capture();
     let member = Member::start().await;
     let temp = tempfile::tempdir().unwrap();
     let dir = IdentityDir::new(temp.path().join("2"));
@@ -223,7 +223,7 @@ async fn an_expired_token_is_refused_by_both_sides() {
 
 #[tokio::test]
 async fn a_forged_token_is_refused_and_does_not_spend_the_real_one() {
-    let (log, _guard) = Log::capture();
+    let log = Log::capture();
     let member = Member::start().await;
     let temp = tempfile::tempdir().unwrap();
     let dir = IdentityDir::new(temp.path().join("2"));
@@ -285,8 +285,8 @@ async fn a_bad_name_or_an_existing_identity_costs_no_token() {
     let token = member.token();
     let unnamed = NewHost { name: "two words".to_owned(), ..newcomer(2) };
     assert_eq!(refusal(try_join(&token, &unnamed, &dir).await), Refusal::BadName);
-    let taken = member.cluster.dir(host(1));
-    let error = try_join(&token, &newcomer(2), &taken).await.unwrap_err();
+    let occupied = member.cluster.dir(host(1));
+    let error = try_join(&token, &newcomer(2), &occupied).await.unwrap_err();
     assert!(matches!(error, JoinError::Identity(IdentityError::AlreadyAMember(_))), "{error}");
     try_join(&token, &newcomer(2), &dir).await.unwrap();
 }

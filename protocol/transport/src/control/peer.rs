@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Connecting is a task of its own: a caller with little patience (a Raft heartbeat) gives up waiting without breaking
-//! off the handshake. Between attempts there is a pause that doubles from 50 ms to 2 s; calls fail at once meanwhile.
+//! off the handshake. Between attempts there is a pause that doubles from 50 ms to 2 s; calls fail at once meanwhile. A
+//! connection that breaks within 2 s counts as a failed attempt: a peer that lets nobody stay is not hammered.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,7 +51,16 @@ struct State {
 enum Link {
     Idle { retry_at: Option<Instant>, reason: Arc<str> },
     Connecting(watch::Receiver<()>),
-    Up(ControlClient),
+    Up { client: ControlClient, since: Instant },
+}
+
+impl State {
+    /// No attempt before the pause is over; the next pause is longer.
+    fn failed(&mut self, reason: Arc<str>) {
+        let retry_at = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        self.link = Link::Idle { retry_at, reason };
+    }
 }
 
 impl ControlPeer {
@@ -80,7 +90,7 @@ impl ControlPeer {
 
     /// Whether there is a connection now.
     pub fn is_up(&self) -> bool {
-        matches!(&self.shared.state().link, Link::Up(client) if !client.is_closed())
+        matches!(&self.shared.state().link, Link::Up { client, .. } if !client.is_closed())
     }
 
     /// Asks and waits for the reply, at most `within`, connecting included. Can be dropped at any time.
@@ -106,7 +116,7 @@ impl ControlPeer {
         // The sender sends nothing; it is dropped when the attempt is over.
         let _over = done.changed().await;
         match &self.shared.state().link {
-            Link::Up(client) => Ok(client.clone()),
+            Link::Up { client, .. } => Ok(client.clone()),
             Link::Idle { reason, .. } => Err(self.shared.unreachable(reason)),
             Link::Connecting(_) => Err(CallError::Disconnected(self.shared.host)),
         }
@@ -131,12 +141,19 @@ impl Shared {
     fn begin(self: &Arc<Self>) -> Result<Begun, CallError> {
         let mut state = self.state();
         match &state.link {
-            Link::Up(client) if !client.is_closed() => return Ok(Begun::Up(client.clone())),
+            Link::Up { client, .. } if !client.is_closed() => return Ok(Begun::Up(client.clone())),
             Link::Connecting(done) => return Ok(Begun::Connecting(done.clone())),
             Link::Idle { retry_at: Some(at), reason } if Instant::now() < *at => {
                 return Err(self.unreachable(reason));
             }
-            Link::Up(_) | Link::Idle { .. } => {}
+            Link::Up { since, .. } if since.elapsed() < PAUSE_MAX => {
+                let reason: Arc<str> = "it closed the connection soon after it was made".into();
+                let error = self.unreachable(&reason);
+                state.failed(reason);
+                return Err(error);
+            }
+            Link::Up { .. } => state.pause = PAUSE_MIN,
+            Link::Idle { .. } => {}
         }
         let (over, done) = watch::channel(());
         state.link = Link::Connecting(done.clone());
@@ -167,15 +184,10 @@ impl Shared {
     fn finish(&self, result: Result<ControlClient, Arc<str>>) {
         let mut state = self.state();
         match result {
-            Ok(client) => {
-                state.pause = PAUSE_MIN;
-                state.link = Link::Up(client);
-            }
+            Ok(client) => state.link = Link::Up { client, since: Instant::now() },
             Err(reason) => {
                 tracing::debug!(host = %self.host, %reason, "cannot connect");
-                let retry_at = Some(Instant::now() + state.pause);
-                state.pause = (state.pause * 2).min(PAUSE_MAX);
-                state.link = Link::Idle { retry_at, reason };
+                state.failed(reason);
             }
         }
     }

@@ -233,14 +233,10 @@ impl IdentityDir {
         let cert_path = self.cert_path();
         let beside = files::beside(&cert_path);
         let Some(key) = self.read_key()? else { return Ok(()) };
-        if !self.fits(&cert_path, &key)? && self.fits(&beside, &key)? {
+        if !fits(&cert_path, &key)? && fits(&beside, &key)? {
             files::rename(&beside, &cert_path)?;
         }
         Ok(())
-    }
-
-    fn fits(&self, path: &Path, key: &PrivateKeyDer<'static>) -> Result<bool, IdentityError> {
-        Ok(self.read_cert(path)?.is_some_and(|cert| certify(vec![cert], key.clone_key()).is_ok()))
     }
 
     /// The certificate that belongs to the key. A writer may be renaming under our eyes, hence the second look.
@@ -249,7 +245,7 @@ impl IdentityDir {
         let cert_path = self.cert_path();
         let mut seen = false;
         for _ in 0..LOOKS {
-            let in_place = self.read_cert(&cert_path)?;
+            let in_place = read_cert(&cert_path)?;
             let Some(key) = self.read_key()? else {
                 if in_place.is_none() {
                     return Err(IdentityError::NotAMember(cert_path));
@@ -257,7 +253,7 @@ impl IdentityDir {
                 let missing = io::Error::from(io::ErrorKind::NotFound);
                 return Err(files::io_error("open", &self.key_path())(missing));
             };
-            let beside = self.read_cert(&files::beside(&cert_path))?;
+            let beside = read_cert(&files::beside(&cert_path))?;
             for cert in [in_place, beside].into_iter().flatten() {
                 seen = true;
                 if certify(vec![cert.clone()], key.clone_key()).is_ok() {
@@ -280,17 +276,10 @@ impl IdentityDir {
         Ok(Some(PrivateKeyDer::Pkcs8(key)))
     }
 
-    fn read_cert(&self, path: &Path) -> Result<Option<CertificateDer<'static>>, IdentityError> {
-        let Some(pem) = files::read(path)? else { return Ok(None) };
-        let cert = CertificateDer::from_pem_slice(&pem)
-            .map_err(|_| IdentityError::NotPem(path.to_owned(), "certificate"))?;
-        Ok(Some(cert))
-    }
-
     fn read_ca(&self) -> Result<CertificateDer<'static>, IdentityError> {
         let path = self.ca_path();
         let missing = || files::io_error("open", &path)(io::ErrorKind::NotFound.into());
-        self.read_cert(&path)?.ok_or_else(missing)
+        read_cert(&path)?.ok_or_else(missing)
     }
 
     /// Everything that does not depend on the time of day.
@@ -360,4 +349,15 @@ fn verify_issued_by(
     let algorithms = crypto::provider().signature_verification_algorithms.all;
     let parsed = ParsedCertificate::try_from(cert)?;
     rustls::client::verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], at, algorithms)
+}
+
+fn read_cert(path: &Path) -> Result<Option<CertificateDer<'static>>, IdentityError> {
+    let Some(pem) = files::read(path)? else { return Ok(None) };
+    let cert = CertificateDer::from_pem_slice(&pem)
+        .map_err(|_| IdentityError::NotPem(path.to_owned(), "certificate"))?;
+    Ok(Some(cert))
+}
+
+fn fits(path: &Path, key: &PrivateKeyDer<'static>) -> Result<bool, IdentityError> {
+    Ok(read_cert(path)?.is_some_and(|cert| certify(vec![cert], key.clone_key()).is_ok()))
 }

@@ -139,7 +139,7 @@ pub async fn join_by_clock(
     let mut last = None;
     for &addr in token.addresses() {
         let error = match ask(addr, token, &request, Arc::clone(&clock)).await {
-            Ok((welcome, ca_cert)) => return accept(addr, token, dir, key, welcome, ca_cert),
+            Ok((welcome, ca_cert)) => return accept(addr, token, dir, key, welcome, &ca_cert),
             Err(error) => error,
         };
         match &error {
@@ -195,11 +195,11 @@ fn accept(
     dir: &IdentityDir,
     key: HostKey,
     welcome: Welcome,
-    pinned: CertificateDer<'static>,
+    pinned: &CertificateDer<'_>,
 ) -> Result<Admitted, JoinError> {
     let bad = |what| JoinError::BadAnswer { addr, what };
     let ca_cert = CertificateDer::from(welcome.ca_cert);
-    if CaFingerprint::of(&ca_cert) != token.ca() || ca_cert != pinned {
+    if CaFingerprint::of(&ca_cert) != token.ca() || ca_cert != *pinned {
         return Err(bad("the CA is not the token's"));
     }
     let ca = ClusterCa::from_parts(ca_cert, &welcome.ca_key)?;

@@ -29,6 +29,13 @@ pub use client::{Admitted, JoinError, NewHost, join, join_by_clock};
 pub use server::{Admission, JoinFailure, Registrar};
 pub use wire::{NAME_BYTES_MAX, Refusal};
 
+/// For the fuzzer: both messages, as far as they can be read.
+pub(crate) fn read_messages(bytes: &[u8]) {
+    // Only that it returns is of interest.
+    let _request = wire::read::<wire::JoinRequest>(bytes);
+    let _response = wire::read::<wire::JoinResponse>(bytes);
+}
+
 /// How long each side waits for the other's message. Admission goes through the directory's quorum.
 pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 

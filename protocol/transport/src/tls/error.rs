@@ -136,6 +136,7 @@ pub(super) fn describe(error: &io::Error) -> String {
             format!("it refused this host's certificate ({alert:?})")
         }
         Some(other) => other.to_string(),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "it hung up during the handshake".to_owned(),
         None => error.to_string(),
     }
 }

@@ -48,7 +48,7 @@ where
     stream.flush().await?;
     let mut theirs = [0; 8];
     stream.read_exact(&mut theirs).await?;
-    check(&theirs, channel)
+    check(theirs, channel)
 }
 
 fn bytes(channel: Channel) -> [u8; 8] {
@@ -59,14 +59,14 @@ fn bytes(channel: Channel) -> [u8; 8] {
     bytes
 }
 
-fn check(theirs: &[u8; 8], channel: Channel) -> Result<(), PreambleError> {
+fn check(theirs: [u8; 8], channel: Channel) -> Result<(), PreambleError> {
     if theirs[2..] != MAGIC {
         return Err(PreambleError::Foreign);
     }
     if theirs[0] != VERSION {
         return Err(PreambleError::Version { theirs: theirs[0] });
     }
-    if *theirs != bytes(channel) {
+    if theirs != bytes(channel) {
         return Err(PreambleError::Foreign);
     }
     Ok(())
@@ -92,9 +92,9 @@ mod tests {
 
     #[test]
     fn another_channel_or_another_protocol_is_foreign() {
-        assert!(check(b"\x01\x02FERRO\0", Channel::Data).is_ok());
-        assert!(matches!(check(b"\x01\x02FERRO\0", Channel::Control), Err(PreambleError::Foreign)));
-        assert!(matches!(check(b"GET / HT", Channel::Control), Err(PreambleError::Foreign)));
-        assert!(matches!(check(b"\x01\x02FERRO\x01", Channel::Data), Err(PreambleError::Foreign)));
+        assert!(check(*b"\x01\x02FERRO\0", Channel::Data).is_ok());
+        assert!(matches!(check(*b"\x01\x02FERRO\0", Channel::Control), Err(PreambleError::Foreign)));
+        assert!(matches!(check(*b"GET / HT", Channel::Control), Err(PreambleError::Foreign)));
+        assert!(matches!(check(*b"\x01\x02FERRO\x01", Channel::Data), Err(PreambleError::Foreign)));
     }
 }

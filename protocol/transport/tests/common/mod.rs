@@ -1,10 +1,11 @@
 //! What the tests share: a clock that is set by hand, clusters made on the spot, and the log.
 #![allow(dead_code, unreachable_pub, missing_docs)] // Each test file uses a part of it.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use ferro_protocol::ids::{ClusterId, HostId};
@@ -96,17 +97,25 @@ pub async fn accept(endpoint: &mut Endpoint) -> Incoming {
     tokio::time::timeout(PATIENCE, endpoint.accept()).await.expect("nobody came").unwrap()
 }
 
-/// What was logged on this thread since it was made.
+thread_local! {
+    static HERE: RefCell<Option<Log>> = const { RefCell::new(None) };
+}
+
+/// What was logged on this thread (where all tasks of a test run) since it was made.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    pub fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
+    pub fn capture() -> Self {
+        // One subscriber for all threads: one for each would race for the process-wide cache of what is enabled.
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            let writer = || HERE.with_borrow(|log| log.clone().unwrap_or_default());
+            tracing_subscriber::fmt().with_ansi(false).with_writer(writer).init();
+        });
         let log = Self::default();
-        let writer = log.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        (log, tracing::subscriber::set_default(subscriber))
+        HERE.set(Some(log.clone()));
+        log
     }
 
     pub fn text(&self) -> String {
