@@ -23,8 +23,11 @@ pub struct Notifier(Arc<OwnedFd>);
 impl Notifier {
     /// Makes a new one.
     pub fn new() -> std::io::Result<Self> {
-        let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(fd)))
+        Ok(Self(Arc::new(Self::eventfd()?)))
+    }
+
+    pub(crate) fn eventfd() -> std::io::Result<OwnedFd> {
+        Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
     }
 
     /// Takes a descriptor that a front end sent: it has to be an eventfd and is made non-blocking, so that neither a
@@ -122,10 +125,8 @@ impl ReplySlot {
         let _ = self.0.try_send(reply);
     }
 
-    #[cfg(test)]
-    pub(crate) fn pair() -> (Self, Receiver<Reply>) {
-        let (tx, rx) = sync_channel(1);
-        (Self(tx), rx)
+    pub(crate) fn new(tx: SyncSender<Reply>) -> Self {
+        Self(tx)
     }
 }
 

@@ -39,7 +39,11 @@ impl Sector {
     }
 }
 
-/// What a single request may ask for. A driver that keeps to the announced limits never exceeds `request_bytes_max`.
+/// What a single request may ask for.
+///
+/// `segments_max * segment_bytes_max` is more than `request_bytes_max`: small segments would hurt drivers that have large
+/// buffers. Drivers stay below by themselves (Linux builds requests of 1.25 to 4 MiB at most, unless its administrator
+/// raises `max_sectors_kb` beyond that); what is larger fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlkLimits {
     /// Most data segments of a request: with header and status it has to fit a ring of 128.
@@ -60,7 +64,7 @@ impl Default for BlkLimits {
     fn default() -> Self {
         Self {
             segments_max: 126,
-            segment_bytes_max: 32 << 10,
+            segment_bytes_max: 1 << 20,
             request_bytes_max: 4 << 20,
             // 1 GiB of ranges; the backing store works through them piece by piece.
             discard_sectors_max: 1 << 21,
@@ -108,8 +112,8 @@ impl BlkSettings {
 
     /// Feature bits of the device.
     ///
-    /// `SIZE_MAX` is offered so that `seg_max * size_max` stays below the largest request we take: without it Linux
-    /// builds segments of any size. `CONFIG_WCE` is not: acknowledged writes are stable, there is no cache to switch.
+    /// `SIZE_MAX` is offered because without it Linux builds segments of any size. `CONFIG_WCE` is not: acknowledged
+    /// writes are stable, there is no cache to switch.
     pub fn features(&self) -> u64 {
         let common = feature::SIZE_MAX
             | feature::SEG_MAX

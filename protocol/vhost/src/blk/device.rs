@@ -160,7 +160,20 @@ impl BlkDevice {
             return Err(CopyError::Mismatch);
         }
         let memory = self.rings.memory().ok_or(CopyError::Stale)?;
-        read_segments(memory.mem(), &placement.data, buffer).map_err(|_| CopyError::Unmapped)
+        read_segments(memory.mem(), &placement.data, 0, buffer).map_err(|_| CopyError::Unmapped)
+    }
+
+    /// Copies a part of a write's data out of guest memory, from `offset` bytes into the request on.
+    ///
+    /// The guest may change its buffer between two calls: fetch each byte once.
+    pub fn copy_out_at(&self, tag: RequestTag, offset: u32, buffer: &mut [u8]) -> Result<(), CopyError> {
+        let placement = self.placement(tag)?;
+        let end = offset as usize + buffer.len();
+        if placement.data_writable || end > placement.data_bytes as usize {
+            return Err(CopyError::Mismatch);
+        }
+        let memory = self.rings.memory().ok_or(CopyError::Stale)?;
+        read_segments(memory.mem(), &placement.data, offset as usize, buffer).map_err(|_| CopyError::Unmapped)
     }
 
     /// Copies a part of a read's data into guest memory, `offset` bytes into the request.

@@ -123,7 +123,7 @@ pub(crate) fn parse(
     }
     let header = split_front(&mut chain.readable, HEADER_BYTES).ok_or(RingFault::NoHeader)?;
     let mut bytes = [0u8; HEADER_BYTES as usize];
-    read_segments(mem, &header, &mut bytes).map_err(|_| RingFault::NoHeader)?;
+    read_segments(mem, &header, 0, &mut bytes).map_err(|_| RingFault::NoHeader)?;
     let field = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let kind = field(0);
     let sector = Sector(u64::from(field(8)) | u64::from(field(12)) << 32);
@@ -192,7 +192,7 @@ fn ranges(
         return Err(Status::IoErr);
     }
     let mut raw = vec![0u8; bytes as usize];
-    read_segments(mem, &placement.data, &mut raw).map_err(|_| Status::IoErr)?;
+    read_segments(mem, &placement.data, 0, &mut raw).map_err(|_| Status::IoErr)?;
     let sectors_max =
         if discard { settings.limits.discard_sectors_max } else { settings.limits.write_zeroes_sectors_max };
     let mut out = Vec::with_capacity(count as usize);
@@ -223,17 +223,28 @@ fn ranges(
     })
 }
 
-/// Copies from guest memory; `out` is filled by segments of together its length.
+/// Copies from guest memory, from `skip` bytes into the segments on. `out` is not longer than what follows.
 pub(crate) fn read_segments(
     mem: &GuestMemoryMmap,
     segments: &[Segment],
-    out: &mut [u8],
+    skip: usize,
+    mut out: &mut [u8],
 ) -> Result<(), vm_memory::GuestMemoryError> {
-    let mut at = 0;
+    let mut skip = skip;
     for segment in segments {
-        let end = (at + segment.len as usize).min(out.len());
-        mem.read_slice(&mut out[at..end], segment.addr)?;
-        at = end;
+        let len = segment.len as usize;
+        if skip >= len {
+            skip -= len;
+            continue;
+        }
+        if out.is_empty() {
+            break;
+        }
+        let (now, rest) = out.split_at_mut(out.len().min(len - skip));
+        // Checked when the chain was parsed: the segment does not wrap.
+        mem.read_slice(now, GuestAddress(segment.addr.0.saturating_add(skip as u64)))?;
+        out = rest;
+        skip = 0;
     }
     Ok(())
 }

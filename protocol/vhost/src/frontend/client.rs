@@ -123,6 +123,7 @@ struct ClientQueue {
     base: GuestAddress,
     kick: EventFd,
     call: EventFd,
+    err: EventFd,
     free_slots: Vec<u16>,
     /// Head to slot.
     heads: HashMap<u16, u16>,
@@ -153,6 +154,7 @@ impl BlkClient {
                 base: GuestAddress(base.0 + DriverRing::bytes(options.queue_size)),
                 kick: EventFd::new(EFD_NONBLOCK)?,
                 call: EventFd::new(EFD_NONBLOCK)?,
+                err: EventFd::new(EFD_NONBLOCK)?,
                 free_slots: (0..options.depth).rev().collect(),
                 heads: HashMap::new(),
             });
@@ -271,6 +273,7 @@ impl BlkClient {
         };
         self.frontend.set_vring_addr(index, &config)?;
         self.frontend.set_vring_call(index, &queue.call)?;
+        self.frontend.set_vring_err(index, &queue.err)?;
         self.frontend.set_vring_kick(index, &queue.kick)?;
         self.frontend.set_vring_enable(index, true)?;
         Ok(())
@@ -314,6 +317,43 @@ impl BlkClient {
     /// The eventfd that the back end signals.
     pub fn call_fd(&self, queue: u16) -> &EventFd {
         &self.queues[usize::from(queue)].call
+    }
+
+    /// Whether the back end has signalled an error on the queue since the last question.
+    pub fn take_error(&self, queue: u16) -> bool {
+        self.queues[usize::from(queue)].err.read().is_ok()
+    }
+
+    /// Addresses of a queue's descriptor table, available ring and used ring.
+    pub fn ring_addrs(&self, queue: u16) -> (GuestAddress, GuestAddress, GuestAddress) {
+        self.queues[usize::from(queue)].ring.addrs()
+    }
+
+    /// Empties all rings and forgets what was on them, as a guest's reset of its device does, and starts them again.
+    pub fn reset(&mut self) -> Result<(), FrontendError> {
+        for index in 0..self.queues.len() {
+            self.frontend.get_vring_base(index)?;
+        }
+        // A new device has nothing in flight.
+        self.inflight = None;
+        for queue in &mut self.queues {
+            let (base, _, _) = queue.ring.addrs();
+            queue.ring = DriverRing::new(
+                self.ram.mem().clone(),
+                base,
+                self.options.queue_size,
+                self.options.event_idx,
+            )?;
+            queue.free_slots = (0..self.options.depth).rev().collect();
+            queue.heads.clear();
+        }
+        if self.options.inflight {
+            self.share_inflight()?;
+        }
+        for index in 0..self.queues.len() {
+            self.start_queue(index)?;
+        }
+        Ok(())
     }
 
     fn slot_addrs(&self, ticket: Ticket) -> (GuestAddress, GuestAddress, GuestAddress) {

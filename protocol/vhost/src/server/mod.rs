@@ -27,7 +27,7 @@ use crate::error::SessionError;
 use crate::event::{Command, ControlLink, Link, Notifier};
 use crate::memory::SealPolicy;
 
-pub(crate) use session::Session;
+pub(crate) use session::{Session, handle_one};
 
 /// How to serve a socket.
 #[derive(Debug, Clone)]
@@ -286,7 +286,7 @@ impl Listening {
             if self.shared.config.changed.swap(false, Ordering::AcqRel) {
                 lock(session).config_changed();
             }
-            if ready.connection && !session::handle_one(peer, session, handler)? {
+            if ready.connection && !handle_one(peer, session, handler)? {
                 return Ok(());
             }
             if ready.listener && !ready.connection && self.accept().is_some() {
