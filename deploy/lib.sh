@@ -10,6 +10,9 @@ CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/ferrosphere
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
 # One profile for everything, so that tests, simulator, demo and black box link the same artefacts.
 BIN=$CARGO_TARGET_DIR/release
+# What cargo builds at once. Always the same set, because cargo unites the features of what it builds together and compiles
+# anew when they change; without the simulator, which turns on the deliberate bugs: no product ever holds their code.
+PRODUCT=(--release --locked --workspace --exclude ferro-sim)
 
 RUST_MIN=1.89
 CARGO_DENY_VERSION=0.20.2
@@ -82,8 +85,16 @@ install_packages() {
 
 # need_rust: cargo, new enough. It is not installed for the user: which toolchain they have is their choice.
 need_rust() {
-    # A root shell got by sudo often lacks the user's own path.
     command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
+    # Under sudo the toolchain is often that of the user who called it; it is only read.
+    if ! command -v cargo >/dev/null && [[ -n ${SUDO_USER:-} ]]; then
+        local home
+        home=$(getent passwd "$SUDO_USER" | cut -d: -f6)
+        if [[ -x $home/.cargo/bin/cargo ]]; then
+            PATH=$PATH:$home/.cargo/bin
+            export RUSTUP_HOME=${RUSTUP_HOME:-$home/.rustup}
+        fi
+    fi
     command -v cargo >/dev/null || die "Rust is not installed. Get it from https://rustup.rs:
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y && . \"\$HOME/.cargo/env\"
 then run this again. Rust $RUST_MIN or later is needed."
@@ -114,6 +125,8 @@ ensure_rocksdb() {
         work=$folder/build
         mkdir -p "$work/src"
         : >"$work/src/lib.rs"
+        # Cargo drops from it what is not needed here and keeps the other versions.
+        cp "$REPO/Cargo.lock" "$work/Cargo.lock"
         cat >"$work/Cargo.toml" <<TOML
 [package]
 name = "rocksdb-archive"
