@@ -249,7 +249,7 @@ impl<'a> Run<'a> {
         let now = Instant::now();
         let (measure_from, end, left) = match until {
             Until::Time(times) => (now + times.ramp, Some(now + times.ramp + times.measured), u64::MAX),
-            Until::OnePass => (now, None, VOLUME_BYTES / workload.block_bytes as u64),
+            Until::Requests(count) => (now, None, count),
         };
         let in_flight = vec![None; workload.depth];
         Ok(Self { client, workload, measure_from, end, left, next_block: 0, in_flight, latencies })

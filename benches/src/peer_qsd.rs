@@ -67,8 +67,9 @@ impl Qsd {
             &["--blockdev", &blockdev, "--export", &export],
             data.path().join("qsd.log"),
         )?;
-        // Not by connecting: it serves one client, and would take the probe for it.
-        daemon.wait_until("socket", START_TIMEOUT, stop, || socket.exists())?;
+        // Not by connecting: it serves one client, and would take the probe for it. Nor by the file, which is there
+        // before anyone listens.
+        daemon.wait_until("socket", START_TIMEOUT, stop, || is_listening(&socket))?;
         Ok(Self { daemon, socket, _run: run, _data: data })
     }
 
@@ -81,6 +82,15 @@ impl Qsd {
     pub fn watched(&self) -> Vec<Watched> {
         vec![self.daemon.watched()]
     }
+}
+
+/// Whether someone listens on a Unix socket: `__SO_ACCEPTCON` in the flags of its line in `/proc/net/unix`.
+fn is_listening(socket: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    table.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        fields.nth(3) == Some("00010000") && fields.nth(3).is_some_and(|path| Path::new(path) == socket)
+    })
 }
 
 fn preallocate(image: &Path) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use crate::peer_qsd::{Aio, Qsd};
 use crate::process::Stop;
 use crate::report::{Machine, Report};
 use crate::usage::Watched;
-use crate::workload::{FLUSHED_WRITES, PREFILL, Times, Until, WORKLOADS, Workload};
+use crate::workload::{FLUSHED_WRITES, PREFILL, PREFILL_REQUESTS, Times, Until, WORKLOADS, Workload};
 
 /// Which clients to run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -235,7 +235,7 @@ fn run_clients(
 
 fn prefill(socket: &Path, around: &Surroundings<'_>, who: &str) -> anyhow::Result<()> {
     let mut client = Client::attach(socket, ClientMode::Sleeping)?;
-    let figures = client.run(&PREFILL, Until::OnePass, around)?;
+    let figures = client.run(&PREFILL, Until::Requests(PREFILL_REQUESTS), around)?;
     eprintln!("{who}: {:<20} {:>9.0} MB/s", PREFILL.name, figures.mb_s);
     Ok(())
 }

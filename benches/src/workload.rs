@@ -27,8 +27,8 @@ pub enum Access {
 pub enum Until {
     /// After a ramp that is not measured and the time that is.
     Time(Times),
-    /// When the volume was gone through once; all of it is measured.
-    OnePass,
+    /// After so many requests; all are measured.
+    Requests(u64),
 }
 
 /// How long a workload runs.
@@ -86,6 +86,9 @@ const fn large_sequential(name: &'static str, read_percent: u8) -> Workload {
 
 /// Fills the volume, so that no later request meets unallocated space.
 pub const PREFILL: Workload = large_sequential("prefill", 0);
+
+/// How many of its requests fill the volume.
+pub const PREFILL_REQUESTS: u64 = VOLUME_BYTES / LARGE_BYTES as u64;
 
 /// The timed workloads, in the order of the peer's script.
 pub const WORKLOADS: [Workload; 7] = [

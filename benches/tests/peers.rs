@@ -17,7 +17,8 @@ use ferro_bench::process::{self, Daemon, Stop};
 use ferro_bench::workload::{FLUSHED_WRITES, Times, Until, WORKLOADS};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-const TIMES: Times = Times { ramp: Duration::from_millis(20), measured: Duration::from_millis(150) };
+/// A multiple of no depth, so that the end is uneven.
+const REQUESTS: u64 = 67;
 
 fn is_empty(directory: &Path) -> bool {
     fs::read_dir(directory).unwrap().next().is_none()
@@ -41,12 +42,18 @@ fn every_workload_runs_on_qemu_storage_daemon_with_both_clients() {
     for mode in [ClientMode::Sleeping, ClientMode::Polling] {
         let mut client = Client::attach(qsd.socket(), mode).unwrap();
         for workload in WORKLOADS.iter().chain([&FLUSHED_WRITES]) {
-            let figures = client.run(workload, Until::Time(TIMES), &around).unwrap();
+            let figures = client.run(workload, Until::Requests(REQUESTS), &around).unwrap();
             assert!(figures.iops > 0.0 && figures.p50_us > 0.0, "{} {mode:?}: {figures:?}", workload.name);
             assert!(figures.p99_us >= figures.p50_us, "{} {mode:?}: {figures:?}", workload.name);
             assert_eq!(figures.daemons.len(), 1);
         }
     }
+    let times = Times { ramp: Duration::from_millis(100), measured: Duration::from_secs(3) };
+    let started = Instant::now();
+    let mut client = Client::attach(qsd.socket(), ClientMode::Sleeping).unwrap();
+    client.run(&WORKLOADS[3], Until::Time(times), &around).unwrap();
+    assert!(started.elapsed() >= times.ramp + times.measured);
+    drop(client);
     let pid = Pid::from_raw(watched[0].pid.cast_signed()).unwrap();
     drop(qsd);
     assert!(test_kill_process(pid).is_err(), "qemu-storage-daemon is still there");
