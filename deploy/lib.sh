@@ -18,11 +18,11 @@ RUST_MIN=1.89
 CARGO_DENY_VERSION=0.20.2
 NEXTEST_VERSION=0.9.115
 
-# Debian package:a command or file that proves it is there. Only what something below or in the tests uses.
+# Debian package:the command that proves it is there, or package: alone to ask dpkg. Only what the scripts or the tests use.
 PACKAGES_NEEDED=(
-    build-essential:g++ ca-certificates:/etc/ssl/certs/ca-certificates.crt libclang-dev:/usr/share/doc/libclang-dev
-    pkg-config:pkg-config cpio:cpio e2fsprogs:mke2fs fdisk:sfdisk fio:fio iproute2:ip jq:jq mmdebstrap:mmdebstrap
-    procps:ps qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img socat:socat util-linux:setpriv
+    build-essential:g++ libclang-dev: pkg-config:pkg-config # RocksDB, its bindings, ring
+    qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img mmdebstrap:mmdebstrap cpio:cpio e2fsprogs:mke2fs fdisk:sfdisk # guests
+    hostname:hostname iproute2:ip jq:jq socat:socat util-linux:unshare # the laboratory
 )
 # What only deploy/test uses.
 PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze)
@@ -68,10 +68,10 @@ install_packages() {
     local entry package proof missing=()
     for entry in "$@"; do
         package=${entry%%:*} proof=${entry#*:}
-        if [[ $proof == /* ]]; then
-            [[ -e $proof ]] || missing+=("$package")
-        else
+        if [[ -n $proof ]]; then
             command -v "$proof" >/dev/null || missing+=("$package")
+        else
+            dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed$' || missing+=("$package")
         fi
     done
     ((${#missing[@]})) || return 0
