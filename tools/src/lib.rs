@@ -1,1 +1,11 @@
-//! ferro-tools (skeleton).
+//! The command-line tools. `vsanctl` is in [`vsanctl`]; the rest is what every tool needs: a client of a daemon's local
+//! API, errors with exit codes, tables, and questions at the terminal.
+//!
+//! What it must not know: anything of a daemon but its API.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod failure;
+pub mod terminal;
+pub mod text;
+pub mod vsanctl;

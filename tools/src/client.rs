@@ -1,0 +1,231 @@
+//! A client of a daemon's local API: HTTP/1.1 over a Unix socket.
+//!
+//! Connections are kept and used again, as many as there are requests at once. A request is never sent twice: one that
+//! fails half-way may have been carried out.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferro_protocol::api::{ApiError, ErrorClass};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::failure::{Exit, Failure, Result};
+
+/// The largest answer that is taken in: the chunks of an object page or the volumes of a large cluster.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// The most idle connections that are kept.
+const IDLE_MAX: usize = 16;
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// A client of one daemon.
+pub struct Client {
+    socket: PathBuf,
+    /// How to start the daemon: the unit's name.
+    unit: &'static str,
+    timeout: Option<Duration>,
+    idle: Mutex<Vec<Sender>>,
+}
+
+impl Client {
+    /// A client of the daemon at `socket`, which systemd calls `unit`. Requests that take longer than `timeout` are given up.
+    pub fn new(socket: &Path, unit: &'static str, timeout: Option<Duration>) -> Self {
+        Self { socket: socket.to_owned(), unit, timeout, idle: Mutex::new(Vec::new()) }
+    }
+
+    /// `GET path`, as JSON.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.json(Method::GET, path, None::<&()>).await
+    }
+
+    /// `POST path` with a body, as JSON.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.json(Method::POST, path, Some(body)).await
+    }
+
+    /// `DELETE path`, as JSON.
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.json(Method::DELETE, path, None::<&()>).await
+    }
+
+    /// A request whose answer has no body.
+    pub async fn empty(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<()> {
+        let body = body.map(|body| self.encode(body)).transpose()?;
+        self.bytes(method, path, body.map(|body| (body, "application/json"))).await.map(drop)
+    }
+
+    /// A request with any body. `None` if the answer says that there is none (204).
+    pub async fn bytes(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Bytes, &'static str)>,
+    ) -> Result<Option<Bytes>> {
+        let what = format!("{method} {path}");
+        let exchange = self.exchange(method, path, body);
+        let (status, answer) = match self.timeout {
+            None => exchange.await?,
+            Some(limit) => {
+                tokio::time::timeout(limit, exchange).await.map_err(|_| self.timed_out(&what, limit))??
+            }
+        };
+        if status == StatusCode::NO_CONTENT {
+            return Ok(None);
+        }
+        if status.is_success() {
+            return Ok(Some(answer));
+        }
+        Err(failure_of(status, &answer, &what))
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T> {
+        let what = format!("{method} {path}");
+        let body = body.map(|body| self.encode(body)).transpose()?;
+        let answer = self.bytes(method, path, body.map(|body| (body, "application/json"))).await?;
+        serde_json::from_slice(&answer.unwrap_or_default()).map_err(|error| {
+            Failure::new(
+                Exit::Failure,
+                "bad_answer",
+                format!("{what}: the daemon's answer can't be understood: {error}"),
+                "use the versions of the tool and the daemon that belong together",
+            )
+        })
+    }
+
+    fn encode(&self, body: &impl Serialize) -> Result<Bytes> {
+        serde_json::to_vec(body).map(Bytes::from).map_err(|error| {
+            let message = format!("a request for {} can't be written: {error}", self.socket.display());
+            Failure::new(Exit::Failure, "internal", message, "this is worth a bug report")
+        })
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Bytes, &'static str)>,
+    ) -> Result<(StatusCode, Bytes)> {
+        let mut sender = self.connection().await?;
+        let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
+        let mut content = Bytes::new();
+        if let Some((bytes, kind)) = body {
+            request = request.header(CONTENT_TYPE, kind);
+            content = bytes;
+        }
+        let request = request.body(Full::new(content)).map_err(|error| {
+            Failure::usage(format!("{path:?} can't be asked for: {error}"), "check the names that were given")
+        })?;
+        let answer = sender.send_request(request).await.map_err(|error| self.cut_off(&error))?;
+        let status = answer.status();
+        let collected = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let bytes = collected
+            .map_err(|error| {
+                let message =
+                    format!("the answer of the daemon at {} broke off: {error}", self.socket.display());
+                Failure::new(Exit::Failure, "bad_answer", message, self.look_at_log())
+            })?
+            .to_bytes();
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX {
+            idle.push(sender);
+        }
+        Ok((status, bytes))
+    }
+
+    async fn connection(&self) -> Result<Sender> {
+        loop {
+            let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(mut sender) = kept else { break };
+            if !sender.is_closed() && sender.ready().await.is_ok() {
+                return Ok(sender);
+            }
+        }
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.cut_off(&error))?;
+        // It ends with the sender; an error of its own shows at the request that it breaks.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        let unit = self.unit;
+        let next = match error.kind() {
+            io::ErrorKind::PermissionDenied => format!(
+                "run it as root or as a member of the socket's group (`ls -l {}`; `usermod -aG GROUP USER` and log in anew)",
+                self.socket.display()
+            ),
+            io::ErrorKind::InvalidInput => "give the path of the daemon's socket with --socket".to_owned(),
+            _ => format!(
+                "start it with `systemctl start {unit}` (`systemctl status {unit}` says why it is not running), or give \
+                 the path of its socket with --socket"
+            ),
+        };
+        let message = format!("can't reach {unit} on its socket {}: {error}", self.socket.display());
+        Failure::new(Exit::Unreachable, "daemon_unreachable", message, next)
+    }
+
+    fn cut_off(&self, error: &hyper::Error) -> Failure {
+        let message = format!(
+            "{} at {} closed the connection before it answered: {error}; the request may or may not have been carried out",
+            self.unit,
+            self.socket.display()
+        );
+        Failure::new(Exit::Unreachable, "daemon_unreachable", message, self.look_at_log())
+    }
+
+    fn timed_out(&self, what: &str, limit: Duration) -> Failure {
+        let message = format!(
+            "{} at {} did not answer `{what}` within {} s; it may still carry it out",
+            self.unit,
+            self.socket.display(),
+            limit.as_secs()
+        );
+        let next =
+            "look with `vsanctl status` whether it did before you repeat it; --timeout sets how long to wait";
+        Failure::new(Exit::TimedOut, "timed_out", message, next)
+    }
+
+    fn look_at_log(&self) -> String {
+        format!("see its log: `journalctl -u {}`", self.unit)
+    }
+}
+
+/// An answer that is an error. One that has no body of ours, or a code that we don't know, counts by its status.
+fn failure_of(status: StatusCode, body: &[u8], what: &str) -> Failure {
+    use ferro_protocol::api::ErrorCode;
+    let class = match status.as_u16() {
+        400 | 405 | 413 | 415 => ErrorClass::Usage,
+        404 => ErrorClass::NotFound,
+        409 => ErrorClass::Conflict,
+        422 => ErrorClass::Refused,
+        503 => ErrorClass::Unavailable,
+        504 => ErrorClass::TimedOut,
+        _ => ErrorClass::Failure,
+    };
+    match serde_json::from_slice::<ApiError>(body) {
+        Ok(error) if error.code == ErrorCode::Unknown => Failure { exit: class.into(), ..error.into() },
+        Ok(error) => error.into(),
+        Err(_) => Failure::new(
+            class.into(),
+            "bad_answer",
+            format!("{what}: the daemon answered {status} and did not say why"),
+            "check that the socket is the daemon's (--socket)",
+        ),
+    }
+}

@@ -1,0 +1,187 @@
+//! Tables, durations and rates, as people read them.
+
+use std::fmt::Write as _;
+
+use ferro_protocol::api::format_size;
+
+/// How a piece of text stands out, where colour is on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Style {
+    /// It does not.
+    #[default]
+    Plain,
+    /// As it should be.
+    Good,
+    /// Worth a look.
+    Warn,
+    /// Worth acting.
+    Bad,
+    /// Beside the point.
+    Dim,
+    /// A heading.
+    Bold,
+}
+
+/// Paints, or does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Paint {
+    /// Whether colour is on.
+    pub on: bool,
+}
+
+impl Paint {
+    /// The text in this style.
+    pub fn text(self, style: Style, text: &str) -> String {
+        let code = match style {
+            Style::Plain => return text.to_owned(),
+            Style::Good => "32",
+            Style::Warn => "33",
+            Style::Bad => "31",
+            Style::Dim => "2",
+            Style::Bold => "1",
+        };
+        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// A cell of a table.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Cell {
+    text: String,
+    style: Style,
+}
+
+impl Cell {
+    /// A cell in a style. What came over the wire may hold anything: control characters don't reach the terminal.
+    pub fn styled(style: Style, text: impl AsRef<str>) -> Self {
+        Self { text: printable(text.as_ref()), style }
+    }
+}
+
+impl<T: AsRef<str>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self::styled(Style::Plain, text)
+    }
+}
+
+/// The text without control characters.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A table: a head and aligned columns, two spaces apart. A column whose name begins with `>` is aligned to the right.
+#[derive(Clone, Debug)]
+pub struct Table {
+    head: Vec<&'static str>,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    /// A table with these columns and no rows.
+    pub fn new(head: &[&'static str]) -> Self {
+        Self { head: head.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row; cells beyond the head are not shown.
+    pub fn row(&mut self, cells: Vec<Cell>) {
+        self.rows.push(cells);
+    }
+
+    /// Whether it has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The table as lines, each indented by so many spaces.
+    pub fn render(&self, paint: Paint, indent: usize) -> String {
+        let names: Vec<&str> = self.head.iter().map(|name| name.trim_start_matches('>')).collect();
+        let widths: Vec<usize> = names
+            .iter()
+            .enumerate()
+            .map(|(i, name)| {
+                let cells =
+                    self.rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.text.chars().count());
+                cells.chain([name.chars().count()]).max().unwrap_or(0)
+            })
+            .collect();
+        let head: Vec<Cell> = names.iter().map(|name| Cell::styled(Style::Bold, name)).collect();
+        let mut out = String::new();
+        for row in std::iter::once(&head).chain(&self.rows) {
+            let mut line = " ".repeat(indent);
+            for (i, cell) in row.iter().take(widths.len()).enumerate() {
+                let gap = " ".repeat(widths[i] - cell.text.chars().count());
+                let text = paint.text(cell.style, &cell.text);
+                if self.head[i].starts_with('>') {
+                    line += &gap;
+                    line += &text;
+                } else {
+                    line += &text;
+                    line += &gap;
+                }
+                line += "  ";
+            }
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+        out
+    }
+}
+
+/// A duration for people: `45s`, `12m 5s`, `3h 20m`, `2d 4h`.
+pub fn duration(seconds: u64) -> String {
+    let (large, small) = match seconds {
+        0..60 => return format!("{seconds}s"),
+        60..3600 => ((seconds / 60, "m"), (seconds % 60, "s")),
+        3600..86400 => ((seconds / 3600, "h"), (seconds / 60 % 60, "m")),
+        _ => ((seconds / 86400, "d"), (seconds / 3600 % 24, "h")),
+    };
+    if small.0 == 0 {
+        format!("{}{}", large.0, large.1)
+    } else {
+        format!("{}{} {}{}", large.0, large.1, small.0, small.1)
+    }
+}
+
+/// A rate for people.
+pub fn rate(bytes_per_second: u64) -> String {
+    format!("{}/s", format_size(bytes_per_second))
+}
+
+/// A part of a whole in whole percent, rounded down so that only what is done says 100.
+pub fn percent(part: u64, whole: u64) -> String {
+    let value = if whole == 0 { 100 } else { u128::from(part.min(whole)) * 100 / u128::from(whole) };
+    format!("{value}%")
+}
+
+/// `1 host`, `2 hosts`.
+pub fn count(number: u64, word: &str) -> String {
+    if number == 1 { format!("1 {word}") } else { format!("{number} {word}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_lines_end_without_blanks() {
+        let mut table = Table::new(&["NAME", ">SIZE", "STATE"]);
+        table.row(vec!["a".into(), "10 GiB".into(), Cell::styled(Style::Good, "healthy")]);
+        table.row(vec!["longer".into(), "1 B".into(), "".into()]);
+        let plain = table.render(Paint { on: false }, 0);
+        assert_eq!(plain, "NAME      SIZE  STATE\na       10 GiB  healthy\nlonger     1 B\n");
+        assert!(table.render(Paint { on: true }, 2).contains("\x1b[32mhealthy\x1b[0m"));
+    }
+
+    #[test]
+    fn nothing_from_the_wire_drives_the_terminal() {
+        assert_eq!(Cell::from("a\x1b[2Jb\n"), Cell::from("a\u{fffd}[2Jb\u{fffd}"));
+    }
+
+    #[test]
+    fn durations_and_parts_read_well() {
+        let shown: Vec<String> = [0, 59, 60, 725, 3600, 12000, 86400, 187_200].map(duration).to_vec();
+        assert_eq!(shown, ["0s", "59s", "1m", "12m 5s", "1h", "3h 20m", "1d", "2d 4h"]);
+        assert_eq!(percent(999, 1000), "99%");
+        assert_eq!(percent(0, 0), "100%");
+        assert_eq!((count(1, "host"), count(0, "host")), ("1 host".to_owned(), "0 hosts".to_owned()));
+    }
+}

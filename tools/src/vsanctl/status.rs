@@ -1,0 +1,217 @@
+//! `status` and `resync`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use ferro_protocol::api::{
+    HealthLevel, Redundancy, ResyncInfo, ResyncKind, ResyncList, ResyncState, ResyncTotals, Status,
+    format_size,
+};
+
+use super::Context;
+use super::args::StatusOptions;
+use super::cluster::host_table;
+use super::volume::volume_table;
+use crate::failure::Result;
+use crate::terminal::Terminal;
+use crate::text::{Cell, Paint, Style, Table, count, duration, percent, printable, rate};
+
+/// How many volumes `status` lists before it says how many more there are. Those that need attention come first.
+const VOLUMES_SHOWN: usize = 20;
+/// Clears the screen and goes to its corner (ECMA-48: CUP, ED).
+pub(super) const CLEAR: &str = "\x1b[H\x1b[2J";
+
+pub(super) async fn status(context: &Context, options: StatusOptions) -> Result<()> {
+    let terminal = context.terminal;
+    let rounds = if options.watch { options.count } else { Some(1) };
+    let mut round = 0_u64;
+    while rounds.is_none_or(|rounds| round < rounds) {
+        if round > 0 {
+            tokio::time::sleep(Duration::from_secs(options.interval)).await;
+        }
+        let status: Status = context.client.get("/v1/status").await?;
+        if terminal.is_json() {
+            if options.watch { terminal.json_line(&status)? } else { terminal.json(&status)? }
+        } else {
+            let text = glance(&status, terminal.paint(), terminal.is_wide());
+            terminal.print(&format!("{}{text}", between_rounds(options.watch, round)))?;
+        }
+        round += 1;
+    }
+    Ok(())
+}
+
+/// What parts one picture from the next: on a terminal the screen is cleared, elsewhere a line is left free.
+pub(super) fn between_rounds(repeating: bool, round: u64) -> &'static str {
+    use std::io::IsTerminal;
+    match (repeating, std::io::stdout().is_terminal(), round) {
+        (true, true, _) => CLEAR,
+        (true, false, 1..) => "\n",
+        _ => "",
+    }
+}
+
+fn glance(status: &Status, paint: Paint, wide: bool) -> String {
+    let mut out = String::new();
+    let health = &status.health;
+    let (style, word) = match health.level {
+        HealthLevel::Ok => (Style::Good, "OK"),
+        HealthLevel::Warning => (Style::Warn, "WARNING"),
+        HealthLevel::Critical => (Style::Bad, "CRITICAL"),
+    };
+    let _ = writeln!(out, "health    {}", paint.text(style, word));
+    for reason in &health.reasons {
+        let style = if reason.level == HealthLevel::Critical { Style::Bad } else { Style::Warn };
+        let _ = writeln!(out, "          {} {}", paint.text(style, "-"), printable(&reason.message));
+        if !reason.next_step.is_empty() {
+            let _ = writeln!(out, "            next: {}", printable(&reason.next_step));
+        }
+    }
+    match &status.cluster {
+        None => {
+            let _ = writeln!(out, "cluster   none: this host is in no cluster yet");
+        }
+        Some(cluster) => {
+            let quorum = if cluster.quorum {
+                paint.text(Style::Good, "quorum")
+            } else {
+                paint.text(Style::Bad, "no quorum")
+            };
+            let voters = count(u64::from(cluster.voters), "voter");
+            let _ = writeln!(out, "cluster   {}, {voters}, {quorum}", cluster.id);
+        }
+    }
+    let capacity = &status.capacity;
+    let _ = writeln!(
+        out,
+        "capacity  {} of {} used ({}), {} of {} online, {} provisioned",
+        format_size(capacity.used_bytes),
+        format_size(capacity.total_bytes),
+        percent(capacity.used_bytes, capacity.total_bytes.max(1)),
+        capacity.disks_online,
+        count(u64::from(capacity.disks), "disk"),
+        format_size(capacity.provisioned_bytes)
+    );
+    let _ = writeln!(out, "resync    {}", resync_line(&status.resync));
+    if !status.hosts.is_empty() {
+        let _ = writeln!(out, "\n{}", paint.text(Style::Dim, &count(status.hosts.len() as u64, "host")));
+        out += &host_table(&status.hosts, wide).render(paint, 2);
+    }
+    if status.cluster.is_some() {
+        volumes(&mut out, status, paint, wide);
+    }
+    out
+}
+
+fn volumes(out: &mut String, status: &Status, paint: Paint, wide: bool) {
+    let mut sorted: Vec<_> = status.volumes.iter().collect();
+    // Stable: within the same state they stay in the order of their names.
+    sorted.sort_by_key(|volume| match volume.redundancy {
+        Redundancy::Unavailable => 0,
+        Redundancy::Degraded => 1,
+        Redundancy::Resyncing => 2,
+        Redundancy::Healthy => 3,
+    });
+    let mut title = count(sorted.len() as u64, "volume");
+    for (state, word) in [
+        (Redundancy::Unavailable, "unavailable"),
+        (Redundancy::Degraded, "degraded"),
+        (Redundancy::Resyncing, "resyncing"),
+    ] {
+        let number = sorted.iter().filter(|volume| volume.redundancy == state).count();
+        if number > 0 {
+            let _ = write!(title, ", {number} {word}");
+        }
+    }
+    let _ = writeln!(out, "\n{}", paint.text(Style::Dim, &title));
+    if sorted.is_empty() {
+        return;
+    }
+    let shown = if wide { sorted.len() } else { sorted.len().min(VOLUMES_SHOWN) };
+    *out += &volume_table(sorted[..shown].iter().copied(), wide).render(paint, 2);
+    if shown < sorted.len() {
+        let _ = writeln!(out, "  and {} more: vsanctl volume list", sorted.len() - shown);
+    }
+}
+
+fn resync_line(totals: &ResyncTotals) -> String {
+    if totals.running == 0 && totals.waiting == 0 {
+        return "none".to_owned();
+    }
+    let mut line = format!(
+        "{} running, {} waiting: {} of {} ({})",
+        totals.running,
+        totals.waiting,
+        format_size(totals.done_bytes),
+        format_size(totals.total_bytes),
+        percent(totals.done_bytes, totals.total_bytes)
+    );
+    if totals.running > 0 {
+        let _ = write!(line, ", {}", rate(totals.bytes_per_second));
+    }
+    if let Some(left) = totals.eta_seconds {
+        let _ = write!(line, ", {} left", duration(left));
+    }
+    line
+}
+
+pub(super) async fn resyncs(context: &Context) -> Result<()> {
+    let list: ResyncList = context.client.get("/v1/resyncs").await?;
+    let terminal: Terminal = context.terminal;
+    terminal.answer(&list, |list, paint| {
+        if list.resyncs.is_empty() {
+            return "no resync is running or waiting\n".to_owned();
+        }
+        let mut out = resync_table(&list.resyncs).render(paint, 0);
+        let _ = writeln!(out, "\n{}", resync_line(&list.totals));
+        out
+    })
+}
+
+fn resync_table(resyncs: &[ResyncInfo]) -> Table {
+    let mut table = Table::new(&[
+        "VOLUME",
+        "TO HOST",
+        "DISK",
+        "KIND",
+        "STATE",
+        ">CHUNKS LEFT",
+        ">DONE",
+        ">OF",
+        ">%",
+        ">RATE",
+        ">TIME",
+    ]);
+    for resync in resyncs {
+        let (style, state) = match resync.state {
+            ResyncState::Running => (Style::Good, "running"),
+            ResyncState::Queued => (Style::Plain, "queued"),
+            ResyncState::Delayed => (Style::Warn, "delayed"),
+        };
+        let time = match (resync.state, resync.eta_seconds) {
+            (_, None) => "-".to_owned(),
+            (ResyncState::Delayed, Some(until)) => format!("in {}", duration(until)),
+            (_, Some(left)) => format!("{} left", duration(left)),
+        };
+        let speed =
+            if resync.state == ResyncState::Running { rate(resync.bytes_per_second) } else { "-".to_owned() };
+        table.row(vec![
+            resync.volume.as_ref().map_or_else(|| resync.object.to_string(), ToString::to_string).into(),
+            (&resync.host_name).into(),
+            resync.disk.to_string()[..8].into(),
+            match resync.kind {
+                ResyncKind::Delta => "delta",
+                ResyncKind::Full => "full",
+            }
+            .into(),
+            Cell::styled(style, state),
+            resync.chunks_remaining.to_string().into(),
+            format_size(resync.done_bytes).into(),
+            format_size(resync.total_bytes).into(),
+            percent(resync.done_bytes, resync.total_bytes).into(),
+            speed.into(),
+            time.into(),
+        ]);
+    }
+    table
+}
