@@ -1,0 +1,7 @@
+//! The directory as a group: real databases, real elections, a network that fails on request.
+
+mod commands;
+mod harness;
+mod hostile;
+mod membership;
+mod recovery;
