@@ -50,7 +50,7 @@ fn run(mut device: BlkDevice, file: &File) -> std::io::Result<()> {
             let mut requests = Vec::new();
             let outcome = device.poll(64, &mut |request| requests.push(request));
             for request in requests {
-                carry_out(&mut device, file, request);
+                carry_out(&mut device, file, &request);
             }
             device.flush_notifications();
             if outcome.taken == 0 {
@@ -82,7 +82,7 @@ fn sleep(device: &BlkDevice) -> std::io::Result<()> {
     Ok(())
 }
 
-fn carry_out(device: &mut BlkDevice, file: &File, request: Request) {
+fn carry_out(device: &mut BlkDevice, file: &File, request: &Request) {
     let mut buffer = vec![0u8; request.data_bytes() as usize];
     let zero =
         |range: &SectorRange| file.write_all_at(&vec![0u8; range.count as usize * 512], range.first.bytes());

@@ -161,7 +161,7 @@ fn enter_indirect(
     }
     let bytes = descriptor.len();
     let entries = bytes / DESCRIPTOR_BYTES;
-    if bytes % DESCRIPTOR_BYTES != 0 || entries == 0 || entries > u32::from(INDIRECT_MAX) {
+    if !bytes.is_multiple_of(DESCRIPTOR_BYTES) || entries == 0 || entries > u32::from(INDIRECT_MAX) {
         return Err(ChainFault::IndirectLength(bytes));
     }
     Ok(Table { addr: descriptor.addr(), entries: entries as u16, indirect: true })

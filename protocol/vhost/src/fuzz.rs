@@ -48,7 +48,7 @@ pub struct Verdict {
 /// How the ring of an image is run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ImageOptions {
-    /// EVENT_IDX was negotiated.
+    /// `EVENT_IDX` was negotiated.
     pub event_idx: bool,
     /// Indirect descriptors were not negotiated.
     pub no_indirect: bool,

@@ -135,6 +135,11 @@ impl Ring {
         self.enabled = enabled;
     }
 
+    /// Heads in flight.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.outstanding as usize
+    }
+
     /// Tags of all that is in flight.
     pub(crate) fn tags(&self) -> impl Iterator<Item = RequestTag> + '_ {
         self.taken.iter().enumerate().filter_map(|(head, generation)| {
@@ -173,7 +178,7 @@ impl Ring {
             self.resubmit.pop_front();
         } else {
             if let Some(inflight) = &self.inflight {
-                inflight.take(head, self.inflight_counter).map_err(inflight_fault)?;
+                inflight.take(head, self.inflight_counter).map_err(|error| inflight_fault(&error))?;
                 self.inflight_counter = self.inflight_counter.wrapping_add(1);
             }
             self.queue.set_next_avail(self.queue.next_avail().wrapping_add(1));
@@ -208,11 +213,11 @@ impl Ring {
     ) -> Result<(), RingFault> {
         self.forget(tag);
         if let Some(inflight) = &self.inflight {
-            inflight.before_used(tag.head).map_err(inflight_fault)?;
+            inflight.before_used(tag.head).map_err(|error| inflight_fault(&error))?;
         }
         self.queue.add_used(mem, tag.head, written).map_err(|_| RingFault::MemoryGone)?;
         if let Some(inflight) = &self.inflight {
-            inflight.after_used(tag.head, self.queue.next_used()).map_err(inflight_fault)?;
+            inflight.after_used(tag.head, self.queue.next_used()).map_err(|error| inflight_fault(&error))?;
         }
         self.used_since_call = true;
         Ok(())
@@ -299,6 +304,6 @@ impl Ring {
     }
 }
 
-fn inflight_fault(error: crate::error::InflightError) -> RingFault {
+fn inflight_fault(error: &crate::error::InflightError) -> RingFault {
     RingFault::Inflight(error.to_string())
 }

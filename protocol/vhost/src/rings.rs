@@ -40,7 +40,7 @@ pub struct Kick {
 #[derive(Debug)]
 pub struct Rings {
     port: Option<ControlPort>,
-    rings: Vec<Option<Ring>>,
+    running: Vec<Option<Ring>>,
     memory: Option<Arc<GuestMap>>,
     inflight: Option<Arc<InflightRegion>>,
     generation: u64,
@@ -61,7 +61,7 @@ impl Rings {
     pub(crate) fn with_port(queues: u16, port: Option<ControlPort>) -> Self {
         Self {
             port,
-            rings: (0..queues).map(|_| None).collect(),
+            running: (0..queues).map(|_| None).collect(),
             memory: None,
             inflight: None,
             generation: 0,
@@ -82,7 +82,7 @@ impl Rings {
 
     /// The kick descriptors now. They change only when [`Rings::kick_epoch`] does.
     pub fn kicks(&self) -> Vec<Kick> {
-        self.rings
+        self.running
             .iter()
             .enumerate()
             .filter_map(|(queue, ring)| {
@@ -104,7 +104,7 @@ impl Rings {
 
     /// Whether any ring runs.
     pub fn is_running(&self) -> bool {
-        self.rings.iter().any(Option::is_some)
+        self.running.iter().any(Option::is_some)
     }
 
     /// Why the device stopped serving, if it did.
@@ -114,7 +114,7 @@ impl Rings {
 
     /// Requests handed out and not completed, those of earlier front ends included.
     pub fn outstanding(&self) -> usize {
-        self.zombies.len() + self.rings.iter().flatten().map(|ring| ring.tags().count()).sum::<usize>()
+        self.zombies.len() + self.running.iter().flatten().map(Ring::outstanding).sum::<usize>()
     }
 
     pub(crate) fn memory(&self) -> Option<&Arc<GuestMap>> {
@@ -126,7 +126,7 @@ impl Rings {
     }
 
     fn ring(&self, queue: QueueIndex) -> Option<&Ring> {
-        self.rings.get(usize::from(queue.0))?.as_ref()
+        self.running.get(usize::from(queue.0))?.as_ref()
     }
 
     // ---- control ----
@@ -182,8 +182,10 @@ impl Rings {
     }
 
     fn with_ring(&mut self, queue: QueueIndex, change: impl FnOnce(&mut Ring)) -> Result<(), SessionError> {
-        let slot =
-            self.rings.get_mut(usize::from(queue.0)).ok_or(SessionError::NoSuchQueue(u32::from(queue.0)))?;
+        let slot = self
+            .running
+            .get_mut(usize::from(queue.0))
+            .ok_or(SessionError::NoSuchQueue(u32::from(queue.0)))?;
         if let Some(ring) = slot {
             change(ring);
         }
@@ -196,8 +198,10 @@ impl Rings {
         }
         let memory =
             self.memory.clone().ok_or(SessionError::Incomplete { queue, missing: "guest memory" })?;
-        let slot =
-            self.rings.get_mut(usize::from(queue.0)).ok_or(SessionError::NoSuchQueue(u32::from(queue.0)))?;
+        let slot = self
+            .running
+            .get_mut(usize::from(queue.0))
+            .ok_or(SessionError::NoSuchQueue(u32::from(queue.0)))?;
         if slot.is_some() {
             return Err(SessionError::Running(queue));
         }
@@ -209,7 +213,7 @@ impl Rings {
     }
 
     fn stop(&mut self, queue: QueueIndex, reply: ReplySlot) {
-        match self.rings.get_mut(usize::from(queue.0)) {
+        match self.running.get_mut(usize::from(queue.0)) {
             Some(Some(ring)) => ring.stop(reply),
             // Never started: the front end's own base is the answer, which the control thread knows.
             Some(None) => return reply.send(Reply::Done),
@@ -222,7 +226,7 @@ impl Rings {
     }
 
     fn reap_stopped(&mut self, queue: QueueIndex) {
-        let Some(slot) = self.rings.get_mut(usize::from(queue.0)) else { return };
+        let Some(slot) = self.running.get_mut(usize::from(queue.0)) else { return };
         if let Some(ring) = slot.take_if(|ring| ring.is_stopped()) {
             ring.into_base(self.memory.as_ref().map(|memory| memory.mem()));
             self.kick_epoch += 1;
@@ -230,7 +234,7 @@ impl Rings {
     }
 
     fn detach(&mut self) {
-        for ring in self.rings.iter_mut().filter_map(Option::take) {
+        for ring in self.running.iter_mut().filter_map(Option::take) {
             self.zombies.extend(ring.tags());
         }
         self.memory = None;
@@ -248,19 +252,19 @@ impl Rings {
     }
 
     pub(crate) fn queues(&self) -> usize {
-        self.rings.len()
+        self.running.len()
     }
 
     /// The queue to look at first; a different one each time.
     pub(crate) fn next_turn(&mut self) -> usize {
-        self.turn = (self.turn + 1) % self.rings.len().max(1);
+        self.turn = (self.turn + 1) % self.running.len().max(1);
         self.turn
     }
 
     /// Takes one request from one queue.
     pub(crate) fn take(&mut self, queue: QueueIndex, chain: &mut Chain) -> Option<RequestTag> {
         let memory = self.memory.as_ref()?;
-        let ring = self.rings.get_mut(usize::from(queue.0))?.as_mut()?;
+        let ring = self.running.get_mut(usize::from(queue.0))?.as_mut()?;
         match ring.take(memory.mem(), self.generation + 1, chain) {
             Ok(Some(tag)) => {
                 self.generation += 1;
@@ -281,7 +285,7 @@ impl Rings {
         }
         let broken = self.broken.is_some();
         let Some(memory) = self.memory.as_ref() else { return };
-        let Some(Some(ring)) = self.rings.get_mut(usize::from(tag.queue.0)) else { return };
+        let Some(Some(ring)) = self.running.get_mut(usize::from(tag.queue.0)) else { return };
         if broken {
             ring.drop_tag(tag);
         } else if let Err(fault) = ring.give_back(memory.mem(), tag, written) {
@@ -298,13 +302,13 @@ impl Rings {
         let broken = DeviceBroken { queue, fault };
         tracing::warn!(%broken, "device stopped");
         self.broken = Some(broken);
-        for ring in self.rings.iter_mut().flatten() {
+        for ring in self.running.iter_mut().flatten() {
             ring.break_off();
         }
         if let Some(ring) = self.ring(queue) {
             ring.signal_err();
         }
-        for queue in 0..self.rings.len() {
+        for queue in 0..self.running.len() {
             self.reap_stopped(QueueIndex(queue as u16));
         }
     }
@@ -315,8 +319,8 @@ impl Rings {
     ) -> bool {
         let Some(memory) = self.memory.clone() else { return false };
         let mut any = false;
-        for queue in 0..self.rings.len() {
-            let Some(ring) = self.rings[queue].as_mut() else { continue };
+        for queue in 0..self.running.len() {
+            let Some(ring) = self.running[queue].as_mut() else { continue };
             match visit(ring, memory.mem()) {
                 Ok(more) => any |= more,
                 Err(fault) => self.break_device(QueueIndex(queue as u16), fault),

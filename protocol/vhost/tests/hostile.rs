@@ -317,6 +317,17 @@ fn random_messages_are_survived() {
     };
     assert_eq!(messages(&encode(&base)).unwrap(), base.len(), "the good conversation is accepted");
 
+    // A kick that is memory, not an eventfd: reading it could block.
+    let mut memory_kick = base.clone();
+    memory_kick[16].1 = 1;
+    assert_eq!((memory_kick[16].0, messages(&encode(&memory_kick)).unwrap()), (12, 16));
+    // Each accepted start needs what comes before it.
+    for needed in [8, 11, 13] {
+        let mut lacking = base.clone();
+        lacking.remove(needed);
+        assert!(messages(&encode(&lacking)).unwrap() < 16, "{needed}");
+    }
+
     let mut deep = 0;
     for seed in 0..3_000u64 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -122,10 +122,8 @@ fn an_old_write_never_lands_after_a_new_front_end_began() {
     let ticket = client.submit(0, &Op::Write(Sector(0), &[1; 512])).unwrap();
     eventually("request taken", || disk.log.lock().unwrap().len() == 1);
     // Only the connection goes; the back end still has the write in hand.
-    client.reconnect().unwrap_or_else(|_| {
-        std::thread::sleep(Duration::from_millis(100));
-        client.reconnect().unwrap();
-    });
+    // Turned away for as long as its hang-up was not seen.
+    eventually("to be let in again", || client.reconnect().is_ok());
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(disk.log.lock().unwrap().len(), 1, "nothing is taken while old requests are out");
     disk.hold.store(false, Ordering::SeqCst);
@@ -134,4 +132,24 @@ fn an_old_write_never_lands_after_a_new_front_end_began() {
     assert_eq!((completion.ticket, completion.status), (ticket, 0));
     assert_eq!(disk.log.lock().unwrap().len(), 2);
     assert_eq!(disk.bytes.lock().unwrap()[0], 1, "the second time its data are there");
+}
+
+#[test]
+fn a_ring_that_does_not_drain_in_time_costs_the_connection_but_no_request() {
+    let (_dir, path) = socket_dir();
+    let disk = Disk::new(4096);
+    let backend = Backend::start(&path, &disk);
+    let options = ClientOptions { data_bytes_max: 4096, ..ClientOptions::default() };
+    let mut client = BlkClient::connect(&path, options).unwrap();
+    disk.hold.store(true, Ordering::SeqCst);
+    let ticket = client.submit(0, &Op::Write(Sector(0), &[1; 512])).unwrap();
+    eventually("request taken", || disk.log.lock().unwrap().len() == 1);
+    // The test back end waits two seconds.
+    assert!(client.stop_queue(0).is_err());
+    disk.hold.store(false, Ordering::SeqCst);
+    backend.nudge();
+    client.reconnect().unwrap();
+    let completion = client.wait(0, PATIENCE).unwrap();
+    assert_eq!((completion.ticket, completion.status), (ticket, 0));
+    client.write(Sector(1), &[1; 512]).unwrap();
 }

@@ -59,8 +59,8 @@ fn every_request_type_works_with_every_ring_flavour() {
         let ranges =
             [SectorRange { first: Sector(100), count: 8 }, SectorRange { first: Sector(116), count: 1 }];
         assert_eq!(client.run(&Op::Discard(&ranges)).unwrap().status, 0);
-        let zeroes = [SectorRange { first: Sector(120), count: 3 }];
-        assert_eq!(client.run(&Op::WriteZeroes(&zeroes, true)).unwrap().status, 0);
+        let blank = [SectorRange { first: Sector(120), count: 3 }];
+        assert_eq!(client.run(&Op::WriteZeroes(&blank, true)).unwrap().status, 0);
         let mut back = vec![0; 32 * 512];
         client.read(Sector(100), &mut back).unwrap();
         let written = pattern(101, 96 << 10);
@@ -212,13 +212,17 @@ fn one_front_end_after_the_other_and_a_second_is_turned_away() {
     let disk = Disk::new(SECTORS);
     let _backend = Backend::start(&path, &disk);
     for round in 0..3u8 {
-        let mut client = BlkClient::connect(&path, ClientOptions::default()).unwrap();
+        let mut client = None;
+        // Turned away until the hang-up of the one before was seen.
+        eventually("a connection", || {
+            client = BlkClient::connect(&path, ClientOptions::default()).ok();
+            client.is_some()
+        });
+        let mut client = client.unwrap();
         client.write(Sector(u64::from(round)), &[round + 1; 512]).unwrap();
         assert!(BlkClient::connect(&path, ClientOptions::default()).is_err());
         client.write(Sector(u64::from(round)), &[round + 1; 512]).unwrap();
         drop(client);
-        // The hang-up has to be seen first, else the next one is turned away too.
-        std::thread::sleep(std::time::Duration::from_millis(50));
     }
     assert_eq!(disk.bytes.lock().unwrap()[2 * 512], 3);
 }

@@ -83,7 +83,7 @@ pub struct BlkSettings {
     pub read_only: bool,
     /// Number of request queues, 1 to 16.
     pub queues: u16,
-    /// What GET_ID answers, at most 20 bytes; the rest is cut off.
+    /// What `GET_ID` answers, at most 20 bytes; the rest is cut off.
     pub serial: String,
     /// log2 of physical blocks in sectors: 3 says that 4 KiB-aligned writes are cheapest.
     pub physical_block_exponent: u8,
@@ -152,7 +152,7 @@ impl BlkSettings {
         space
     }
 
-    /// The answer to GET_ID: 20 bytes, padded with NUL.
+    /// The answer to `GET_ID`: 20 bytes, padded with NUL.
     pub(crate) fn id(&self) -> [u8; 20] {
         let mut id = [0u8; 20];
         let bytes = self.serial.as_bytes();

@@ -86,7 +86,7 @@ impl BlkDevice {
     }
 
     /// Takes up to `budget` requests from the rings, in turn, and hands them out. Requests that need no storage (bad
-    /// ones, GET_ID) are completed here.
+    /// ones, `GET_ID`) are completed here.
     pub fn poll(&mut self, budget: usize, out: &mut impl FnMut(Request)) -> PollOutcome {
         let mut taken = 0;
         let queues = self.rings.queues();

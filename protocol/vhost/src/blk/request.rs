@@ -152,13 +152,12 @@ pub(crate) fn parse(
         match kind {
             T_IN => transfer(settings, sector, data_bytes)
                 .map(|()| RequestKind::Read { sector, bytes: data_bytes }),
-            T_OUT if settings.read_only => Err(Status::IoErr),
+            T_OUT | T_DISCARD | T_WRITE_ZEROES if settings.read_only => Err(Status::IoErr),
             T_OUT => transfer(settings, sector, data_bytes)
                 .map(|()| RequestKind::Write { sector, bytes: data_bytes }),
             T_FLUSH => Ok(RequestKind::Flush),
             T_GET_ID if u64::from(data_bytes) < ID_BYTES => Err(Status::IoErr),
             T_GET_ID => return Ok((Parsed::GetId, placement)),
-            T_DISCARD | T_WRITE_ZEROES if settings.read_only => Err(Status::IoErr),
             T_DISCARD | T_WRITE_ZEROES => ranges(mem, &placement, kind == T_DISCARD, settings),
             _ => Err(Status::Unsupported),
         };
@@ -188,7 +187,7 @@ fn ranges(
 ) -> Result<RequestKind, Status> {
     let bytes = placement.data_bytes;
     let count = bytes / RANGE_BYTES;
-    if bytes % RANGE_BYTES != 0 || count == 0 || count > settings.limits.ranges_max {
+    if !bytes.is_multiple_of(RANGE_BYTES) || count == 0 || count > settings.limits.ranges_max {
         return Err(Status::IoErr);
     }
     let mut raw = vec![0u8; bytes as usize];

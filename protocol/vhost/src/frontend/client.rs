@@ -24,6 +24,8 @@ use crate::blk::{CONFIG_BYTES, Sector, SectorRange};
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// How a client uses the device.
+// Independent switches, as features are.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
     /// Queues to run.
@@ -36,13 +38,13 @@ pub struct ClientOptions {
     pub data_bytes_max: u32,
     /// Data are split into descriptors of this size.
     pub segment_bytes: u32,
-    /// Negotiate and use EVENT_IDX.
+    /// Negotiate and use `EVENT_IDX`.
     pub event_idx: bool,
     /// Negotiate and use indirect descriptors.
     pub indirect: bool,
     /// Give the back end an in-flight region.
     pub inflight: bool,
-    /// Split the request header over two descriptors, and use ADD_MEM_REG instead of SET_MEM_TABLE: legal, but rare.
+    /// Split the request header over two descriptors, and use `ADD_MEM_REG` instead of `SET_MEM_TABLE`: legal, but rare.
     pub unusual: bool,
 }
 

@@ -1,7 +1,7 @@
 //! One front end's messages, turned into commands for the data loop.
 //!
 //! Holds what a front end has said about rings that do not run yet. A ring starts with its kick descriptor, which front
-//! ends send after its size, addresses and base; it stops with GET_VRING_BASE.
+//! ends send after its size, addresses and base; it stops with `GET_VRING_BASE`.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -126,7 +126,7 @@ impl<L: Link> Session<L> {
         self.settings.device_features | TRANSPORT_FEATURES
     }
 
-    /// Protocol features hold from SET_PROTOCOL_FEATURES on, which comes before SET_FEATURES.
+    /// Protocol features hold from `SET_PROTOCOL_FEATURES` on, which comes before `SET_FEATURES`.
     fn has_protocol(&self, feature: VhostUserProtocolFeatures) -> bool {
         self.protocol_features & feature.bits() != 0
     }
