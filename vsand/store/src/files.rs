@@ -1,0 +1,224 @@
+//! The one way from a store to its files: every read, write and flush after opening passes [`DiskFiles`], so that a test can
+//! record them or let them fail, and so that a running daemon can be made to see a broken disk ([`Fault`]).
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::meta::MetaOp;
+use crate::ring::{AlignedBuf, Ring, Token};
+use crate::slab::Slab;
+
+/// A file of the disk.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum FileKind {
+    /// The blocks.
+    Data,
+    /// The write-ahead log.
+    Journal,
+}
+
+/// A request about to be made.
+#[derive(Debug)]
+pub enum IoRequest<'a> {
+    /// Read.
+    Read {
+        /// Which file.
+        file: FileKind,
+        /// Where, in bytes.
+        offset: u64,
+        /// How many bytes.
+        len: usize,
+    },
+    /// Write.
+    Write {
+        /// Which file.
+        file: FileKind,
+        /// Where, in bytes.
+        offset: u64,
+        /// What, one behind the other.
+        bufs: &'a [Bytes],
+        /// Whether it completes only when it is stable.
+        dsync: bool,
+    },
+    /// Flush the file.
+    Sync {
+        /// Which file.
+        file: FileKind,
+    },
+    /// A synced metadata batch: all or nothing.
+    Meta(&'a [MetaOp]),
+}
+
+/// What shall become of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It is carried out.
+    Pass,
+    /// It fails with this error number and is not carried out.
+    Fail(i32),
+    /// It is not carried out and reports this many bytes.
+    Short(u32),
+    /// It is never answered.
+    Hang,
+}
+
+/// Sees every request, and may let it fail.
+pub trait IoHook: Send {
+    /// Request number `id` is about to be made.
+    fn issue(&mut self, id: u64, request: &IoRequest<'_>) -> Verdict;
+    /// Request number `id` has completed.
+    fn done(&mut self, id: u64);
+}
+
+/// A disk failure to be played.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fault {
+    /// None: the disk works again (what has failed stays failed).
+    #[default]
+    None,
+    /// Reads fail with EIO.
+    ReadEio,
+    /// Writes and flushes fail with EIO.
+    WriteEio,
+    /// Nothing is answered any more.
+    Hang,
+}
+
+impl Fault {
+    fn verdict(self, request: &IoRequest<'_>) -> Verdict {
+        let read = matches!(request, IoRequest::Read { .. });
+        match self {
+            Self::ReadEio if read => Verdict::Fail(libc::EIO),
+            Self::WriteEio if !read => Verdict::Fail(libc::EIO),
+            Self::Hang => Verdict::Hang,
+            _ => Verdict::Pass,
+        }
+    }
+}
+
+struct Pending<P> {
+    purpose: P,
+    id: u64,
+}
+
+/// A completion that no kernel was asked for.
+type Synthetic = (u32, io::Result<u32>, Option<AlignedBuf>);
+
+/// The files, and what is under way on them. `P` says what a request is for.
+pub(crate) struct DiskFiles<P> {
+    owner: u16,
+    pub(crate) data: Arc<File>,
+    pub(crate) journal: Arc<File>,
+    pending: Slab<Pending<P>>,
+    next_id: u64,
+    hook: Option<Box<dyn IoHook>>,
+    fault: Fault,
+    synthetic: VecDeque<Synthetic>,
+}
+
+impl<P> DiskFiles<P> {
+    pub(crate) fn new(owner: u16, data: File, journal: File, hook: Option<Box<dyn IoHook>>) -> Self {
+        Self {
+            owner,
+            data: Arc::new(data),
+            journal: Arc::new(journal),
+            pending: Slab::default(),
+            next_id: 0,
+            hook,
+            fault: Fault::None,
+            synthetic: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn set_fault(&mut self, fault: Fault) {
+        self.fault = fault;
+    }
+
+    fn file(&self, kind: FileKind) -> &Arc<File> {
+        match kind {
+            FileKind::Data => &self.data,
+            FileKind::Journal => &self.journal,
+        }
+    }
+
+    fn admit(&mut self, purpose: P, request: &IoRequest<'_>) -> (u32, Verdict) {
+        self.next_id += 1;
+        let mut verdict = self.fault.verdict(request);
+        if let Some(hook) = &mut self.hook
+            && verdict == Verdict::Pass
+        {
+            verdict = hook.issue(self.next_id, request);
+        }
+        (self.pending.insert(Pending { purpose, id: self.next_id }), verdict)
+    }
+
+    /// Plays a verdict. Returns whether the request is to be carried out.
+    fn passes(&mut self, index: u32, verdict: Verdict, buf: Option<AlignedBuf>) -> Option<Option<AlignedBuf>> {
+        match verdict {
+            Verdict::Pass => return Some(buf),
+            Verdict::Fail(errno) => {
+                self.synthetic.push_back((index, Err(io::Error::from_raw_os_error(errno)), buf));
+            }
+            Verdict::Short(bytes) => self.synthetic.push_back((index, Ok(bytes), buf)),
+            Verdict::Hang => {}
+        }
+        None
+    }
+
+    pub(crate) fn read(&mut self, ring: &mut Ring, purpose: P, offset: u64, buf: AlignedBuf, range: Range<usize>) {
+        let request = IoRequest::Read { file: FileKind::Data, offset, len: range.len() };
+        let (index, verdict) = self.admit(purpose, &request);
+        if let Some(Some(buf)) = self.passes(index, verdict, Some(buf)) {
+            ring.read(Token::new(self.owner, u64::from(index)), &self.data, offset, buf, range);
+        }
+    }
+
+    pub(crate) fn write(&mut self, ring: &mut Ring, purpose: P, file: FileKind, offset: u64, bufs: Vec<Bytes>) {
+        let dsync = file == FileKind::Journal;
+        let (index, verdict) = self.admit(purpose, &IoRequest::Write { file, offset, bufs: &bufs, dsync });
+        if self.passes(index, verdict, None).is_some() {
+            ring.write(Token::new(self.owner, u64::from(index)), self.file(file), offset, bufs, dsync);
+        }
+    }
+
+    pub(crate) fn sync(&mut self, ring: &mut Ring, purpose: P, file: FileKind) {
+        let (index, verdict) = self.admit(purpose, &IoRequest::Sync { file });
+        if self.passes(index, verdict, None).is_some() {
+            ring.fsync(Token::new(self.owner, u64::from(index)), self.file(file), true);
+        }
+    }
+
+    /// Admits a metadata batch; the caller carries it out if a token is returned, and reports its end with it.
+    pub(crate) fn meta(&mut self, purpose: P, ops: &[MetaOp]) -> Option<Token> {
+        let (index, verdict) = self.admit(purpose, &IoRequest::Meta(ops));
+        self.passes(index, verdict, None).map(|_| Token::new(self.owner, u64::from(index)))
+    }
+
+    /// What a completed request was for.
+    pub(crate) fn complete(&mut self, token: Token) -> Option<P> {
+        self.forget(u32::try_from(token.id()).ok()?)
+    }
+
+    fn forget(&mut self, index: u32) -> Option<P> {
+        let pending = self.pending.remove(index)?;
+        if let Some(hook) = &mut self.hook {
+            hook.done(pending.id);
+        }
+        Some(pending.purpose)
+    }
+
+    /// The next completion that was made up.
+    pub(crate) fn next_synthetic(&mut self) -> Option<(P, io::Result<u32>, Option<AlignedBuf>)> {
+        let (index, result, buf) = self.synthetic.pop_front()?;
+        Some((self.forget(index)?, result, buf))
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+}
