@@ -127,9 +127,11 @@ impl Core {
             };
             match search.attempt(leader.as_ref(), attempt).await {
                 Ok(Applied::Answer(answer)) => return Ok(answer),
-                Ok(Applied::Nothing | Applied::Expired) => return Err(DirectoryError::Timeout),
                 Err(NotDone::Behind { index }) if !perhaps_applied => base = index,
-                Err(NotDone::Behind { .. }) => return Err(DirectoryError::Timeout),
+                // A copy that came too late to be told from the first: nobody knows what became of that one.
+                Ok(Applied::Nothing | Applied::Expired) | Err(NotDone::Behind { .. }) => {
+                    return Err(DirectoryError::Timeout);
+                }
                 Err(NotDone::Unknown) => perhaps_applied = true,
                 Err(not_done) => search.failed(not_done)?,
             }

@@ -104,7 +104,12 @@ impl<S: StateMachine> Directory<S> {
 
     /// The state with everything that was acknowledged to anybody before this call.
     pub async fn linearizable_state(&self) -> Result<Arc<S>, DirectoryError> {
-        self.core.catch_up(self.core.config.timing.propose_max).await?;
+        self.linearizable_state_within(self.core.config.timing.propose_max).await
+    }
+
+    /// [`Self::linearizable_state`] with a time limit of its own.
+    pub async fn linearizable_state_within(&self, within: Duration) -> Result<Arc<S>, DirectoryError> {
+        self.core.catch_up(within).await?;
         Ok(self.state())
     }
 
@@ -154,7 +159,17 @@ impl<S: StateMachine> Directory<S> {
         }
     }
 
-    /// Writes a snapshot now and drops the log before it, whatever the policy says.
+    /// Waits until this member has stopped for good, because its disk failed or it can't apply an entry, and returns why.
+    /// After [`Self::shutdown`] it returns, too.
+    pub async fn stopped(&self) -> String {
+        let mut metrics = self.core.raft.metrics();
+        match metrics.wait_for(|metrics| metrics.running_state.is_err()).await {
+            Ok(metrics) => metrics.running_state.as_ref().err().map_or_else(String::new, ToString::to_string),
+            Err(_) => "it was shut down".into(),
+        }
+    }
+
+    /// Asks for a snapshot now, whatever the policy says. Returns before it is written.
     pub async fn snapshot(&self) -> Result<(), DirectoryError> {
         self.core.raft.trigger().snapshot().await.map_err(|error| DirectoryError::Fatal(error.to_string()))
     }

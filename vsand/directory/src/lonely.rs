@@ -67,7 +67,7 @@ async fn ask_around(core: &Core) {
             Ok(Verdict::AskAnother(Some(leader))) if leader.host != core.config.host => peers.push(leader),
             Ok(Verdict::AskAnother(_)) => {}
             Err(error) => {
-                tracing::debug!(host = %peer.host, %error, "asked whether this host is still a member")
+                tracing::debug!(host = %peer.host, %error, "asked whether this host is still a member");
             }
         }
         asked.push(peer);

@@ -142,7 +142,9 @@ impl Recent {
 
     fn from_remembered(remembered: Remembered) -> Self {
         let mut recent = Self::default();
-        remembered.into_iter().for_each(|(index, id, answer)| recent.remember(index, id, answer));
+        for (index, id, answer) in remembered {
+            recent.remember(index, id, answer);
+        }
         recent
     }
 }
@@ -222,9 +224,8 @@ impl<S: StateMachine> Machine for Cell<S> {
         if crc32fast::hash(body) != u32::from_le_bytes([head[1], head[2], head[3], head[4]]) {
             return Err(DecodeError::Checksum);
         }
-        let Body::<S> { state, recent } = match postcard::take_from_bytes(body)? {
-            (body, []) => body,
-            _ => return Err(DecodeError::Content(postcard::Error::DeserializeBadEncoding)),
+        let (Body::<S> { state, recent }, []) = postcard::take_from_bytes(body)? else {
+            return Err(DecodeError::Content(postcard::Error::DeserializeBadEncoding));
         };
         let inner = Arc::clone(&self.inner);
         Ok(Box::new(move |index| {
@@ -259,13 +260,13 @@ mod tests {
         }
     }
 
-    fn proposal(count: u64, base: u64, n: u64) -> Option<Proposal> {
+    fn proposal(count: u64, base: u64, n: u64) -> Proposal {
         let id = ProposalId { run: 1, count };
-        Some(Proposal { id, base, command: encode(&n).unwrap(), ticket: crate::types::Ticket::default() })
+        Proposal { id, base, command: encode(&n).unwrap(), ticket: crate::types::Ticket::default() }
     }
 
-    fn apply(cell: &Cell<Sum>, index: u64, proposal: Option<Proposal>) -> Option<u64> {
-        match &cell.apply(vec![(index, proposal)], index).unwrap()[..] {
+    fn apply(cell: &Cell<Sum>, index: u64, proposal: Proposal) -> Option<u64> {
+        match &cell.apply(vec![(index, Some(proposal))], index).unwrap()[..] {
             [Applied::Answer(answer)] => Some(decode(answer).unwrap()),
             other => {
                 assert_eq!(other, [Applied::Expired]);
@@ -342,8 +343,8 @@ mod tests {
     fn an_unknown_command_stops_the_machine() {
         let cell = Cell::<Sum>::new();
         let mut future = proposal(0, 0, 7);
-        future.as_mut().unwrap().command[0] = 2;
-        assert!(cell.apply(vec![(1, future)], 1).is_err());
+        future.command[0] = 2;
+        assert!(cell.apply(vec![(1, Some(future))], 1).is_err());
         assert_eq!(*cell.applied().borrow(), 0);
     }
 }

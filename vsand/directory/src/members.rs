@@ -218,7 +218,7 @@ async fn reconcile_step(core: &Core, metrics: &Metrics, candidates: &[Candidate]
             Ok(_) => return Ok(Step::Added(host)),
             // One host that is out of order must not hold up the others.
             Err(NotDone::Membership(error)) => {
-                tracing::warn!(%host, %error, "can't admit the host to the directory")
+                tracing::warn!(%host, %error, "can't admit the host to the directory");
             }
             Err(other) => return Err(other),
         }
@@ -238,7 +238,7 @@ async fn reconcile_step(core: &Core, metrics: &Metrics, candidates: &[Candidate]
             let voter = present.contains(&candidate.host);
             let alive =
                 candidate.alive && (voter || (caught_up(candidate.host) && answers(core, candidate.host)));
-            Candidate { voter, alive, ..candidate.clone() }
+            Candidate { alive, voter, ..candidate.clone() }
         })
         .collect();
     let wanted = choose_voters(&candidates);

@@ -41,7 +41,9 @@ pub enum CallError {
 /// The host that answered must be proven to be `target`. On the other side the daemon gives the question and the proven
 /// id of the asker to [`crate::Directory::handle`] and sends back what that returns.
 pub trait Transport: Send + Sync + 'static {
-    /// Asks `target`, which listens at `address`. There is no time limit inside: the caller drops the future.
+    /// Asks `target`, which listens at `address`. There is no time limit inside: the caller drops the future, often, and
+    /// that must leave the connection usable. Questions to one host must not wait for each other: a heartbeat that stands
+    /// behind a slow answer costs an election.
     fn call<'a>(
         &'a self,
         target: HostId,

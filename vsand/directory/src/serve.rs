@@ -21,21 +21,21 @@ use crate::wire::{self, Answer, Change, Hello, NotDone, Propose, Question, Rejec
 /// Answers one question. Always bytes: a refusal is an answer too.
 pub(crate) async fn handle(core: &Arc<Core>, from: HostId, service: u16, payload: &[u8]) -> Vec<u8> {
     match service {
-        service::APPEND => reply(append(core, from, payload).await),
-        service::VOTE => reply(vote(core, from, payload).await),
-        service::SNAPSHOT => reply(snapshot(core, from, payload).await),
-        service::PROPOSE => reply(propose(core, payload).await),
-        service::READ => reply(read(core, payload).await),
-        service::CHANGE => reply(change(core, payload).await),
-        service::HELLO => reply(hello(core, payload)),
-        service::STANDING => reply(standing(core, from, payload)),
-        _ => reply::<()>(Err(Rejection::Service)),
+        service::APPEND => reply(&append(core, from, payload).await),
+        service::VOTE => reply(&vote(core, from, payload).await),
+        service::SNAPSHOT => reply(&snapshot(core, from, payload).await),
+        service::PROPOSE => reply(&propose(core, from, payload).await),
+        service::READ => reply(&read(core, from, payload).await),
+        service::CHANGE => reply(&change(core, from, payload).await),
+        service::HELLO => reply(&hello(core, payload)),
+        service::STANDING => reply(&standing(core, from, payload)),
+        _ => reply::<()>(&Err(Rejection::Service)),
     }
 }
 
-fn reply<T: Serialize>(answer: Answer<T>) -> Vec<u8> {
+fn reply<T: Serialize>(answer: &Answer<T>) -> Vec<u8> {
     // Plain data encodes; if it ever does not, an empty answer is refused by the asker as cut short.
-    wire::to_bytes(&answer).unwrap_or_else(|error| {
+    wire::to_bytes(answer).unwrap_or_else(|error| {
         tracing::error!(%error, "an answer of the directory does not encode");
         Vec::new()
     })
@@ -99,6 +99,13 @@ async fn snapshot(
     }
 }
 
+/// Only members use the directory: the certificate of a host that was removed is still good.
+fn belongs(core: &Core, from: HostId) -> Result<(), Rejection> {
+    let metrics = core.raft.metrics();
+    let known = metrics.borrow().membership_config.membership().get_node(&MemberId(from)).is_some();
+    if known { Ok(()) } else { Err(Rejection::Stranger) }
+}
+
 /// A host leads or stands for election only under its own name.
 fn speaks_for_itself(from: HostId, leader: MemberId) -> Result<(), Rejection> {
     if leader.0 == from {
@@ -107,8 +114,9 @@ fn speaks_for_itself(from: HostId, leader: MemberId) -> Result<(), Rejection> {
     Err(Rejection::Malformed(format!("host {from} speaks for host {leader}")))
 }
 
-async fn propose(core: &Core, payload: &[u8]) -> Answer<Result<Applied, NotDone>> {
+async fn propose(core: &Core, from: HostId, payload: &[u8]) -> Answer<Result<Applied, NotDone>> {
     let propose: Propose = question(core, payload)?;
+    belongs(core, from)?;
     if propose.command.len() > crate::COMMAND_BYTES_MAX {
         return Err(Rejection::Malformed("the command is too large".into()));
     }
@@ -119,13 +127,15 @@ async fn propose(core: &Core, payload: &[u8]) -> Answer<Result<Applied, NotDone>
     Ok(core.propose_here(propose).await)
 }
 
-async fn read(core: &Core, payload: &[u8]) -> Answer<Result<u64, NotDone>> {
+async fn read(core: &Core, from: HostId, payload: &[u8]) -> Answer<Result<u64, NotDone>> {
     let within_ms: u64 = question(core, payload)?;
+    belongs(core, from)?;
     Ok(core.read_here(Duration::from_millis(within_ms).min(WITHIN_MAX)).await)
 }
 
-async fn change(core: &Arc<Core>, payload: &[u8]) -> Answer<Result<wire::Changed, NotDone>> {
+async fn change(core: &Arc<Core>, from: HostId, payload: &[u8]) -> Answer<Result<wire::Changed, NotDone>> {
     let change: Change = question(core, payload)?;
+    belongs(core, from)?;
     Ok(members::change_here(core, &change).await)
 }
 

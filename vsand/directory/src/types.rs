@@ -66,6 +66,7 @@ pub(crate) struct Proposal {
     /// The index that the proposer knew of when it first sent the command: every copy lies after it.
     pub(crate) base: u64,
     /// The command, encoded by [`crate::machine::encode`].
+    #[serde(with = "raw")]
     pub(crate) command: Vec<u8>,
     /// Set when the entry reaches the local log, so that the proposer knows whether a refusal is certain. Never leaves
     /// this process.
@@ -79,9 +80,39 @@ pub(crate) enum Applied {
     /// It held no command.
     Nothing,
     /// The state machine's response, encoded.
-    Answer(Vec<u8>),
+    Answer(#[serde(with = "raw")] Vec<u8>),
     /// It came so late that an earlier copy may have been applied and forgotten: it was not applied.
     Expired,
+}
+
+/// Bytes as one run: postcard's same format, without a call for each byte.
+pub(crate) mod raw {
+    use std::fmt;
+
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+
+        from.deserialize_bytes(Bytes)
+    }
 }
 
 /// Tells the proposer whether its command ever reached the log.

@@ -61,6 +61,8 @@ pub(crate) enum Rejection {
     Host(HostId),
     #[error("that host lost its directory storage and has a new one")]
     Incarnation,
+    #[error("this host is no member, as far as that one knows")]
+    Stranger,
     #[error("its part of the directory has stopped: {0}")]
     Stopped(String),
 }
@@ -95,6 +97,7 @@ pub(crate) enum NotDone {
 pub(crate) struct Propose {
     pub(crate) id: ProposalId,
     pub(crate) base: u64,
+    #[serde(with = "crate::types::raw")]
     pub(crate) command: Vec<u8>,
     pub(crate) within_ms: u64,
 }

@@ -73,11 +73,11 @@ impl RaftLogReader<Types> for LogStore {
             Bound::Excluded(n) => *n,
             Bound::Unbounded => u64::MAX,
         };
-        self.read(from, until, usize::MAX).map_err(reading)
+        self.read(from, until, usize::MAX).map_err(|error| reading(&error))
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
-        self.read(start, end, READ_BYTES_MAX).map_err(reading)
+        self.read(start, end, READ_BYTES_MAX).map_err(|error| reading(&error))
     }
 }
 
@@ -85,8 +85,8 @@ impl RaftLogStorage<Types> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
-        let purged = self.purged().map_err(reading)?;
-        let last = self.last().map_err(reading)?.or(purged);
+        let purged = self.purged().map_err(|error| reading(&error))?;
+        let last = self.last().map_err(|error| reading(&error))?.or(purged);
         Ok(LogState { last_purged_log_id: purged, last_log_id: last })
     }
 
@@ -116,12 +116,12 @@ impl RaftLogStorage<Types> for LogStore {
             self.store.db.put_cf_opt(self.store.column(META)?, COMMITTED, to_bytes(&committed)?, &options)?;
             Ok(())
         };
-        save().map_err(writing)
+        save().map_err(|error| writing(&error))
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
         let committed: Option<Option<LogId>> =
-            self.store.get(META, COMMITTED, "commit index").map_err(reading)?;
+            self.store.get(META, COMMITTED, "commit index").map_err(|error| reading(&error))?;
         let state = self.get_log_state().await?;
         // Never beyond the log, whatever a power cut left behind.
         Ok(committed.flatten().min(state.last_log_id))
@@ -134,34 +134,42 @@ impl RaftLogStorage<Types> for LogStore {
     {
         let mut batch = WriteBatch::default();
         {
-            let log = self.store.column(LOG).map_err(writing)?;
+            let log = self.store.column(LOG).map_err(|error| writing(&error))?;
             for entry in entries {
                 if let EntryPayload::Normal(proposal) = &entry.payload {
                     proposal.ticket.stamp();
                 }
-                batch.put_cf(log, entry.log_id.index.to_be_bytes(), to_bytes(&entry).map_err(writing)?);
+                batch.put_cf(
+                    log,
+                    entry.log_id.index.to_be_bytes(),
+                    to_bytes(&entry).map_err(|error| writing(&error))?,
+                );
             }
         }
         // Raft's loop waits for the flush before it does anything else, so the callback need not come from the thread.
         let result = self.store.writer.write(batch, true).await;
         callback.log_io_completed(result.clone().map_err(std::io::Error::other));
-        result.map_err(writing)
+        result.map_err(|error| writing(&error))
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
-        let log = self.store.column(LOG).map_err(writing)?;
+        let log = self.store.column(LOG).map_err(|error| writing(&error))?;
         batch.delete_range_cf(log, log_id.index.to_be_bytes(), u64::MAX.to_be_bytes());
-        self.store.writer.write(batch, true).await.map_err(writing)
+        self.store.writer.write(batch, true).await.map_err(|error| writing(&error))
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
-        batch.put_cf(self.store.column(META).map_err(writing)?, PURGED, to_bytes(&log_id).map_err(writing)?);
-        let log = self.store.column(LOG).map_err(writing)?;
+        batch.put_cf(
+            self.store.column(META).map_err(|error| writing(&error))?,
+            PURGED,
+            to_bytes(&log_id).map_err(|error| writing(&error))?,
+        );
+        let log = self.store.column(LOG).map_err(|error| writing(&error))?;
         batch.delete_range_cf(log, 0u64.to_be_bytes(), log_id.index.saturating_add(1).to_be_bytes());
         // Not synced: a purge that a power cut undoes is only done again.
-        self.store.writer.write(batch, false).await.map_err(writing)
+        self.store.writer.write(batch, false).await.map_err(|error| writing(&error))
     }
 }
 
@@ -176,10 +184,10 @@ fn index_of(key: &[u8]) -> Result<u64, StoreError> {
     Ok(u64::from_be_bytes(bytes))
 }
 
-fn reading(error: StoreError) -> StorageError {
-    StorageIoError::read_logs(AnyError::new(&error)).into()
+fn reading(error: &StoreError) -> StorageError {
+    StorageIoError::read_logs(AnyError::new(error)).into()
 }
 
-fn writing(error: StoreError) -> StorageError {
-    StorageIoError::write_logs(AnyError::new(&error)).into()
+fn writing(error: &StoreError) -> StorageError {
+    StorageIoError::write_logs(AnyError::new(error)).into()
 }

@@ -1,4 +1,4 @@
-//! What a member keeps on disk: its identity, its vote, its log and one snapshot, in one RocksDB.
+//! What a member keeps on disk: its identity, its vote, its log and one snapshot, in one `RocksDB`.
 //!
 //! ```text
 //! column   key              value (the first byte of each is a version)

@@ -102,7 +102,7 @@ fn a_minority_changes_nothing_and_says_so() {
                 matches!(refused, Err(DirectoryError::NoLeader { .. } | DirectoryError::NoQuorum { .. }));
             assert!(sure, "host {n}: {refused:?}");
         }
-        assert!(hosts.directory(leader).linearizable_state().await.is_err());
+        assert!(hosts.directory(leader).linearizable_state_within(within).await.is_err());
         hosts.restart(others[0]).await;
         assert_eq!(hosts.add(others[3], "a").await, 3);
         hosts.all_show("a", 3).await;
@@ -124,7 +124,7 @@ fn an_isolated_leader_neither_writes_nor_reads() {
         assert!(lost.is_err(), "{lost:?}");
         let other = hosts.up.keys().copied().find(|n| *n != old).unwrap();
         hosts.add(other, "a").await;
-        let stale = hosts.directory(old).linearizable_state().await;
+        let stale = hosts.directory(old).linearizable_state_within(Duration::from_millis(500)).await;
         assert!(stale.is_err(), "an old leader must not read: {stale:?}");
         hosts.heal();
         hosts.all_show("a", 2).await;

