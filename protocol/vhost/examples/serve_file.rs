@@ -7,6 +7,7 @@
 //! ```
 //!
 //! It may be killed and started again under a running QEMU.
+#![forbid(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;

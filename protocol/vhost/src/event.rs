@@ -153,7 +153,11 @@ impl Link for ControlLink {
         let (tx, rx) = sync_channel(1);
         match self.tx.try_send(Envelope { command, reply: ReplySlot(tx) }) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(SessionError::LoopTimeout(timeout)),
+            Err(TrySendError::Full(_)) => {
+                // As long as if it had been taken and not answered, or a caller that tries again would spin.
+                std::thread::sleep(timeout);
+                return Err(SessionError::LoopTimeout(timeout));
+            }
             Err(TrySendError::Disconnected(_)) => return Err(SessionError::LoopGone),
         }
         self.wake.signal();

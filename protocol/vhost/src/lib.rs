@@ -20,7 +20,7 @@
 //! handed out again, in the order in which they were taken, before anything new.
 //!
 //! **Must not know**: volumes, replication, where blocks live.
-
+#![deny(unsafe_code)]
 // Wire structures of other people's design are full of small integers that are cast back and forth.
 #![allow(clippy::missing_fields_in_debug)]
 

@@ -259,9 +259,9 @@ fn random_image(rng: &mut ChaCha8Rng) -> (Vec<u8>, ImageOptions) {
 }
 
 #[test]
-fn twenty_thousand_hostile_rings_are_survived() {
+fn eight_thousand_hostile_rings_are_survived() {
     let (mut good, mut broken, mut refused) = (0, 0, 0);
-    for seed in 0..20_000u64 {
+    for seed in 0..8_000u64 {
         let (image, options) = random_image(&mut ChaCha8Rng::seed_from_u64(seed));
         match ring_image(&image, options) {
             Ok(verdict) => {
@@ -273,7 +273,7 @@ fn twenty_thousand_hostile_rings_are_survived() {
         }
     }
     // The generator has to reach all outcomes, or it tests nothing.
-    assert!(good > 5_000 && broken > 2_000 && refused > 0, "{good} {broken} {refused}");
+    assert!(good > 4_000 && broken > 1_000 && refused > 0, "{good} {broken} {refused}");
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn random_messages_are_survived() {
     }
 
     let mut deep = 0;
-    for seed in 0..3_000u64 {
+    for seed in 0..1_500u64 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut bad = base.clone();
         for _ in 0..rng.random_range(1..4) {
@@ -355,7 +355,7 @@ fn random_messages_are_survived() {
         }
         deep += usize::from(messages(&encode(&bad)).unwrap() > 15);
     }
-    assert!(deep > 500, "{deep}");
+    assert!(deep > 250, "{deep}");
 }
 
 #[test]

@@ -76,6 +76,32 @@ fn requests_in_flight_survive_the_back_end() {
 }
 
 #[test]
+fn only_what_was_not_answered_is_done_again() {
+    let (_dir, path) = socket_dir();
+    let disk = Disk::new(4096);
+    let backend = Backend::start(&path, &disk);
+    let options = ClientOptions { data_bytes_max: 4096, ..ClientOptions::default() };
+    let mut client = BlkClient::connect(&path, options).unwrap();
+    disk.hold_even.store(true, Ordering::SeqCst);
+    let mut waiting = HashSet::new();
+    for number in 0..20 {
+        waiting.insert(client.submit(0, &Op::Write(Sector(number), &[1; 512])).unwrap());
+    }
+    for _ in 0..10 {
+        assert!(waiting.remove(&client.wait(0, PATIENCE).unwrap().ticket));
+    }
+    backend.kill();
+    disk.log.lock().unwrap().clear();
+    disk.hold_even.store(false, Ordering::SeqCst);
+    let _backend = Backend::start(&path, &disk);
+    client.reconnect().unwrap();
+    for _ in 0..10 {
+        assert!(waiting.remove(&client.wait(0, PATIENCE).unwrap().ticket));
+    }
+    assert_eq!(first_sectors(&disk), [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]);
+}
+
+#[test]
 fn many_crashes_at_any_moment() {
     let (_dir, path) = socket_dir();
     let disk = Disk::new(4096);

@@ -5,6 +5,8 @@
 //! * [`DriverRing`] is a driver's end of one split ring.
 //! * [`BlkClient`] puts block requests on several rings, and reconnects to a restarted back end.
 
+// One descriptor is borrowed for a poll.
+#[allow(unsafe_code)]
 mod client;
 mod ring;
 

@@ -258,8 +258,10 @@ impl Listening {
             Ok(()) => tracing::info!(socket = name, "front end disconnected"),
             Err(error) => tracing::warn!(socket = name, %error, "front end dropped"),
         }
-        let mut link =
-            Arc::into_inner(session)?.into_inner().unwrap_or_else(PoisonError::into_inner).into_link();
+        // Hang up first: the front end need not wait for the data loop.
+        drop(peer);
+        let session = Arc::into_inner(session)?.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (mut link, _memory) = session.into_parts();
         // The data loop has to know before the next front end comes, however long it takes.
         loop {
             match link.call(Command::Detach, self.settings.apply_timeout) {

@@ -102,8 +102,9 @@ impl<L: Link> Session<L> {
         }
     }
 
-    pub(crate) fn into_link(self) -> L {
-        self.link
+    /// The link, and the memory: it is unmapped by whoever drops it last, which should not be the data loop.
+    pub(crate) fn into_parts(self) -> (L, Arc<GuestMap>) {
+        (self.link, self.memory)
     }
 
     pub(crate) fn attach(&mut self) -> Result<(), SessionError> {
@@ -180,8 +181,11 @@ impl<L: Link> Session<L> {
     }
 
     fn set_memory(&mut self, memory: GuestMap) -> Result<(), SessionError> {
-        self.memory = Arc::new(memory);
-        self.command(Command::SetMemory(Arc::clone(&self.memory))).map(drop)
+        // Kept until the data loop has let go of it, so that unmapping gigabytes takes this thread's time.
+        let before = std::mem::replace(&mut self.memory, Arc::new(memory));
+        let result = self.command(Command::SetMemory(Arc::clone(&self.memory))).map(drop);
+        drop(before);
+        result
     }
 
     fn stop(&mut self, index: u32) -> Result<u16, SessionError> {

@@ -25,6 +25,8 @@ pub struct Disk {
     pub log: Mutex<Vec<RequestKind>>,
     /// Requests are taken but not carried out.
     pub hold: AtomicBool,
+    /// Only writes of even sectors are held up.
+    pub hold_even: AtomicBool,
     pub flushes: AtomicU64,
     pub broken: Mutex<Option<String>>,
     /// Pending resize, sectors.
@@ -122,10 +124,13 @@ fn data_loop(mut device: BlkDevice, disk: &Disk, stop: &AtomicBool, wake: &Notif
                 disk.log.lock().unwrap().push(request.kind.clone());
                 requests.push(request);
             });
-            if disk.hold.load(Ordering::SeqCst) {
-                held = requests;
-            } else {
-                for request in requests {
+            let all = disk.hold.load(Ordering::SeqCst);
+            let hold_even = disk.hold_even.load(Ordering::SeqCst);
+            for request in requests {
+                let even = matches!(request.kind, RequestKind::Write { sector, .. } if sector.0 % 2 == 0);
+                if all || hold_even && even {
+                    held.push(request);
+                } else {
                     carry_out(&mut device, disk, request);
                 }
             }
