@@ -273,7 +273,7 @@ fn eight_thousand_hostile_rings_are_survived() {
         }
     }
     // The generator has to reach all outcomes, or it tests nothing.
-    assert!(good > 4_000 && broken > 1_000 && refused > 0, "{good} {broken} {refused}");
+    assert!(good > 1_500 && broken > 1_000 && refused > 0, "{good} {broken} {refused}");
 }
 
 #[test]
