@@ -1,4 +1,5 @@
 //! `vsanctl`: the administrator's tool for the storage cluster.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

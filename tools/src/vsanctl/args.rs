@@ -115,8 +115,6 @@ pub enum Noun {
     /// Watch the I/O of this host's volumes and disks
     Top(TopOptions),
     /// Print a completion script for a shell
-    ///
-    /// For bash, write it to a file in /etc/bash_completion.d.
     Completion {
         /// The shell
         shell: CompletionShell,

@@ -144,8 +144,10 @@ async fn import_data(
     let transfer = Open::begin(context, name, &request).await.map_err(Stop::clean)?;
     let bar = progress(context.terminal, source.size(), "importing");
     let outcome = tokio::select! {
-        outcome = upload(&transfer, source, empty, &bar) => outcome,
+        // Listen before anything is sent.
+        biased;
         () = interrupted() => Err(stopped(&format!("importing into volume {name}"))),
+        outcome = upload(&transfer, source, empty, &bar) => outcome,
     };
     bar.finish_and_clear();
     match outcome {
@@ -404,8 +406,10 @@ pub(super) async fn export(context: &Context, options: ExportOptions) -> Result<
     let image_bytes = transfer.transfer.size_bytes;
     let bar = progress(context.terminal, image_bytes, "exporting");
     let outcome = tokio::select! {
-        outcome = download(&transfer, &options.file, format, &bar) => outcome,
+        // Listen before anything is sent.
+        biased;
         () = interrupted() => Err(stopped(&format!("exporting volume {}", info.name))),
+        outcome = download(&transfer, &options.file, format, &bar) => outcome,
     };
     bar.finish_and_clear();
     let data_bytes = match outcome {

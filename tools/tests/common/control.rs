@@ -1,0 +1,516 @@
+//! A control plane in memory: just enough state for the verbs to mean something, with faults on demand.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ferro_protocol::api::{
+    AddedDisk, ApiError, BootstrapRequest, BrokenLock, Capacity, ChunkInfo, ClusterInfo, ComponentInfo,
+    ComponentState, DiskCounters, DiskInfo, DiskState, ErrorCode, Health, HealthLevel, HealthReason,
+    HostInfo, HostRole, HostState, JoinRequest, JoinToken, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume,
+    OperationCounters, Redundancy, Removal, ResyncInfo, ResyncKind, ResyncList, ResyncState, ResyncTotals,
+    Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome,
+    VolumeCounters, VolumeInfo, VolumeOwner,
+};
+use ferro_protocol::ids::{
+    ChunkIndex, ClusterId, DiskId, Epoch, HostId, ObjectId, Seq, TransferId, VolumeName,
+};
+use vsand::api::control::{ByteSpan, ControlPlane, NewDisk, NewVolume, Result};
+use vsand::api::fail;
+
+pub(crate) const HERE: HostId = HostId::from_bytes([1; 16]);
+pub(crate) const THERE: HostId = HostId::from_bytes([2; 16]);
+pub(crate) const DISK: DiskId = DiskId::from_bytes([0xd1; 16]);
+/// The host name of [`HERE`].
+pub(crate) const HERE_NAME: &str = "alpha";
+/// More than this does not fit.
+pub(crate) const ROOM: u64 = 1 << 40;
+
+#[derive(Default)]
+pub(crate) struct Memory(pub(crate) Mutex<State>);
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) volumes: BTreeMap<VolumeName, Volume>,
+    pub(crate) disks: Vec<DiskInfo>,
+    pub(crate) transfer: Option<(TransferId, VolumeName, TransferDirection)>,
+    pub(crate) joined: bool,
+    pub(crate) no_quorum: bool,
+    /// Answer nothing.
+    pub(crate) hang: bool,
+    /// Fail the write after so many.
+    pub(crate) writes_left: Option<u32>,
+    pub(crate) write_delay: Duration,
+    pub(crate) writes_begun: u32,
+    pub(crate) writes: u32,
+    pub(crate) discards: u32,
+    pub(crate) samples: u64,
+    ids: u8,
+}
+
+pub(crate) struct Volume {
+    pub(crate) info: VolumeInfo,
+    pub(crate) data: Vec<u8>,
+}
+
+impl State {
+    fn find(&mut self, name: &VolumeName) -> Result<&mut Volume> {
+        self.volumes.get_mut(name).ok_or_else(|| fail::volume_not_found(name))
+    }
+
+    fn closed(&mut self, name: &VolumeName) -> Result<&mut Volume> {
+        let volume = self.find(name)?;
+        match &volume.info.owner {
+            Some(owner) => Err(fail::object_in_use(name, &owner.host_name)),
+            None => Ok(volume),
+        }
+    }
+
+    fn writable(&self, what: &str) -> Result<()> {
+        if self.no_quorum { Err(fail::no_quorum(what)) } else { Ok(()) }
+    }
+
+    fn transfer_volume(&mut self, name: &VolumeName, transfer: TransferId) -> Result<&mut Volume> {
+        match &self.transfer {
+            Some((id, of, _)) if *id == transfer && of == name => self.find(name),
+            _ => Err(fail::transfer_not_found(name, transfer)),
+        }
+    }
+}
+
+impl Memory {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+fn owner(host: HostId, name: &str) -> VolumeOwner {
+    VolumeOwner { host, host_name: name.to_owned() }
+}
+
+fn cluster(quorum: bool) -> ClusterInfo {
+    ClusterInfo {
+        id: ClusterId::from_bytes([9; 16]),
+        ca_fingerprint: "ab".repeat(32),
+        this_host: HERE,
+        leader: Some(HERE),
+        quorum,
+        voters: 1,
+        hosts: 2,
+    }
+}
+
+fn host(id: HostId, name: &str, state: HostState) -> HostInfo {
+    HostInfo {
+        id,
+        name: name.to_owned(),
+        this_host: id == HERE,
+        addresses: vec!["10.0.0.1:7400".to_owned()],
+        fault_domain: name.to_owned(),
+        state,
+        role: if id == HERE { HostRole::Leader } else { HostRole::Learner },
+        disks: 1,
+        capacity_bytes: 100 << 30,
+        used_bytes: 12 << 30,
+        last_seen_seconds: (state == HostState::Offline).then_some(125),
+        certificate_expires_unix_s: None,
+        version: None,
+    }
+}
+
+fn hosts() -> Vec<HostInfo> {
+    vec![host(HERE, HERE_NAME, HostState::Online), host(THERE, "beta", HostState::Offline)]
+}
+
+fn object_of(volume: &VolumeInfo) -> ObjectInfo {
+    ObjectInfo {
+        id: volume.object,
+        volume: Some(volume.name.clone()),
+        size_bytes: volume.size_bytes,
+        policy: volume.policy,
+        redundancy: volume.redundancy,
+        owner: volume.owner.clone(),
+        epoch: volume.epoch,
+        chunks: 3,
+        components_in_sync: 3,
+        components: 6,
+    }
+}
+
+fn resync_list() -> ResyncList {
+    let totals = ResyncTotals {
+        running: 1,
+        waiting: 0,
+        done_bytes: 1 << 30,
+        total_bytes: 4 << 30,
+        bytes_per_second: 128 << 20,
+        eta_seconds: Some(24),
+    };
+    let one = ResyncInfo {
+        object: ObjectId::from_bytes([5; 16]),
+        volume: Some("web".parse().unwrap()),
+        disk: DISK,
+        host: THERE,
+        host_name: "beta".to_owned(),
+        kind: ResyncKind::Delta,
+        state: ResyncState::Running,
+        chunks_remaining: 3,
+        done_bytes: 1 << 30,
+        total_bytes: 4 << 30,
+        bytes_per_second: 128 << 20,
+        eta_seconds: Some(24),
+    };
+    ResyncList { resyncs: vec![one], totals }
+}
+
+#[async_trait]
+impl ControlPlane for Memory {
+    async fn status(&self) -> Result<Status> {
+        if self.state().hang {
+            std::future::pending::<()>().await;
+        }
+        let state = self.state();
+        let reason = HealthReason {
+            level: HealthLevel::Warning,
+            code: "host_offline".to_owned(),
+            message: "host beta does not answer for 2m 5s\x1b[2J".to_owned(),
+            next_step: "start it, or take it out with `vsanctl host remove beta`".to_owned(),
+        };
+        Ok(Status {
+            version: "0.1.0".to_owned(),
+            health: Health { level: HealthLevel::Warning, reasons: vec![reason] },
+            cluster: Some(cluster(!state.no_quorum)),
+            hosts: hosts(),
+            capacity: Capacity {
+                total_bytes: 200 << 30,
+                used_bytes: 24 << 30,
+                provisioned_bytes: 40 << 30,
+                disks_online: 1,
+                disks: 2,
+            },
+            volumes: state.volumes.values().map(|volume| volume.info.clone()).collect(),
+            resync: resync_list().totals,
+        })
+    }
+
+    async fn bootstrap(&self, _: BootstrapRequest) -> Result<ClusterInfo> {
+        let mut state = self.state();
+        if std::mem::replace(&mut state.joined, true) {
+            return Err(fail::already_in_cluster());
+        }
+        Ok(cluster(true))
+    }
+
+    async fn create_token(&self, valid_seconds: u64) -> Result<TokenInfo> {
+        if !self.state().joined {
+            return Err(fail::not_in_cluster());
+        }
+        Ok(TokenInfo {
+            token: JoinToken(format!("ferro1-{valid_seconds}")),
+            expires_unix_s: valid_seconds,
+            addresses: vec!["10.0.0.1:7400".to_owned()],
+            ca_fingerprint: "ab".repeat(32),
+        })
+    }
+
+    async fn join(&self, request: JoinRequest) -> Result<ClusterInfo> {
+        if request.token.0 != "ferro1-3600" {
+            return Err(ApiError::new(ErrorCode::TokenRefused, "the join token was used", "make a new one"));
+        }
+        Ok(cluster(true))
+    }
+
+    async fn cluster(&self) -> Result<ClusterInfo> {
+        Ok(cluster(true))
+    }
+
+    async fn hosts(&self) -> Result<Vec<HostInfo>> {
+        Ok(hosts())
+    }
+
+    async fn remove_host(&self, host: HostId) -> Result<Removal> {
+        if host == HERE {
+            return Err(fail::would_lose_data("host alpha", "it holds the only good copy of volume web"));
+        }
+        Ok(Removal { removed: true, remaining_bytes: 0 })
+    }
+
+    async fn add_disk(&self, disk: NewDisk) -> Result<AddedDisk> {
+        let path = disk.path.as_path();
+        if path.starts_with("/nowhere") {
+            return Err(fail::device_not_found(path));
+        }
+        if path.starts_with("/dev") && disk.confirm.as_deref() != Some("sdb") {
+            return Err(fail::disk_not_empty(path, "sdb", "an ext4 file system"));
+        }
+        let size = disk.size_bytes.unwrap_or(100 << 30);
+        if size < 1 << 30 {
+            return Err(fail::disk_too_small(path, size, 1 << 30));
+        }
+        let disk = DiskInfo {
+            id: DISK,
+            host: HERE,
+            host_name: HERE_NAME.to_owned(),
+            path: path.display().to_string(),
+            state: DiskState::Online,
+            reason: None,
+            capacity_bytes: size,
+            used_bytes: 0,
+            components: 0,
+            checksum_errors: 0,
+        };
+        self.state().disks.push(disk.clone());
+        Ok(AddedDisk { disk, adopted: false })
+    }
+
+    async fn disks(&self) -> Result<Vec<DiskInfo>> {
+        Ok(self.state().disks.clone())
+    }
+
+    async fn remove_disk(&self, _: DiskId) -> Result<Removal> {
+        Ok(Removal { removed: false, remaining_bytes: 3 << 30 })
+    }
+
+    async fn objects(&self) -> Result<Vec<ObjectInfo>> {
+        Ok(self.state().volumes.values().map(|volume| object_of(&volume.info)).collect())
+    }
+
+    async fn object(&self, object: ObjectId, from: ChunkIndex, _: u32) -> Result<ObjectDetails> {
+        let state = self.state();
+        let volume = state.volumes.values().find(|volume| volume.info.object == object);
+        let volume = volume.ok_or_else(|| fail::object_not_found(object))?;
+        let component = |disk: u8, state, stale_seq| ComponentInfo {
+            disk: DiskId::from_bytes([disk; 16]),
+            host: HERE,
+            host_name: HERE_NAME.to_owned(),
+            state,
+            stale_seq,
+        };
+        // One chunk a page, three pages.
+        let chunk = ChunkInfo {
+            index: from,
+            components: vec![
+                component(1, ComponentState::InSync, None),
+                component(2, ComponentState::Stale, Some(Seq(7))),
+            ],
+        };
+        let next_chunk = (from.0 < 2).then(|| ChunkIndex(from.0 + 1));
+        Ok(ObjectDetails { object: object_of(&volume.info), chunks: vec![chunk], next_chunk })
+    }
+
+    async fn create_volume(&self, volume: NewVolume) -> Result<VolumeInfo> {
+        let mut state = self.state();
+        state.writable(&format!("creating volume {}", volume.name))?;
+        if state.volumes.contains_key(&volume.name) {
+            return Err(fail::name_taken(&volume.name));
+        }
+        if volume.policy.copies() > 2 {
+            return Err(fail::policy_unsatisfiable(&volume.name, volume.policy, 2));
+        }
+        if volume.size_bytes > ROOM {
+            return Err(fail::cluster_full(format!("volume {}", volume.name), volume.size_bytes, ROOM));
+        }
+        state.ids += 1;
+        let info = VolumeInfo {
+            name: volume.name.clone(),
+            object: ObjectId::from_bytes([state.ids; 16]),
+            size_bytes: volume.size_bytes,
+            used_bytes: None,
+            policy: volume.policy,
+            redundancy: Redundancy::Healthy,
+            owner: None,
+            epoch: Epoch(0),
+            read_only: false,
+            socket: None,
+            incomplete: false,
+        };
+        state.volumes.insert(volume.name, Volume { info: info.clone(), data: Vec::new() });
+        Ok(info)
+    }
+
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>> {
+        Ok(self.state().volumes.values().map(|volume| volume.info.clone()).collect())
+    }
+
+    async fn volume(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        Ok(self.state().find(name)?.info.clone())
+    }
+
+    async fn open_volume(&self, name: &VolumeName, read_only: bool) -> Result<OpenedVolume> {
+        let mut state = self.state();
+        let info = &mut state.closed(name)?.info;
+        let socket = format!("/run/vsand/volumes/{name}.sock");
+        info.owner = Some(owner(HERE, HERE_NAME));
+        info.epoch = Epoch(info.epoch.0 + 1);
+        info.read_only = read_only;
+        info.socket = Some(socket.clone());
+        Ok(OpenedVolume {
+            name: name.clone(),
+            object: info.object,
+            socket,
+            size_bytes: info.size_bytes,
+            read_only,
+            queues: 4,
+        })
+    }
+
+    async fn close_volume(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        let mut state = self.state();
+        let info = &mut state.find(name)?.info;
+        if info.owner.take().is_none() {
+            return Err(fail::volume_not_open(name));
+        }
+        info.socket = None;
+        Ok(info.clone())
+    }
+
+    async fn resize_volume(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo> {
+        let mut state = self.state();
+        let info = &mut state.find(name)?.info;
+        if size_bytes < info.size_bytes {
+            return Err(fail::shrink_refused(name, info.size_bytes, size_bytes));
+        }
+        info.size_bytes = size_bytes;
+        Ok(info.clone())
+    }
+
+    async fn delete_volume(&self, name: &VolumeName) -> Result<()> {
+        let mut state = self.state();
+        state.closed(name)?;
+        state.volumes.remove(name);
+        Ok(())
+    }
+
+    async fn begin_transfer(
+        &self,
+        name: &VolumeName,
+        direction: TransferDirection,
+        image_bytes: Option<u64>,
+    ) -> Result<Transfer> {
+        let mut state = self.state();
+        let volume = state.closed(name)?;
+        let size_bytes = volume.info.size_bytes;
+        if image_bytes.is_some_and(|image| image > size_bytes) {
+            return Err(fail::image_too_large(name, size_bytes, image_bytes.unwrap_or(0)));
+        }
+        volume.info.owner = Some(owner(HERE, HERE_NAME));
+        volume.info.epoch = Epoch(volume.info.epoch.0 + 1);
+        volume.info.incomplete |= direction == TransferDirection::Import;
+        volume.data.resize(size_bytes as usize, 0);
+        state.ids += 1;
+        let id = TransferId::from_bytes([state.ids; 16]);
+        state.transfer = Some((id, name.clone(), direction));
+        Ok(Transfer { id, volume: name.clone(), direction, size_bytes, idle_seconds_max: 60 })
+    }
+
+    async fn read_transfer(&self, name: &VolumeName, transfer: TransferId, span: ByteSpan) -> Result<Bytes> {
+        let mut state = self.state();
+        let volume = state.transfer_volume(name, transfer)?;
+        let range = span.offset as usize..(span.offset + span.length) as usize;
+        Ok(Bytes::copy_from_slice(&volume.data[range]))
+    }
+
+    async fn write_transfer(
+        &self,
+        name: &VolumeName,
+        transfer: TransferId,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<()> {
+        let delay = {
+            let mut state = self.state();
+            state.writes_begun += 1;
+            state.write_delay
+        };
+        tokio::time::sleep(delay).await;
+        let mut state = self.state();
+        state.writes += 1;
+        if let Some(left) = state.writes_left {
+            state.writes_left = Some(left.saturating_sub(1));
+            if left == 0 {
+                let message = format!("writing volume {name} at {offset}: the last good disk failed");
+                return Err(ApiError::new(ErrorCode::DiskFailed, message, "see `vsanctl disk list`"));
+            }
+        }
+        let volume = state.transfer_volume(name, transfer)?;
+        volume.data[offset as usize..][..data.len()].copy_from_slice(&data);
+        Ok(())
+    }
+
+    async fn discard_transfer(&self, name: &VolumeName, transfer: TransferId, span: ByteSpan) -> Result<()> {
+        let mut state = self.state();
+        state.discards += 1;
+        let volume = state.transfer_volume(name, transfer)?;
+        volume.data[span.offset as usize..][..span.length as usize].fill(0);
+        Ok(())
+    }
+
+    async fn end_transfer(
+        &self,
+        name: &VolumeName,
+        transfer: TransferId,
+        outcome: TransferOutcome,
+    ) -> Result<TransferEnded> {
+        let mut state = self.state();
+        let volume = state.transfer_volume(name, transfer)?;
+        volume.info.owner = None;
+        if outcome == TransferOutcome::Complete {
+            volume.info.incomplete = false;
+        }
+        let incomplete = volume.info.incomplete;
+        state.transfer = None;
+        Ok(TransferEnded { incomplete })
+    }
+
+    async fn locks(&self) -> Result<Vec<LockInfo>> {
+        let state = self.state();
+        let held = state.volumes.values().filter_map(|volume| {
+            let info = &volume.info;
+            Some(LockInfo {
+                object: info.object,
+                volume: Some(info.name.clone()),
+                owner: info.owner.clone()?,
+                epoch: info.epoch,
+                lease_running: info.name.as_str().starts_with("live"),
+                lease_seconds: None,
+            })
+        });
+        Ok(held.collect())
+    }
+
+    async fn break_lock(&self, object: ObjectId) -> Result<BrokenLock> {
+        let mut state = self.state();
+        let volume = state.volumes.values_mut().find(|volume| volume.info.object == object);
+        let info = &mut volume.ok_or_else(|| fail::object_not_found(object))?.info;
+        if info.name.as_str().starts_with("live") {
+            let message = format!("the lease of the holder of volume {} still runs", info.name);
+            return Err(ApiError::new(ErrorCode::LeaseRunning, message, "wait 12 s").with("seconds", 12));
+        }
+        let previous_owner = info.owner.take().ok_or_else(|| fail::lock_not_found(object))?;
+        Ok(BrokenLock { object, volume: Some(info.name.clone()), previous_owner })
+    }
+
+    async fn resyncs(&self) -> Result<ResyncList> {
+        Ok(resync_list())
+    }
+
+    async fn top(&self) -> Result<TopSample> {
+        let mut state = self.state();
+        state.samples += 1;
+        let n = state.samples;
+        let counters = OperationCounters {
+            reads: n * 1000,
+            read_bytes: n * 4_096_000,
+            read_us_sum: n * 180_000,
+            ..OperationCounters::default()
+        };
+        Ok(TopSample {
+            at_us: n * 1_000_000,
+            host_name: HERE_NAME.to_owned(),
+            volumes: vec![VolumeCounters { name: "web".parse().unwrap(), counters }],
+            disks: vec![DiskCounters { id: DISK, path: "/disk0".to_owned(), counters }],
+        })
+    }
+}
