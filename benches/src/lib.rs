@@ -6,7 +6,9 @@
 //!
 //! What it must not know: anything of the inside of `vsand`. It starts the daemons as an operator would, with a
 //! configuration file and `vsanctl`, and measures only what a guest or `/proc` can see.
+#![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
 pub mod client;
 pub mod cluster;
 pub mod idle;

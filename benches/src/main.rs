@@ -1,4 +1,5 @@
 //! The command line of `ferro-bench`.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -1,1 +1,2 @@
 //! ferro-blackbox (skeleton).
+#![forbid(unsafe_code)]

@@ -1,1 +1,2 @@
 //! ferro-fuzz (skeleton).
+#![forbid(unsafe_code)]

@@ -1,1 +1,2 @@
 //! ferro-sim (skeleton).
+#![forbid(unsafe_code)]
