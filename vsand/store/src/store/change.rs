@@ -99,7 +99,10 @@ impl Store {
         !self.stalled.is_empty() || self.tables.is_dirty()
     }
 
-    pub(super) fn enter_object(&mut self, ticket: Ticket, op: DiskOp) {
+    pub(super) fn enter_object(&mut self, ticket: Ticket, mut op: DiskOp) {
+        if let DiskOp::Write { data, .. } | DiskOp::Install { data, .. } = &mut op {
+            *data = self.pool.aligned(data);
+        }
         let object = object_of(&op);
         self.objects.entry(object).or_default().waiting.push_back((ticket, op));
         self.admit_ops(object);
@@ -139,28 +142,52 @@ impl Store {
                 self.summarise(ticket, *object);
                 return self.leave_object(*object);
             }
-            _ => return self.start_blocks(ring, ticket, object, op),
+            _ => {
+                // Whoever waits for space already comes first.
+                let fresh = self.stalled.is_empty();
+                if let Some(op) = self.start_blocks(ring, ticket, object, op, fresh) {
+                    self.stalled.push_back((ticket, op));
+                }
+                return;
+            }
         };
         let index = self.ops.insert(Op { ticket, object, parts_left: 1 });
         self.queue.push_back(Queued { record, data: None, target: Target::Op(index) });
     }
 
-    fn start_blocks(&mut self, ring: &mut Ring, ticket: Ticket, object: ObjectId, op: DiskOp) {
+    /// Tries those that wait for space again, in order, up to the first that must go on waiting.
+    pub(super) fn retry_stalled(&mut self, ring: &mut Ring) {
+        while let Some((ticket, op)) = self.stalled.pop_front() {
+            if let Some(op) = self.start_blocks(ring, ticket, object_of(&op), op, true) {
+                return self.stalled.push_front((ticket, op));
+            }
+        }
+    }
+
+    /// Begins a change of blocks. Gives it back if there is no space for it now and there may be later: it stays in its
+    /// object's gate, and a checkpoint or the end of another change lets it be tried again.
+    fn start_blocks(
+        &mut self,
+        ring: &mut Ring,
+        ticket: Ticket,
+        object: ObjectId,
+        op: DiskOp,
+        first_in_line: bool,
+    ) -> Option<DiskOp> {
         let mut parts = self.plan(&op);
         if parts.is_empty() {
             self.answer(ticket, Ok(DiskReply::Done));
-            return self.leave_object(object);
+            self.leave_object(object);
+            return None;
         }
         let needed = parts.iter_mut().map(|part| u32::from(self.needs_extent(part))).sum();
-        if !self.tables.alloc.reserve(needed) {
-            if self.tables.alloc.more_to_come() {
-                // It stays in its object's gate. A checkpoint, or the end of another change, tries it again.
-                self.stalled.push_back((ticket, op));
-            } else {
-                self.answer(ticket, Err(DiskError::Full));
-                self.leave_object(object);
+        if (needed > 0 && !first_in_line) || !self.tables.alloc.reserve(needed) {
+            if !first_in_line || self.tables.alloc.more_to_come() {
+                return Some(op);
             }
-            return;
+            self.answer(ticket, Err(DiskError::Full));
+            self.leave_object(object);
+            return None;
         }
         let index = self.ops.insert(Op { ticket, object, parts_left: parts.len() as u32 });
         for mut part in parts {
@@ -172,12 +199,13 @@ impl Store {
                 gate.enter(at, mode, span);
                 self.start_part(ring, at);
                 if self.dead.is_some() {
-                    return;
+                    return None;
                 }
             } else {
                 gate.wait(at, mode, span);
             }
         }
+        None
     }
 
     /// Cuts an operation into parts.
@@ -185,8 +213,7 @@ impl Store {
         let (chunk, watermark, force, pieces) = match op {
             DiskOp::Write { chunk, range, version, watermark, data } => {
                 assert!(range.count() <= IO_BLOCKS_MAX && data.len() == range.bytes(), "a write of the wrong size");
-                let data = self.pool.aligned(data);
-                (*chunk, *watermark, false, cut(*range, *version, Some(&data)))
+                (*chunk, *watermark, false, cut(*range, *version, Some(data)))
             }
             DiskOp::Zero { chunk, range, version, watermark } => {
                 (*chunk, *watermark, false, cut(*range, *version, None))
@@ -194,7 +221,6 @@ impl Store {
             DiskOp::Install { chunk, runs, data } => {
                 let expected = ferro_protocol::peer::mapped_bytes(runs).expect("runs ascend and are bounded");
                 assert!(expected == data.len(), "an install of the wrong size");
-                let data = self.pool.aligned(data);
                 let mut pieces = Vec::new();
                 let mut at = 0;
                 for run in runs {

@@ -431,7 +431,7 @@ impl Store {
             } else if let Some((ticket, op)) = self.ready_ops.pop_front() {
                 self.start_change(ring, ticket, op);
             } else if std::mem::take(&mut self.retry_stalled) && !self.stalled.is_empty() {
-                self.ready_ops.append(&mut self.stalled);
+                self.retry_stalled(ring);
             } else {
                 return;
             }

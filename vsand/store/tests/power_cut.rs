@@ -1,0 +1,534 @@
+//! Every-prefix power cut: a seeded workload is run on a store whose writes and flushes are recorded. Then the power is
+//! cut after each of them, with any part of what was not yet flushed on the disk or not, torn at sectors; the files are put together as
+//! they would be found, opened, and compared with what may be there.
+//!
+//! Each seed has several lives: the next one goes on from one of the cuts.
+
+#[allow(unreachable_pub, reason = "shared with other test binaries")]
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{Harness, block_content, chunk, content, object, options, range, temp_dir};
+use ferro_protocol::ids::{ChunkId, Epoch, ObjectId, Seq, Version};
+use ferro_protocol::peer::Run;
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use vsand_core::disk::{DiskError, DiskOp, DiskReply};
+use vsand_store::{Family, FileKind, IoHook, IoRequest, MetaOp, Store, StoreConfig, Verdict, check, write_meta};
+
+const SECTOR: usize = 512;
+const CAPACITY: u64 = 20 << 20;
+/// Blocks of each component that the workload touches.
+const BLOCKS: u32 = 6 * 256;
+const COMPONENTS: [(u8, u32); 3] = [(1, 0), (1, 5), (2, 0)];
+
+#[derive(Clone, Debug)]
+enum Io {
+    Write { file: FileKind, offset: u64, data: Vec<u8>, dsync: bool },
+    Sync { file: FileKind },
+    Meta(Vec<MetaOp>),
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Issued(u64, Io),
+    Done(u64),
+    Submitted(usize),
+    Acked(usize),
+}
+
+type Log = Arc<Mutex<Vec<Event>>>;
+
+struct Recorder(Log);
+
+impl IoHook for Recorder {
+    fn issue(&mut self, id: u64, request: &IoRequest<'_>) -> Verdict {
+        let io = match request {
+            IoRequest::Read { .. } => return Verdict::Pass,
+            IoRequest::Write { file, offset, bufs, dsync } => {
+                Io::Write { file: *file, offset: *offset, data: bufs.concat(), dsync: *dsync }
+            }
+            IoRequest::Sync { file } => Io::Sync { file: *file },
+            IoRequest::Meta(ops) => Io::Meta(ops.to_vec()),
+        };
+        self.0.lock().unwrap().push(Event::Issued(id, io));
+        Verdict::Pass
+    }
+    fn done(&mut self, id: u64) {
+        self.0.lock().unwrap().push(Event::Done(id));
+    }
+}
+
+/// The content of a disk's files.
+#[derive(Clone, Default)]
+struct Image {
+    sectors: BTreeMap<(FileKind, u64), [u8; SECTOR]>,
+    meta: BTreeMap<(Family, Vec<u8>), Vec<u8>>,
+}
+
+impl Image {
+    fn write(&mut self, file: FileKind, offset: u64, data: &[u8], mut keep: impl FnMut() -> bool) {
+        for (n, sector) in data.chunks_exact(SECTOR).enumerate() {
+            if keep() {
+                self.sectors.insert((file, offset / SECTOR as u64 + n as u64), sector.try_into().unwrap());
+            }
+        }
+    }
+
+    fn commit(&mut self, ops: &[MetaOp]) {
+        for op in ops {
+            match op {
+                MetaOp::Put(family, key, value) => {
+                    self.meta.insert((*family, key.clone()), value.clone());
+                }
+                MetaOp::Delete(family, key) => {
+                    self.meta.remove(&(*family, key.clone()));
+                }
+                MetaOp::DeleteRange(family, from, to) => {
+                    self.meta.retain(|(f, key), _| f != family || key < from || key >= to);
+                }
+            }
+        }
+    }
+
+    /// Puts the files together in a directory.
+    fn restore(&self, formatted: &Path, dir: &Path) {
+        std::fs::create_dir(dir).unwrap();
+        std::fs::copy(formatted.join("superblock"), dir.join("superblock")).unwrap();
+        for (file, name) in [(FileKind::Data, "data"), (FileKind::Journal, "journal")] {
+            let len = std::fs::metadata(formatted.join(name)).unwrap().len();
+            let out = OpenOptions::new().write(true).create_new(true).open(dir.join(name)).unwrap();
+            out.set_len(len).unwrap();
+            let mut run: (u64, Vec<u8>) = (0, Vec::new());
+            for (&(_, sector), bytes) in self.sectors.range((file, 0)..=(file, u64::MAX)) {
+                if run.0 + (run.1.len() / SECTOR) as u64 != sector {
+                    out.write_all_at(&run.1, run.0 * SECTOR as u64).unwrap();
+                    run = (sector, Vec::new());
+                }
+                run.1.extend_from_slice(bytes);
+            }
+            out.write_all_at(&run.1, run.0 * SECTOR as u64).unwrap();
+        }
+        let ops: Vec<MetaOp> =
+            self.meta.iter().map(|((f, k), v)| MetaOp::Put(*f, k.clone(), v.clone())).collect();
+        write_meta(&dir.join("meta"), &ops).unwrap();
+    }
+}
+
+/// What is under way or not flushed at some point of a log, and what is stable.
+#[derive(Default)]
+struct Cut {
+    stable: Image,
+    /// Issued, in order, not flushed. Whether it has completed; the number of the flush that covers it.
+    open: Vec<(u64, Io, bool, Option<u64>)>,
+}
+
+impl Cut {
+    fn pass(&mut self, event: &Event) {
+        match event {
+            Event::Issued(id, Io::Sync { file }) => {
+                for (_, io, done, flush) in &mut self.open {
+                    if *done && flush.is_none() && matches!(io, Io::Write { file: f, .. } if f == file) {
+                        *flush = Some(*id);
+                    }
+                }
+                self.open.push((*id, Io::Sync { file: *file }, false, None));
+            }
+            Event::Issued(id, io) => self.open.push((*id, io.clone(), false, None)),
+            Event::Done(id) => {
+                let mut rest = Vec::new();
+                for (n, io, done, flush) in std::mem::take(&mut self.open) {
+                    let stable = (n == *id && !matches!(io, Io::Write { dsync: false, .. })) || flush == Some(*id);
+                    match io {
+                        Io::Write { file, offset, data, .. } if stable => {
+                            self.stable.write(file, offset, &data, || true);
+                        }
+                        Io::Meta(ops) if stable => self.stable.commit(&ops),
+                        Io::Sync { .. } if stable => {}
+                        io => rest.push((n, io, done || n == *id, flush)),
+                    }
+                }
+                self.open = rest;
+            }
+            Event::Submitted(_) | Event::Acked(_) => {}
+        }
+    }
+
+    /// The files after the power cut. `mode` 0: nothing that was not flushed is there; 1: all of it; else some, torn.
+    fn image(&self, mode: u32, rng: &mut ChaCha8Rng) -> Image {
+        let mut image = self.stable.clone();
+        for (_, io, ..) in &self.open {
+            let share = match mode {
+                0 => 0.0,
+                1 => 1.0,
+                _ => [0.0, 0.1, 0.5, 0.9, 1.0][rng.random_range(0..5)],
+            };
+            match io {
+                Io::Write { file, offset, data, .. } => {
+                    image.write(*file, *offset, data, || rng.random_bool(share));
+                }
+                Io::Meta(ops) if rng.random_bool(share) => image.commit(ops),
+                _ => {}
+            }
+        }
+        image
+    }
+}
+
+/// What one block may be: its version, and whether it is mapped. The content follows from both.
+type BlockState = (Version, bool);
+
+#[derive(Clone, Debug)]
+enum Effect {
+    /// Highest version wins.
+    Put(ChunkId, BlockRange, BlockState),
+    Force(ChunkId, Vec<Run>),
+    Forget(ObjectId, Option<ChunkId>),
+    Epoch(ObjectId, Epoch),
+}
+
+#[derive(Clone, Debug)]
+struct Change {
+    effect: Effect,
+    watermark: Option<Seq>,
+    acked: bool,
+    full: bool,
+}
+
+fn never() -> BlockState {
+    (Version::NEVER, false)
+}
+
+/// All that the disk may hold.
+#[derive(Clone)]
+struct Model {
+    blocks: BTreeMap<(ChunkId, u32), Vec<BlockState>>,
+    epochs: BTreeMap<ObjectId, Vec<Epoch>>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self { blocks: BTreeMap::new(), epochs: BTreeMap::new() }
+    }
+
+    fn change(states: &mut Vec<BlockState>, acked: bool, f: impl Fn(BlockState) -> BlockState) {
+        let changed: Vec<BlockState> = states.iter().map(|&s| f(s)).collect();
+        if acked {
+            states.clear();
+        }
+        states.extend(changed);
+        states.sort();
+        states.dedup();
+    }
+
+    fn apply(&mut self, change: &Change) {
+        let mut at = |chunk: ChunkId, block: u32, f: &dyn Fn(BlockState) -> BlockState| {
+            let states = self.blocks.entry((chunk, block)).or_insert_with(|| vec![never()]);
+            Self::change(states, change.acked, f);
+        };
+        match &change.effect {
+            Effect::Put(chunk, range, new) => {
+                for block in range.blocks() {
+                    at(*chunk, block, &|old| if new.0 > old.0 { *new } else { old });
+                }
+            }
+            Effect::Force(chunk, runs) => {
+                for run in runs {
+                    for block in run.range.blocks() {
+                        at(*chunk, block, &|_| (run.version, run.mapped));
+                    }
+                }
+            }
+            Effect::Forget(object, chunk) => {
+                let of = |c: ChunkId| c.object == *object && chunk.is_none_or(|only| only == c);
+                for (_, states) in self.blocks.iter_mut().filter(|((c, _), _)| of(*c)) {
+                    Self::change(states, change.acked, |_| never());
+                }
+                if chunk.is_none() {
+                    let epochs = self.epochs.entry(*object).or_insert_with(|| vec![Epoch(0)]);
+                    if change.acked {
+                        epochs.clear();
+                    }
+                    epochs.push(Epoch(0));
+                }
+            }
+            Effect::Epoch(object, epoch) => {
+                let epochs = self.epochs.entry(*object).or_insert_with(|| vec![Epoch(0)]);
+                let raised: Vec<Epoch> = epochs.iter().map(|&e| e.max(*epoch)).collect();
+                if change.acked {
+                    epochs.clear();
+                }
+                epochs.extend(raised);
+            }
+        }
+    }
+
+    /// Compares with what a disk holds, and narrows the possible down to that.
+    fn check(&mut self, disk: &mut Harness, what: &str) {
+        let found: BTreeMap<ObjectId, Epoch> = disk.store.sealed().collect();
+        for (object, epochs) in &mut self.epochs {
+            let epoch = found.get(object).copied().unwrap_or_default();
+            assert!(epochs.contains(&epoch), "{what}: epoch {epoch:?}, possible {epochs:?}");
+            *epochs = vec![epoch];
+        }
+        for (o, index) in COMPONENTS {
+            let chunk = chunk(o, index);
+            for first in (0..BLOCKS).step_by(256) {
+                let answer = disk.run(DiskOp::Fetch { chunk, range: range(first, 256) });
+                let Ok(DiskReply::Runs(runs, data)) = answer else { panic!("{what}: {answer:?}") };
+                let mut at = 0;
+                for run in runs {
+                    for block in run.range.blocks() {
+                        let state = (run.version, run.mapped);
+                        let possible = self.blocks.entry((chunk, block)).or_insert_with(|| vec![never()]);
+                        assert!(possible.contains(&state), "{what}: {chunk} block {block}: {state:?} of {possible:?}");
+                        *possible = vec![state];
+                        if run.mapped {
+                            let bytes = &data[at..at + BLOCK_BYTES];
+                            assert!(bytes == block_content(block, run.version), "{what}: {chunk} block {block} has wrong bytes");
+                            at += BLOCK_BYTES;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Makes operations. Versions rise, mostly; forced ones may bring lower versions, each with content of its own.
+struct Workload {
+    rng: ChaCha8Rng,
+    seq: u64,
+}
+
+impl Workload {
+    fn next(&mut self) -> (DiskOp, Change) {
+        let rng = &mut self.rng;
+        let (o, index) = COMPONENTS[rng.random_range(0..COMPONENTS.len())];
+        let chunk = chunk(o, index);
+        let count = [1, 1, 2, 3, 16, 40, 256, 256][rng.random_range(0..8)];
+        let first = match rng.random_range(0..3) {
+            0 if count == 256 => rng.random_range(0..BLOCKS / 256) * 256,
+            0 => rng.random_range(0..20),
+            _ => rng.random_range(0..BLOCKS - count),
+        };
+        let range = range(first, count);
+        self.seq += 1;
+        // Now and then an old version arrives late.
+        let seq = if rng.random_bool(0.1) { self.seq.saturating_sub(rng.random_range(0..40)).max(1) } else { self.seq };
+        // The low bits keep versions of different makers apart.
+        let version = |kind: u64| Version { epoch: Epoch(1), seq: Seq(seq * 4 + kind) };
+        let watermark = Seq(self.seq * 2);
+        let (op, effect) = match rng.random_range(0..100) {
+            0..70 => {
+                let version = version(0);
+                let data = content(range, version);
+                let op = DiskOp::Write { chunk, range, version, watermark, data };
+                (op, Effect::Put(chunk, range, (version, true)))
+            }
+            70..82 => {
+                let version = version(1);
+                (DiskOp::Zero { chunk, range, version, watermark }, Effect::Put(chunk, range, (version, false)))
+            }
+            82..92 => {
+                let version = version(2);
+                let half = BlockRange::new(range.first(), count.div_ceil(2)).unwrap();
+                let mut runs = vec![Run { range: half, version, mapped: rng.random_bool(0.7) }];
+                if let Ok(rest) = BlockRange::new(half.end(), count - half.count()) {
+                    runs.push(Run { range: rest, version: Version::NEVER, mapped: false });
+                }
+                let data = if runs[0].mapped { content(half, version) } else { Bytes::new() };
+                (DiskOp::Install { chunk, runs: runs.clone(), data }, Effect::Force(chunk, runs))
+            }
+            92..97 => {
+                let (object, epoch) = (object(o), Epoch(self.seq as u32));
+                (DiskOp::SetEpoch { object, epoch }, Effect::Epoch(object, epoch))
+            }
+            _ => {
+                let one = rng.random_bool(0.6).then_some(chunk);
+                let op = DiskOp::Remove { object: chunk.object, chunk: one.map(|c| c.index) };
+                (op, Effect::Forget(chunk.object, one))
+            }
+        };
+        let carries = matches!(op, DiskOp::Write { .. } | DiskOp::Zero { .. });
+        (op, Change { effect, watermark: carries.then_some(watermark), acked: false, full: false })
+    }
+}
+
+/// Runs the workload on an open disk; returns its changes, the log is with the recorder. Forced changes run alone: where they overlap
+/// others under way, either order would be right.
+fn live(disk: &mut Harness, work: &mut Workload, count: usize, log: &Log) -> Vec<Change> {
+    let mut changes: Vec<Change> = Vec::new();
+    let mut tickets: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut under_way = 0;
+    let mut seen = disk.order.len();
+    let mut settle = |disk: &mut Harness, changes: &mut Vec<Change>, tickets: &BTreeMap<u64, usize>, under_way: &mut usize| {
+        while seen < disk.order.len() {
+            let ticket = disk.order[seen];
+            seen += 1;
+            let Some(&index) = tickets.get(&ticket) else { continue };
+            *under_way -= 1;
+            match &disk.answers[&ticket] {
+                Ok(DiskReply::Done) => log.lock().unwrap().push(Event::Acked(index)),
+                Err(DiskError::Full) => changes[index].full = true,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    for _ in 0..count {
+        let (op, change) = work.next();
+        let alone = matches!(change.effect, Effect::Force(..) | Effect::Forget(..));
+        let depth = if alone { 0 } else { work.rng.random_range(0..6) };
+        let wait_to = |disk: &mut Harness, changes: &mut Vec<Change>, tickets: &BTreeMap<u64, usize>, under_way: &mut usize, settle: &mut dyn FnMut(&mut Harness, &mut Vec<Change>, &BTreeMap<u64, usize>, &mut usize), depth: usize| {
+            while *under_way > depth {
+                disk.turn(Duration::from_millis(10));
+                settle(disk, changes, tickets, under_way);
+            }
+        };
+        wait_to(disk, &mut changes, &tickets, &mut under_way, &mut settle, depth);
+        changes.push(change);
+        log.lock().unwrap().push(Event::Submitted(changes.len() - 1));
+        tickets.insert(disk.submit(op), changes.len() - 1);
+        under_way += 1;
+        if work.rng.random_bool(0.5) {
+            disk.turn(Duration::ZERO);
+            settle(disk, &mut changes, &tickets, &mut under_way);
+        }
+        if alone {
+            wait_to(disk, &mut changes, &tickets, &mut under_way, &mut settle, 0);
+        }
+    }
+    while under_way > 0 {
+        disk.turn(Duration::from_millis(10));
+        settle(disk, &mut changes, &tickets, &mut under_way);
+    }
+    changes
+}
+
+/// The changes as they stand at a point of the log.
+fn at_cut(model: &Model, changes: &[Change], log: &[Event]) -> Model {
+    let mut acked = vec![false; changes.len()];
+    let mut submitted = 0;
+    for event in log {
+        match event {
+            Event::Submitted(index) => submitted = index + 1,
+            Event::Acked(index) => acked[*index] = true,
+            _ => {}
+        }
+    }
+    let mut model = model.clone();
+    for (change, acked) in changes.iter().zip(acked).take(submitted).filter(|(c, _)| !c.full) {
+        model.apply(&Change { acked, ..change.clone() });
+    }
+    model
+}
+
+fn config(log: Option<&Log>) -> StoreConfig {
+    StoreConfig {
+        cached_extents: 4,
+        overlay_blocks_max: 600,
+        dirty_extents_max: 24,
+        hook: log.map(|log| Box::new(Recorder(Arc::clone(log))) as Box<dyn IoHook>),
+        ..StoreConfig::default()
+    }
+}
+
+/// Opens the disk as it is found, and compares. What is possible afterwards is what was found.
+fn open_and_check(dir: &Path, model: &mut Model, what: &str) {
+    let report = check::verify(dir).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!(report.findings, [], "{what}");
+    let mut disk = Harness::open(dir, config(None));
+    model.check(&mut disk, what);
+}
+
+fn one_seed(seed: u64, lives: usize, changes_a_life: usize, cuts_a_life: usize) -> usize {
+    let dir = temp_dir();
+    let formatted = dir.path().join("formatted");
+    Store::format(&formatted, &options(CAPACITY)).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut work = Workload { rng: ChaCha8Rng::seed_from_u64(seed ^ 0xaaaa), seq: 0 };
+    let mut image = Image::default();
+    let mut model = Model::new();
+    let mut checked = 0;
+    for life in 0..lives {
+        let place = dir.path().join(format!("life{life}"));
+        image.restore(&formatted, &place);
+        let log: Log = Arc::default();
+        let mut disk = Harness::open(&place, config(Some(&log)));
+        model.check(&mut disk, &format!("seed {seed} life {life} at its start"));
+        let changes = live(&mut disk, &mut work, changes_a_life, &log);
+        let stats = disk.store.stats();
+        assert!(stats.checkpoints > 0 && stats.direct_writes > 0 && stats.destages > 0, "{stats:?}");
+        drop(disk);
+        std::fs::remove_dir_all(&place).unwrap();
+        let log = log.lock().unwrap().clone();
+
+        let step = (log.len() / cuts_a_life).max(1);
+        let offset = rng.random_range(0..step);
+        let survivor = rng.random_range(log.len() / 2..log.len()) / step * step + offset;
+        let mut cut = Cut { stable: image.clone(), open: Vec::new() };
+        let mut next = None;
+        for (n, event) in log.iter().enumerate() {
+            cut.pass(event);
+            if n % step != offset {
+                continue;
+            }
+            let found = cut.image(rng.random_range(0..6), &mut rng);
+            let what = format!("seed {seed} life {life} cut after {n} of {}: {event:.60?}", log.len());
+            let mut possible = at_cut(&model, &changes, &log[..=n]);
+            let place = dir.path().join("cut");
+            found.restore(&formatted, &place);
+            open_and_check(&place, &mut possible, &what);
+            std::fs::remove_dir_all(&place).unwrap();
+            checked += 1;
+            if n >= survivor && next.is_none() {
+                next = Some((found, possible));
+            }
+        }
+        (image, model) = next.unwrap_or_else(|| {
+            let mut end = at_cut(&model, &changes, &log);
+            let place = dir.path().join("end");
+            cut.stable.restore(&formatted, &place);
+            open_and_check(&place, &mut end, "at the end");
+            std::fs::remove_dir_all(&place).unwrap();
+            (cut.stable.clone(), end)
+        });
+    }
+    checked
+}
+
+fn seeds(range: std::ops::Range<u64>) {
+    for seed in range {
+        let cuts = one_seed(seed, 3, 60, 40);
+        assert!(cuts > 80, "seed {seed}: only {cuts} cuts");
+    }
+}
+
+// Two tests, so that two cores share the work.
+#[test]
+fn no_cut_loses_or_mixes_anything_a() {
+    seeds(1..4);
+}
+
+#[test]
+fn no_cut_loses_or_mixes_anything_b() {
+    seeds(101..104);
+}
+
+/// Many more, by hand: `POWER_CUT_SEEDS=1000 cargo test --release -p vsand-store --test power_cut -- --ignored`.
+#[test]
+#[ignore = "takes minutes"]
+fn many_seeds_at_every_event() {
+    let count = std::env::var("POWER_CUT_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
+    for seed in 1000..1000 + count {
+        println!("seed {seed}: {} cuts", one_seed(seed, 4, 120, usize::MAX));
+    }
+}
