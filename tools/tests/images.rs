@@ -178,3 +178,22 @@ fn an_export_does_not_overwrite_unasked() {
     served.done(&["volume", "export", "web", text(&out), "--yes"]);
     assert_eq!(out.metadata().unwrap().len(), 8 * MIB);
 }
+
+#[test]
+fn progress_is_for_terminals() {
+    let served = Served::start();
+    let image = served.path("in.raw");
+    raw_image(&image);
+    // Long enough for the bar to be drawn more than once.
+    served.control.state().write_delay = Duration::from_millis(1200);
+    let import = |name| ["volume", "import", name, text(&image), "--create", "--policy", "mirror:1"];
+    let seen = served.at_terminal(&[], &import("a"), "");
+    assert_eq!(seen.code, 0, "{seen:?}");
+    for word in ["importing [", " MiB of 24.00 MiB", "left", "imported "] {
+        assert!(seen.out.contains(word), "{word:?}: {seen:?}");
+    }
+    let quiet = served.at_terminal(&[], &[&import("b")[..], &["--quiet"]].concat(), "");
+    assert_eq!((quiet.code, quiet.out.trim()), (0, ""), "{quiet:?}");
+    let piped = served.run(&import("c"));
+    assert_eq!((piped.code, piped.err.as_str()), (0, ""), "{piped:?}");
+}

@@ -39,7 +39,7 @@ pub fn parse_size(text: &str) -> Result<u64, BadSize> {
     let numerator: u128 = fraction.parse().map_err(|_| bad("it does not begin with a number"))?;
     let scaled = numerator * u128::from(factor);
     let denominator = 10_u128.pow(fraction.len() as u32);
-    if scaled % denominator != 0 {
+    if !scaled.is_multiple_of(denominator) {
         return Err(bad("it is not a whole number of bytes"));
     }
     let rest = u64::try_from(scaled / denominator).map_err(|_| bad("the number is too large"))?;
