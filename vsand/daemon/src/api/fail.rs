@@ -4,9 +4,9 @@
 use std::fmt::Display;
 use std::path::Path;
 
+use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use ferro_protocol::api::{ApiError, ErrorCode, Policy, format_size};
 use ferro_protocol::ids::{DiskId, HostId, ObjectId, TransferId, VolumeName};
 
