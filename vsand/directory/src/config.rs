@@ -9,8 +9,8 @@ use openraft::SnapshotPolicy;
 
 use crate::error::DirectoryError;
 
-/// The longest command, encoded, in bytes.
-pub const COMMAND_BYTES_MAX: usize = 512 << 10;
+/// The longest command, encoded, in bytes: the largest value that the directory takes, and room for its name.
+pub const COMMAND_BYTES_MAX: usize = (1 << 20) + (64 << 10);
 /// The longest message between members, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// The longest snapshot that is accepted, in bytes.

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod content;
 mod core;
 mod directory;
 mod error;

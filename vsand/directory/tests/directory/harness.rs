@@ -70,12 +70,33 @@ pub(crate) fn add(key: &str, n: u64) -> Command {
 pub(crate) struct Net {
     nodes: Mutex<HashMap<HostId, Directory<Toy>>>,
     cut: Mutex<HashSet<(HostId, HostId)>>,
+    /// Each message takes up to so many milliseconds, its own number.
+    pub(crate) delay_ms_max: Mutex<u64>,
+    sent: Mutex<u64>,
     /// Answers to proposals vanish.
     lose_answers: Mutex<bool>,
     pub(crate) snapshot_pieces: Mutex<u64>,
 }
 
 impl Net {
+    /// The host, if it is up.
+    pub(crate) fn node(&self, n: u8) -> Option<Directory<Toy>> {
+        self.nodes.lock().unwrap().get(&host(n)).cloned()
+    }
+
+    async fn delay(&self) {
+        let max = *self.delay_ms_max.lock().unwrap();
+        let number = {
+            let mut sent = self.sent.lock().unwrap();
+            *sent += 1;
+            *sent
+        };
+        if max > 0 {
+            tokio::time::sleep(Duration::from_millis(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (max + 1)))
+                .await;
+        }
+    }
+
     fn is_cut(&self, from: HostId, to: HostId) -> bool {
         self.cut.lock().unwrap().contains(&(from, to))
     }
@@ -99,6 +120,7 @@ impl Transport for Port {
             if self.net.is_cut(self.me, target) {
                 return std::future::pending().await;
             }
+            self.net.delay().await;
             let node = self.net.nodes.lock().unwrap().get(&target).cloned();
             let Some(node) = node else { return Err(CallError::NotSent("connection refused".into())) };
             if service == service::SNAPSHOT {
@@ -106,6 +128,7 @@ impl Transport for Port {
             }
             let answer = node.handle(self.me, service, &payload).await;
             drop(node);
+            self.net.delay().await;
             if self.net.is_cut(target, self.me) {
                 return std::future::pending().await;
             }

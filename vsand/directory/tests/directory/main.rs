@@ -1,5 +1,6 @@
 //! The directory as a group: real databases, real elections, a network that fails on request.
 
+mod chaos;
 mod commands;
 mod harness;
 mod hostile;

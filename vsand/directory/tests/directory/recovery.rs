@@ -56,13 +56,15 @@ fn who_was_away_for_long_catches_up_by_snapshot() {
         hosts.add(away, "a").await;
         hosts.kill(away);
         // More than one piece of a snapshot.
-        for _ in 0..5 {
+        for _ in 0..3 {
             let ballast = Command::Ballast(vec![7; COMMAND_BYTES_MAX - 100]);
             hosts.directory(leader).propose(&ballast).await.unwrap().unwrap();
         }
         for _ in 0..150 {
             hosts.add(leader, "a").await;
         }
+        let status = || (hosts.directory(leader).status().snapshot_index > 100).then_some(());
+        hosts.eventually("a snapshot", status).await;
         *hosts.net.snapshot_pieces.lock().unwrap() = 0;
         hosts.restart(away).await;
         hosts.all_show("a", 151).await;
