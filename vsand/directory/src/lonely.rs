@@ -87,9 +87,11 @@ async fn mark_removed(core: &Core, at: u64) {
 pub(crate) async fn heard_leader(core: &Core, leader: HostId) {
     core.asker.heard(leader);
     let mut back = false;
-    core.standing.send_modify(|inner| {
+    // Wakes those who wait for a change of standing, not at each heartbeat.
+    core.standing.send_if_modified(|inner| {
         back = std::mem::take(&mut inner.removed);
         inner.leader_heard = Some(Instant::now());
+        back
     });
     if back {
         tracing::info!("this host is a member of the cluster again");

@@ -208,6 +208,7 @@ fn database_options() -> Options {
     options.create_missing_column_families(true);
     options.set_max_background_jobs(2);
     options.set_max_open_files(64);
+    options.set_max_file_opening_threads(1);
     options.set_max_total_wal_size(4 * WRITE_BUFFER_BYTES as u64);
     // Damage in the middle of the write-ahead log must not pass for its end: what was acknowledged would be forgotten.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
