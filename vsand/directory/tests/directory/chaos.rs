@@ -83,7 +83,7 @@ fn nothing_is_counted_twice_or_lost() {
         let stop = Arc::new(AtomicBool::new(false));
         let clients: Vec<_> =
             (1..=3).map(|n| tokio::spawn(count(Arc::clone(&hosts.net), n, Arc::clone(&stop)))).collect();
-        torment(&mut hosts, 7, Duration::from_secs(5)).await;
+        torment(&mut hosts, 7, Duration::from_millis(3500)).await;
         stop.store(true, Ordering::Relaxed);
         let mut all = BTreeSet::from([1]);
         let (mut acknowledged, mut unknown, mut refused) = (1, 0, 0);
