@@ -367,14 +367,15 @@ impl Owner {
         }
     }
 
-    /// The disk answers again: where no change of the in-sync set is under way, none is needed any more.
+    /// The disk answers again: it need not leave any in-sync set. That holds even where its removal is proposed already:
+    /// until the directory's answer is here, every write waits for it as before, so it has all that was acknowledged.
     fn disk_recovered(&mut self, disk: DiskId) {
-        if self.proposal.is_some() {
-            return;
-        }
         for group in self.groups.values_mut() {
             if let Some(member) = group.members.get_mut(&disk) {
                 member.failing = false;
+                if group.members.values().all(|m| !m.failing) {
+                    self.shrink_wanted.remove(&group.index);
+                }
             }
         }
     }

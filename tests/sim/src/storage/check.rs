@@ -1,0 +1,214 @@
+//! What must hold, at each step and at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ferro_protocol::ids::{ChunkId, ChunkIndex, ObjectId};
+use ferro_protocol::units::{BLOCK_BYTES, CHUNK_BYTES, SECTOR_BYTES};
+use vsand_core::directory::ObjectRecord;
+use vsand_core::owner::guest::GuestError;
+
+use super::dice::{MS, S};
+use super::event::{Event, OwnerKey};
+use super::guest::decode_sector;
+use super::history::{Kind, OpId};
+use super::world::{World, disk_id, disk_of, object_id};
+
+const BLOCK_SECTORS: u64 = BLOCK_BYTES as u64 / SECTOR_BYTES;
+const CHUNK_SECTORS: u64 = CHUNK_BYTES / SECTOR_BYTES;
+/// So long after the faults have ended everything must be well.
+const QUIET_WITHIN: u64 = 90 * S;
+
+impl World {
+    /// A completed write is on stable storage of every component that the directory calls in sync.
+    pub(super) fn check_stable(&mut self, key: OwnerKey, op_id: OpId) {
+        let op = &self.history.ops[op_id.0];
+        let Kind::Write(id) = op.kind else { return };
+        let Some(record) = self.directory.state.objects.get(&object_id(key.object)).cloned() else { return };
+        if record.epoch != key.epoch {
+            // There is a newer owner: what it made of this write is checked by the history.
+            return;
+        }
+        let (first, end) = (op.first_sector, op.first_sector + op.sectors);
+        for sector in first..end {
+            let index = ChunkIndex((sector / CHUNK_SECTORS) as u32);
+            let chunk = ChunkId { object: record.id, index };
+            let block = (sector % CHUNK_SECTORS / BLOCK_SECTORS) as u32;
+            let Some(components) = record.chunks.get(&index) else {
+                if id != 0 {
+                    return self.violate(format!("a write to chunk {} was completed that has no place", index.0));
+                }
+                continue;
+            };
+            for disk in components.in_sync().map(disk_of) {
+                let found = self.disks[disk].durable.block(chunk, block);
+                let within = (sector % BLOCK_SECTORS * SECTOR_BYTES) as usize;
+                let holds = match found {
+                    Some(block) if block.rotten => continue,
+                    Some(block) => block.data.as_ref().map_or(Ok(0), |data| {
+                        decode_sector(&data[within..within + SECTOR_BYTES as usize], sector, self.next_write)
+                    }),
+                    None => Ok(0),
+                };
+                let concurrent = |other: &u64| self.history.overlapped(op_id, *other, sector);
+                if holds.as_ref() != Ok(&id) && !holds.as_ref().is_ok_and(concurrent) {
+                    let epoch = key.epoch.0;
+                    return self.violate(format!(
+                        "write {id} of o{} (epoch {epoch}, sector {sector}, block {block} of chunk {}) was completed, \
+                         and d{disk}, which is in sync, holds {holds:?} ({:?})",
+                        key.object,
+                        index.0,
+                        self.disks[disk].durable.block(chunk, block).map(|b| b.version),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// A guest's request failed: only right when no good copy is left.
+    pub(super) fn check_failure(&mut self, object: usize, op: OpId, error: GuestError) {
+        let (first, end) = {
+            let op = &self.history.ops[op.0];
+            (op.first_sector, op.first_sector + op.sectors)
+        };
+        let record = self.directory.state.objects.get(&object_id(object)).cloned();
+        let lost = error == GuestError::Lost
+            && record.is_some_and(|record| {
+                (first..end).any(|sector| {
+                    let index = ChunkIndex((sector / CHUNK_SECTORS) as u32);
+                    let chunk = ChunkId { object: record.id, index };
+                    let block = (sector % CHUNK_SECTORS / BLOCK_SECTORS) as u32;
+                    record.chunks.get(&index).is_some_and(|c| {
+                        c.in_sync().map(disk_of).all(|disk| {
+                            let disk = &self.disks[disk];
+                            disk.dead.is_some() || disk.durable.block(chunk, block).is_some_and(|b| b.rotten)
+                        })
+                    })
+                })
+            });
+        if !lost {
+            self.violate(format!("o{object} op {} failed: {error}", op.0));
+        }
+    }
+
+    /// A change of the directory kept its invariants.
+    pub(super) fn check_directory(&mut self, before: &BTreeMap<ObjectId, Arc<ObjectRecord>>) {
+        let mut wrong = None;
+        for (id, record) in &self.directory.state.objects {
+            let Some(old) = before.get(id) else { continue };
+            if Arc::ptr_eq(old, record) {
+                continue;
+            }
+            if record.epoch < old.epoch || record.revision < old.revision {
+                wrong = Some(format!("an epoch or revision went back: {record:?}"));
+            }
+            for (index, chunk) in &record.chunks {
+                let disks: BTreeSet<_> = chunk.components.iter().map(|c| c.disk).collect();
+                if chunk.in_sync().next().is_none() || disks.len() != chunk.components.len() {
+                    wrong = Some(format!("chunk {} has a bad set of components: {chunk:?}", index.0));
+                }
+            }
+        }
+        if let Some(what) = wrong {
+            self.violate(what);
+        }
+    }
+
+    /// Whether everything is well again; waits for it, but not for ever.
+    pub(super) fn check_end(&mut self) {
+        if self.faulty {
+            if self.profile.one_at_a_time() {
+                self.check_waits();
+            }
+            return self.after(100 * MS, Event::Check);
+        }
+        let missing = self.not_quiet().or_else(|| self.differing().err());
+        match missing {
+            None => self.done = true,
+            Some(what) if self.now > self.healed_at + QUIET_WITHIN => {
+                self.violate(format!("long after the last fault: {what}"));
+            }
+            Some(_) => self.after(500 * MS, Event::Check),
+        }
+    }
+
+    fn not_quiet(&self) -> Option<String> {
+        if !self.stopping {
+            return Some("guests still run".to_owned());
+        }
+        for (object, layout) in self.objects.iter().enumerate() {
+            let Some(record) = self.directory.state.objects.get(&object_id(object)) else {
+                return Some(format!("o{object} is gone"));
+            };
+            let owner = self.hosts.iter().enumerate().find_map(|(n, h)| {
+                let running = h.owners.get(&object).filter(|r| r.owner.epoch() == record.epoch)?;
+                Some((n, running))
+            });
+            let Some((host, running)) = owner else { return Some(format!("o{object} has no owner: {record:?}")) };
+            let idle = running.session.as_ref().is_none_or(super::guest::Session::is_idle);
+            if !idle || !running.owner.is_idle() || !running.owner.is_serving() {
+                return Some(format!("o{object} on h{host} does not answer: {:?}", running.owner));
+            }
+            if !record.fully_redundant() {
+                return Some(format!(
+                    "o{object} (mirror:{}) on h{host} is not whole: {:?}; its owner: {:?}",
+                    layout.copies, record.chunks, running.owner
+                ));
+            }
+        }
+        None
+    }
+
+    /// Components of a chunk that are not the same, or that nobody knows.
+    fn differing(&self) -> Result<(), String> {
+        let mut known = BTreeSet::new();
+        for record in self.directory.state.objects.values() {
+            for (index, chunk_record) in &record.chunks {
+                let chunk = ChunkId { object: record.id, index: *index };
+                let disks: Vec<usize> = chunk_record.in_sync().map(disk_of).collect();
+                known.extend(disks.iter().map(|d| (*d, chunk)));
+                self.same(chunk, &disks)?;
+            }
+        }
+        for (n, disk) in self.disks.iter().enumerate().filter(|(_, d)| !d.removed && d.dead.is_none()) {
+            if !self.hosts[disk.host].running || !self.directory.state.disks.contains_key(&disk_id(n)) {
+                continue;
+            }
+            if let Some(chunk) = disk.durable.components.keys().find(|c| !known.contains(&(n, **c))) {
+                return Err(format!("d{n} still has a component of {chunk} that nobody knows"));
+            }
+        }
+        Ok(())
+    }
+
+    fn same(&self, chunk: ChunkId, disks: &[usize]) -> Result<(), String> {
+        let blocks: BTreeSet<u32> = disks
+            .iter()
+            .filter_map(|d| self.disks[*d].durable.components.get(&chunk))
+            .flat_map(|c| c.blocks.keys().copied())
+            .collect();
+        for block in blocks {
+            let mut first = None;
+            for disk in disks {
+                let found = self.disks[*disk].durable.block(chunk, block);
+                if found.is_some_and(|b| b.rotten) {
+                    continue;
+                }
+                let has = found.map(|b| (b.version, b.data.as_ref()));
+                match &first {
+                    None => first = Some((disk, has)),
+                    Some((_, other)) if *other == has => {}
+                    Some((with, other)) => {
+                        let version = |v: &Option<(ferro_protocol::ids::Version, _)>| v.as_ref().map(|v| v.0);
+                        return Err(format!(
+                            "block {block} of {chunk} is {:?} on d{with} and {:?} on d{disk}",
+                            version(other),
+                            version(&has)
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

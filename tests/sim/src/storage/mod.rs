@@ -1,0 +1,27 @@
+//! A cluster in virtual time: the real state machines of `vsand-core` on disks, links, clocks and a directory that fail in
+//! all the ways that DESIGN.md allows, and guests that remember what they were told.
+//!
+//! One queue of events, ordered by time and then by the order in which they were made; one stream of random numbers. So a
+//! seed is a run. What is checked, and when:
+//! - at each completed write: every component that the directory calls in sync has it on stable storage;
+//! - at each change of the directory: no in-sync set is empty, no epoch goes back, no disk holds two components of a chunk;
+//! - at each read: the bytes are ones that a guest wrote there;
+//! - at the end, after all faults have healed: everything that guests asked has been answered, every component is in sync
+//!   and all of a chunk are byte for byte and version for version the same, nothing is left over on any disk, and each
+//!   sector's history is linearizable ([`history`]);
+//! - in runs with one failure at a time: no guest waits longer than [`world::STALL_MAX`].
+
+mod check;
+mod control;
+mod dice;
+mod directory;
+mod disk;
+mod event;
+mod faults;
+mod guest;
+mod history;
+mod host;
+mod net;
+mod world;
+
+pub use world::{Options, Outcome, run};
