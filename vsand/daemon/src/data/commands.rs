@@ -1,0 +1,187 @@
+//! What each command of the control plane does.
+
+use vsand_core::bugs::Bugs;
+use vsand_core::directory::DiskHealth;
+use vsand_core::owner::Owner;
+use vsand_core::replica::Replica;
+use vsand_core::time::Now;
+use vsand_store::Store;
+use vsand_store::ring::Token;
+
+use super::connection::{Connection, ConnectionError};
+use super::disk::LocalDisk;
+use super::port::{Command, ConnectionId};
+use super::stats::Snapshot;
+use super::volume::{Volume, VolumeKey};
+use super::{DataLoop, Peer, owner};
+
+/// Carries out one command.
+pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
+    match command {
+        Command::Connected { id, host, outbound, raw } => {
+            let connection = Connection::new(now.mono, id, host, outbound, raw);
+            data.connected(now, id, connection);
+        }
+        Command::State(state) => data.state_changed(now, state),
+        Command::Lease { valid_until, locks } => {
+            data.lease = valid_until;
+            for (object, epoch) in locks {
+                let volume = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key));
+                if let Some(volume) = volume.filter(|v| v.owner.epoch() == epoch) {
+                    volume.owner.handle_lease(now, valid_until);
+                }
+            }
+        }
+        Command::AddDisk(store) => data.add_disk(now, *store),
+        Command::RemoveDisk(disk, answer) => match data.disks.get_mut(&disk) {
+            Some(local) => {
+                local.closing = Some(answer);
+                local.store.shutdown(now.mono.0, &mut data.ring);
+            }
+            None => drop(answer.send(())),
+        },
+        Command::Own { record, config, socket } => {
+            let mut owner = Owner::new(now, config, record, Bugs::NONE);
+            for disk in data.disks.keys() {
+                owner.handle_disk_up(now, *disk, true);
+            }
+            let reachable: Vec<_> = data.outbound.keys().copied().collect();
+            for disk in reachable.into_iter().flat_map(|host| data.disks_of(host)) {
+                owner.handle_disk_up(now, disk, false);
+            }
+            data.own(now, owner, socket.map(|s| *s));
+        }
+        Command::Disown(object, answer) => {
+            match data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
+                Some(volume) => volume.closing = Some(answer),
+                None => drop(answer.send(None)),
+            }
+        }
+        Command::Transfer { object, request, answer } => {
+            if let Some(volume) = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
+                volume.transfer(now, request, answer);
+            }
+        }
+        Command::Proposed { object, epoch, id, result } => {
+            let volume = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key));
+            if let Some(volume) = volume.filter(|v| v.owner.epoch() == epoch) {
+                volume.owner.handle_proposal(now, id, result);
+            }
+        }
+        Command::Condemn(disk, chunks, answer) => {
+            if let Some(disk) = data.disks.get_mut(&disk) {
+                chunks.into_iter().for_each(|chunk| disk.replica.condemn(chunk));
+            }
+            let _gone = answer.send(());
+        }
+        Command::RemoveCondemned(disk, chunks) => {
+            if let Some(disk) = data.disks.get_mut(&disk) {
+                chunks.into_iter().for_each(|chunk| disk.replica.remove_condemned(chunk));
+            }
+        }
+        Command::Pardon(disk, chunks) => {
+            if let Some(disk) = data.disks.get_mut(&disk) {
+                chunks.into_iter().for_each(|chunk| disk.replica.pardon(chunk));
+            }
+        }
+        Command::Inventory(answer) => {
+            let all = data.disks.iter();
+            let all = all.map(|(id, d)| (*id, d.store.inventory().into_iter().map(|e| e.chunk).collect()));
+            let _gone = answer.send(all.collect());
+        }
+        Command::Snapshot(answer) => {
+            let _gone = answer.send(Box::new(data.snapshot(now)));
+        }
+        Command::Stop(answer) => {
+            data.stopping = Some(answer);
+            let keys: Vec<VolumeKey> = data.volumes.keys().copied().collect();
+            keys.into_iter().for_each(|key| data.drop_volume(key));
+            let ids: Vec<ConnectionId> = data.peers.keys().copied().collect();
+            ids.into_iter().for_each(|id| data.disconnect(now, id, &ConnectionError::Closed));
+            for disk in data.disks.values_mut() {
+                disk.store.shutdown(now.mono.0, &mut data.ring);
+            }
+        }
+    }
+}
+
+impl DataLoop {
+    fn connected(&mut self, now: Now, id: ConnectionId, connection: Connection) {
+        let (host, outbound) = (connection.host, connection.outbound);
+        if outbound && let Some(old) = self.outbound.get(&host).copied() {
+            self.disconnect(now, old, &ConnectionError::Closed);
+        }
+        let poll = self.ring.poll(Token::new(owner::READABLE, id.0), connection.socket(), true);
+        let peer = Peer { connection, poll, asked: std::collections::HashMap::new(), next_id: 1, more: true };
+        self.peers.insert(id, peer);
+        if outbound {
+            self.outbound.insert(host, id);
+            for disk in self.disks_of(host) {
+                for volume in self.volumes.values_mut() {
+                    volume.owner.handle_disk_up(now, disk, false);
+                }
+            }
+        }
+    }
+
+    fn state_changed(&mut self, now: Now, state: std::sync::Arc<vsand_core::directory::State>) {
+        let old = std::mem::replace(&mut self.state, state);
+        for volume in self.volumes.values_mut() {
+            let record = self.state.objects.get(&volume.object());
+            if record.is_none_or(|r| r.revision != volume.owner.record().revision) {
+                volume.owner.handle_record(now, record);
+                volume.follow_size();
+            }
+        }
+        for disk in self.state.disks.values() {
+            let before = old.disks.get(&disk.id);
+            if disk.health != DiskHealth::Healthy && before.is_none_or(|b| b.health == DiskHealth::Healthy) {
+                for volume in self.volumes.values_mut() {
+                    volume.owner.handle_disk_dead(now, disk.id);
+                }
+            }
+            let moved = before.is_none_or(|b| b.host != disk.host);
+            if moved && self.outbound.contains_key(&disk.host) && !self.disks.contains_key(&disk.id) {
+                for volume in self.volumes.values_mut() {
+                    volume.owner.handle_disk_up(now, disk.id, false);
+                }
+            }
+        }
+    }
+
+    fn add_disk(&mut self, now: Now, store: Store) {
+        let id = store.disk();
+        let replica = Replica::new(id, store.sealed(), Bugs::NONE);
+        let number = store.owner();
+        let disk = LocalDisk { number, store, replica, death_told: false, closing: None };
+        self.disks.insert(id, disk);
+        for volume in self.volumes.values_mut() {
+            volume.owner.handle_disk_up(now, id, true);
+        }
+    }
+
+    fn own(&mut self, now: Now, owner: Owner, socket: Option<super::port::GuestSocket>) {
+        let object = owner.object();
+        if let Some(old) = self.by_object.get(&object).copied() {
+            self.drop_volume(old);
+        }
+        let key = VolumeKey(self.next_volume);
+        self.next_volume += 1;
+        self.volumes.insert(key, Volume::new(now.mono, owner, socket));
+        self.by_object.insert(object, key);
+        self.follow_kicks(key);
+    }
+
+    fn snapshot(&self, now: Now) -> Snapshot {
+        let dead = |d: &LocalDisk| d.store.dead().map(ToOwned::to_owned);
+        Snapshot {
+            volumes: self.volumes.values().map(|v| v.view(now.mono)).collect(),
+            disks: self.disks.iter().map(|(id, d)| (*id, d.store.stats(), dead(d))).collect(),
+            network: self.network.clone(),
+            local: self.local.clone(),
+            condemned: self.disks.values().flat_map(|d| d.replica.condemned()).map(|c| c.object).collect(),
+            sleeps: self.sleeps,
+            turns: self.turns,
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! One owned object in the data loop: its owner, and the rings or transfers that its requests come from.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferro_protocol::ids::{Epoch, ObjectId};
+use ferro_vhost::blk::{BlkDevice, Request as BlkRequest, RequestKind, Sector, SectorRange, Status};
+use ferro_vhost::server::Server;
+use ferro_vhost::{Notifier, RequestTag};
+use tokio::sync::oneshot;
+use vsand_core::owner::Owner;
+use vsand_core::owner::guest::{GuestError, GuestRequest, GuestResult, GuestTag};
+use vsand_core::time::{Instant, Now};
+use vsand_store::ring::{BufPool, PollId};
+
+use super::port::{GuestSocket, VolumeView};
+use super::stats::{IoStats, VolumeStats};
+
+/// Requests taken from the rings in one turn.
+const TAKE_MAX: usize = 128;
+/// Bytes of guest requests under way at most: the rings wait beyond that.
+const UNDER_WAY_BYTES_MAX: usize = 64 << 20;
+
+/// Which volume of the loop; never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct VolumeKey(pub u32);
+
+/// What a guest request belongs to.
+enum Origin {
+    Ring(RequestTag),
+    Transfer(oneshot::Sender<GuestResult>),
+}
+
+/// A request of a ring: a discard may become several of the owner.
+struct Whole {
+    left: usize,
+    failed: bool,
+    kind: Kind,
+    bytes: usize,
+    began: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Zero,
+    Flush,
+}
+
+/// One owned object.
+pub(super) struct Volume {
+    pub owner: Owner,
+    pub ticked: Instant,
+    pub closing: Option<oneshot::Sender<Option<Epoch>>>,
+    device: Option<BlkDevice>,
+    /// Dropped, it ends the control thread and removes the socket.
+    server: Option<Server>,
+    path: Option<PathBuf>,
+    pub kick_epoch: u64,
+    pub polls: Vec<(PollId, Notifier)>,
+    origins: HashMap<GuestTag, Origin>,
+    wholes: HashMap<RequestTag, Whole>,
+    next_tag: u64,
+    under_way: usize,
+    stats: VolumeStats,
+    broken_reported: bool,
+}
+
+impl Volume {
+    pub(super) fn new(now: Instant, owner: Owner, socket: Option<GuestSocket>) -> Self {
+        let (server, device, path) = match socket {
+            Some(socket) => (Some(socket.server), Some(socket.device), Some(socket.path)),
+            None => (None, None, None),
+        };
+        Self {
+            owner,
+            ticked: now,
+            closing: None,
+            device,
+            server,
+            path,
+            kick_epoch: 0,
+            polls: Vec::new(),
+            origins: HashMap::new(),
+            wholes: HashMap::new(),
+            next_tag: 1,
+            under_way: 0,
+            stats: VolumeStats::default(),
+            broken_reported: false,
+        }
+    }
+
+    pub(super) fn object(&self) -> ObjectId {
+        self.owner.object()
+    }
+
+    pub(super) fn device(&mut self) -> Option<&mut BlkDevice> {
+        self.device.as_mut()
+    }
+
+    /// Whether no request of a guest or a transfer is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.owner.is_idle() && self.origins.is_empty()
+    }
+
+    /// Closes the guest's socket: what it asked is neither done nor failed, as when a cable is pulled.
+    pub(super) fn drop_socket(&mut self) {
+        self.device = None;
+        self.server = None;
+    }
+
+    pub(super) fn view(&self, now: Instant) -> (VolumeView, VolumeStats) {
+        let view = VolumeView {
+            object: self.object(),
+            epoch: self.owner.epoch(),
+            serving: self.owner.is_serving(),
+            troubles: self.owner.troubles().cloned().collect(),
+            resyncs: self.owner.resyncs(now),
+            socket: self.path.clone(),
+            attached: self.device.as_ref().is_some_and(|d| d.rings().is_attached()),
+        };
+        (view, self.stats.clone())
+    }
+
+    /// The guest sees the size that the directory says.
+    pub(super) fn follow_size(&mut self) {
+        let sectors = Sector(self.owner.record().size_bytes / 512);
+        if let Some(device) = &mut self.device
+            && device.settings().capacity != sectors
+        {
+            device.resize(sectors);
+        }
+    }
+
+    /// Takes requests from the rings and gives them to the owner; true if it took any.
+    pub(super) fn take_requests(&mut self, now: Now, pool: &BufPool) -> bool {
+        if self.closing.is_some() || self.under_way >= UNDER_WAY_BYTES_MAX {
+            return false;
+        }
+        let Some(device) = &mut self.device else { return false };
+        let mut requests = Vec::new();
+        device.poll(TAKE_MAX, &mut |request| requests.push(request));
+        if let Some(broken) = device.rings().broken()
+            && !self.broken_reported
+        {
+            tracing::warn!(object = %self.owner.object(), %broken, "a guest broke the rules of its rings; its disk is stopped");
+            self.broken_reported = true;
+        }
+        let any = !requests.is_empty();
+        for request in requests {
+            self.begin(now, request, pool);
+        }
+        any
+    }
+
+    fn begin(&mut self, now: Now, request: BlkRequest, pool: &BufPool) {
+        let bytes = request.data_bytes() as usize;
+        let (kind, asks) = match &request.kind {
+            RequestKind::Read { sector, bytes } => {
+                (Kind::Read, vec![GuestRequest::Read { offset: sector.bytes(), bytes: u64::from(*bytes) }])
+            }
+            RequestKind::Write { sector, .. } => match self.fetch(request.tag, bytes, pool) {
+                Some(data) => (Kind::Write, vec![GuestRequest::Write { offset: sector.bytes(), data }]),
+                None => return,
+            },
+            RequestKind::Flush => (Kind::Flush, vec![GuestRequest::Flush]),
+            RequestKind::Discard(ranges) => (Kind::Zero, ranges.iter().map(zero).collect()),
+            RequestKind::WriteZeroes { ranges } => (Kind::Zero, ranges.iter().map(|(r, _)| zero(r)).collect()),
+        };
+        if asks.is_empty() {
+            if let Some(device) = &mut self.device {
+                device.complete(request.tag, Status::Ok);
+            }
+            return;
+        }
+        self.under_way += bytes;
+        let whole = Whole { left: asks.len(), failed: false, kind, bytes, began: now.mono };
+        self.wholes.insert(request.tag, whole);
+        for ask in asks {
+            let tag = self.tag(Origin::Ring(request.tag));
+            self.owner.handle_guest(now, tag, ask);
+        }
+    }
+
+    /// Copies a write's data out of the guest's memory; a request that can't be copied is completed with an error.
+    fn fetch(&mut self, tag: RequestTag, bytes: usize, pool: &BufPool) -> Option<Bytes> {
+        let device = self.device.as_mut()?;
+        let mut buf = pool.take(bytes);
+        match device.copy_out(tag, &mut buf[..bytes]) {
+            Ok(()) => {
+                buf.truncate(bytes);
+                Some(buf.freeze())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a guest's write can't be read");
+                device.complete(tag, Status::IoErr);
+                None
+            }
+        }
+    }
+
+    /// An import or export asks.
+    pub(super) fn transfer(&mut self, now: Now, request: GuestRequest, answer: oneshot::Sender<GuestResult>) {
+        let tag = self.tag(Origin::Transfer(answer));
+        self.owner.handle_guest(now, tag, request);
+    }
+
+    fn tag(&mut self, origin: Origin) -> GuestTag {
+        let tag = GuestTag(self.next_tag);
+        self.next_tag += 1;
+        self.origins.insert(tag, origin);
+        tag
+    }
+
+    /// The owner has completed a request.
+    pub(super) fn complete(&mut self, now: Instant, tag: GuestTag, result: GuestResult) {
+        match self.origins.remove(&tag) {
+            Some(Origin::Ring(request)) => self.complete_ring(now, request, result),
+            Some(Origin::Transfer(answer)) => {
+                // A client that went away needs no answer.
+                let _gone = answer.send(result);
+            }
+            None => {}
+        }
+    }
+
+    fn complete_ring(&mut self, now: Instant, tag: RequestTag, result: GuestResult) {
+        let Some(whole) = self.wholes.get_mut(&tag) else { return };
+        whole.left -= 1;
+        let mut data = None;
+        match result {
+            GuestResult::Done => {}
+            GuestResult::Data(pieces) => data = Some(pieces),
+            GuestResult::Failed(error) => {
+                whole.failed = true;
+                if error == GuestError::Lost {
+                    tracing::error!(object = %self.owner.object(), "a guest's request failed: {error}");
+                }
+            }
+        }
+        if whole.left > 0 {
+            return;
+        }
+        let Some(whole) = self.wholes.remove(&tag) else { return };
+        self.under_way -= whole.bytes;
+        let took = now.since(whole.began);
+        if let Some(device) = &mut self.device {
+            match data {
+                Some(pieces) if !whole.failed => {
+                    if let Err(error) = device.complete_read(tag, pieces.iter().map(|p| &p[..])) {
+                        tracing::debug!(%error, "a guest's buffer can't be written");
+                    }
+                }
+                _ => device.complete(tag, if whole.failed { Status::IoErr } else { Status::Ok }),
+            }
+        }
+        self.count(&whole, took);
+    }
+
+    fn count(&mut self, whole: &Whole, took: Duration) {
+        if whole.failed {
+            self.stats.errors += 1;
+            return;
+        }
+        let io: &mut IoStats = match whole.kind {
+            Kind::Read => &mut self.stats.read,
+            Kind::Write => &mut self.stats.write,
+            Kind::Zero => &mut self.stats.zero,
+            Kind::Flush => return,
+        };
+        io.ops += 1;
+        io.bytes += whole.bytes as u64;
+        io.latency.add(took);
+    }
+}
+
+fn zero(range: &SectorRange) -> GuestRequest {
+    GuestRequest::Zero { offset: range.first.bytes(), bytes: u64::from(range.count) * 512 }
+}

@@ -1,0 +1,265 @@
+//! This host's disks: which there are, opening them at start, adding and giving them up.
+//!
+//! `disks.json` in the state directory lists the directories of the disks; everything else about a disk is on the disk itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ferro_protocol::ids::DiskId;
+use serde::{Deserialize, Serialize};
+use vsand_core::directory::Command;
+use vsand_directory::DirectoryError;
+use vsand_store::{FormatOptions, OpenError, Store, StoreConfig};
+
+use super::{Member, write_file};
+use crate::data::port::{Command as DataCommand, LoopGone};
+
+/// The first number of a disk in the tokens of its requests; those below are the data loop's own.
+const FIRST_NUMBER: u16 = 16;
+
+/// One line of the list.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listed {
+    /// The directory.
+    pub path: PathBuf,
+    /// The disk that was there when it was added.
+    pub disk: DiskId,
+    /// The UUID of the file system that must be mounted there first, if vsand made it on a device.
+    #[serde(default)]
+    pub device_uuid: Option<String>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    version: u8,
+    disks: Vec<Listed>,
+}
+
+/// Why a disk can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The list.
+    #[error("{path}: {source}; check the state directory and its permissions")]
+    List {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The disk itself.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It is another cluster's.
+    #[error("the disk at {} belongs to cluster {cluster}", path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose.
+        cluster: ferro_protocol::ids::ClusterId,
+    },
+    /// It is served already.
+    #[error("the disk at {} is in use by this host already", .0.display())]
+    AlreadyHere(PathBuf),
+    /// Something of the system failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The directory refused.
+    #[error(transparent)]
+    Refused(#[from] vsand_core::directory::Refused),
+    /// The directory did not answer.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The daemon is ending.
+    #[error(transparent)]
+    Stopping(#[from] LoopGone),
+}
+
+/// This host's disks.
+pub struct Disks {
+    file: PathBuf,
+    debug_faults: bool,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    listed: Vec<Listed>,
+    /// Those that are served, with their size in extents.
+    open: BTreeMap<DiskId, (PathBuf, u64)>,
+    /// Why others are not.
+    failed: BTreeMap<DiskId, String>,
+    next_number: u16,
+}
+
+impl Disks {
+    /// Reads the list.
+    pub fn load(state_dir: &Path, debug_faults: bool) -> Result<Self, DiskError> {
+        let file = state_dir.join("disks.json");
+        let failed = |source| DiskError::List { path: file.clone(), source };
+        let list: List = match std::fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| failed(e.into()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => List::default(),
+            Err(error) => return Err(failed(error)),
+        };
+        let inner = Inner { listed: list.disks, next_number: FIRST_NUMBER, ..Inner::default() };
+        Ok(Self { file, debug_faults, inner: Mutex::new(inner) })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disks that are served.
+    pub fn open_disks(&self) -> Vec<(DiskId, PathBuf)> {
+        self.inner().open.iter().map(|(id, (path, _))| (*id, path.clone())).collect()
+    }
+
+    /// Why listed disks are not served.
+    pub fn failures(&self) -> BTreeMap<DiskId, String> {
+        self.inner().failed.clone()
+    }
+
+    /// Opens every listed disk; one that can't be opened is logged and left out.
+    pub async fn open_all(&self, member: &Member) {
+        let listed = self.inner().listed.clone();
+        for entry in listed {
+            match self.serve(member, &entry.path).await {
+                Ok(disk) => tracing::info!(%disk, path = %entry.path.display(), "a disk is served"),
+                Err(error) => {
+                    tracing::error!(disk = %entry.disk, path = %entry.path.display(), %error, "a disk can't be served");
+                    self.inner().failed.insert(entry.disk, error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Makes a disk of an empty directory, or takes up one that is there, and serves it. True if it was there.
+    pub async fn add(&self, member: &Member, path: &Path, capacity_bytes: u64) -> Result<(DiskId, bool), DiskError> {
+        if self.inner().open.values().any(|(open, _)| open == path) {
+            return Err(DiskError::AlreadyHere(path.to_owned()));
+        }
+        let (cluster, host) = (member.membership.cluster, member.host());
+        let at = path.to_owned();
+        let adopted = blocking(move || match Store::identify(&at) {
+            Ok(superblock) if superblock.cluster == cluster => Ok(true),
+            Ok(superblock) => Err(DiskError::Foreign { path: at, cluster: superblock.cluster }),
+            Err(OpenError::NotFormatted(_)) => {
+                let disk = DiskId(uuid::Uuid::new_v4());
+                let options =
+                    FormatOptions { disk, cluster, host, capacity_bytes, journal_bytes: None, tiny: false };
+                Store::format(&at, &options)?;
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        })
+        .await?;
+        let disk = self.serve(member, path).await?;
+        self.remember(Listed { path: path.to_owned(), disk, device_uuid: None })?;
+        self.announce(member).await;
+        Ok((disk, adopted))
+    }
+
+    /// Opens the disk and gives it to the data loop.
+    async fn serve(&self, member: &Member, path: &Path) -> Result<DiskId, DiskError> {
+        let number = {
+            let mut inner = self.inner();
+            let number = inner.next_number;
+            inner.next_number += 1;
+            number
+        };
+        let (cluster, host) = (member.membership.cluster, member.host());
+        let config = StoreConfig { owner: number, debug_faults: self.debug_faults, ..StoreConfig::default() };
+        let at = path.to_owned();
+        let (store, extents) = blocking(move || {
+            let found = Store::identify(&at)?;
+            if found.cluster != cluster {
+                return Err(DiskError::Foreign { path: at, cluster: found.cluster });
+            }
+            let (mut store, recovery) = Store::open(&at, config)?;
+            if recovery.superblock.host != host {
+                tracing::info!(disk = %store.disk(), from = %recovery.superblock.host, "a disk of another host is taken over");
+                store.adopt(host).map_err(|source| DiskError::Io { path: at, source })?;
+            }
+            let extents = u64::from(store.stats().extents);
+            Ok((store, extents))
+        })
+        .await?;
+        let disk = store.disk();
+        member.data.send(DataCommand::AddDisk(Box::new(store)))?;
+        let mut inner = self.inner();
+        inner.open.insert(disk, (path.to_owned(), extents));
+        inner.failed.remove(&disk);
+        Ok(disk)
+    }
+
+    /// Stops serving a disk and forgets it; its data stays where it is.
+    pub async fn forget(&self, member: &Member, disk: DiskId) -> Result<(), DiskError> {
+        member.data.ask(|answer| DataCommand::RemoveDisk(disk, answer)).await?;
+        let mut inner = self.inner();
+        inner.open.remove(&disk);
+        inner.listed.retain(|l| l.disk != disk);
+        self.write(&inner)
+    }
+
+    fn remember(&self, listed: Listed) -> Result<(), DiskError> {
+        let mut inner = self.inner();
+        inner.listed.retain(|l| l.disk != listed.disk && l.path != listed.path);
+        inner.listed.push(listed);
+        self.write(&inner)
+    }
+
+    fn write(&self, inner: &Inner) -> Result<(), DiskError> {
+        let list = List { version: 1, disks: inner.listed.clone() };
+        let failed = |source| DiskError::List { path: self.file.clone(), source };
+        let bytes = serde_json::to_vec_pretty(&list).map_err(|e| failed(e.into()))?;
+        write_file(&self.file, &bytes).map_err(failed)
+    }
+
+    /// Tells the cluster which disks this host has, where it does not know.
+    pub async fn announce(&self, member: &Member) {
+        let state = member.state();
+        let open: Vec<(DiskId, PathBuf, u64)> =
+            self.inner().open.iter().map(|(id, (path, extents))| (*id, path.clone(), *extents)).collect();
+        for (disk, path, capacity_extents) in open {
+            let path = path.display().to_string();
+            let known = state.disks.get(&disk).is_some_and(|d| {
+                d.host == member.host() && d.path == path && d.capacity_extents == capacity_extents
+            });
+            if known {
+                continue;
+            }
+            let used_extents = state.disks.get(&disk).map_or(0, |d| d.used_extents);
+            let command = Command::PutDisk { disk, host: member.host(), path, capacity_extents, used_extents };
+            match member.propose(&command).await {
+                Ok(Ok(_)) => tracing::info!(%disk, "the cluster knows the disk now"),
+                Ok(Err(refused)) => tracing::error!(%disk, %refused, "the cluster does not take the disk"),
+                Err(error) => tracing::warn!(%disk, %error, "the cluster could not be told of the disk; trying again"),
+            }
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
+) -> Result<T, DiskError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+impl Disks {
+    /// Where the disk is, if it is listed.
+    pub fn path_of(&self, disk: DiskId) -> Option<PathBuf> {
+        self.inner().listed.iter().find(|l| l.disk == disk).map(|l| l.path.clone())
+    }
+}
+

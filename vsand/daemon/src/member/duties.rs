@@ -1,0 +1,249 @@
+//! What a member does without being asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferro_protocol::ids::{ChunkId, DiskId, HostId};
+use tokio::sync::mpsc::UnboundedReceiver;
+use vsand_core::directory::{Command, Outcome, Refused, State};
+use vsand_core::lease::{LEASE, RENEW_EVERY};
+use vsand_directory::{Candidate, Step};
+
+use super::Member;
+use super::connections::Dialer;
+use crate::data::clock;
+use crate::data::port::{Command as DataCommand, Event};
+
+/// A proposal of an owner that is not answered by then is unknown to have happened; the owner finds out.
+const OWNER_PROPOSE_MAX: Duration = Duration::from_secs(2);
+/// A voter that was away for so long is replaced.
+const LONG_ABSENT: Duration = Duration::from_secs(600);
+/// A host that was not heard of for so long does not become a voter.
+const ALIVE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Tells the data loop and the dialer what the directory says.
+pub async fn watch(member: Arc<Member>, mut broken: UnboundedReceiver<HostId>) {
+    let mut changes = member.directory.watch();
+    let mut dialer = Dialer::default();
+    loop {
+        changes.borrow_and_update();
+        let state = member.state();
+        observe_leases(&member, &state);
+        if member.data.send(DataCommand::State(state)).is_err() {
+            return;
+        }
+        dialer.follow(&member);
+        loop {
+            tokio::select! {
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    break;
+                }
+                host = broken.recv() => match host {
+                    Some(host) => dialer.broken(host),
+                    None => return,
+                },
+            }
+        }
+    }
+}
+
+fn observe_leases(member: &Member, state: &State) {
+    let now = clock::mono();
+    let mut watcher = member.watcher();
+    watcher.retain(|host| state.hosts.contains_key(&host));
+    for host in state.hosts.values() {
+        watcher.observe(now, host.id, host.lease);
+    }
+}
+
+/// Carries out what the data loop asks for.
+pub async fn events(member: Arc<Member>, mut events: UnboundedReceiver<Event>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Propose { object, epoch, id, command } => {
+                let member = Arc::clone(&member);
+                tokio::spawn(async move {
+                    let answer = member.directory.propose_within(&command, OWNER_PROPOSE_MAX).await;
+                    let result = answer.inspect_err(|error| tracing::warn!(%object, %error, "the directory gave no answer")).ok();
+                    let _stopping = member.data.send(DataCommand::Proposed { object, epoch, id, result });
+                });
+            }
+            Event::Fenced { object, epoch } => member.lost(object, epoch),
+            Event::DiskDied { disk, reason } => {
+                tokio::spawn(tell_dead_disk(Arc::clone(&member), disk, reason));
+            }
+            Event::Disconnected { host, outbound, reason, .. } => {
+                tracing::info!(%host, outbound, reason, "a data connection has ended");
+                if outbound {
+                    // Nobody dials any more when this member ends.
+                    let _ending = member.broken.send(host);
+                }
+            }
+        }
+    }
+}
+
+async fn tell_dead_disk(member: Arc<Member>, disk: DiskId, reason: String) {
+    loop {
+        match member.propose(&Command::DiskDied { disk, reason: reason.clone() }).await {
+            Ok(Ok(_) | Err(_)) => return,
+            Err(error) => tracing::warn!(%disk, %error, "the cluster could not be told of a dead disk; trying again"),
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+/// Renews this host's lease, and with it the right to serve reads.
+pub async fn renew_lease(member: Arc<Member>) {
+    loop {
+        let sent = clock::mono();
+        let renewal = Command::RenewLease { host: member.host() };
+        let pause = match member.directory.propose_within(&renewal, Duration::from_secs(2)).await {
+            Ok(Ok(Outcome::Lease { locks, .. })) => {
+                let valid_until = sent + LEASE;
+                if member.data.send(DataCommand::Lease { valid_until, locks }).is_err() {
+                    return;
+                }
+                RENEW_EVERY
+            }
+            Ok(Err(Refused::NoHost(_))) => Duration::from_millis(500),
+            Ok(other) => {
+                tracing::error!(?other, "the directory answered a renewal of the lease with something else");
+                RENEW_EVERY
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the lease is not renewed");
+                Duration::from_millis(200)
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = member.renew_now.notified() => {}
+        }
+    }
+}
+
+/// Puts this host's record and its disks in the directory, and keeps them right.
+pub async fn announce(member: Arc<Member>) {
+    loop {
+        let wanted = member.host_record();
+        let known = member.state().hosts.get(&wanted.id).cloned();
+        let right = known.as_ref().is_some_and(|k| {
+            k.name == wanted.name && k.address == wanted.address && k.fault_domain == wanted.fault_domain
+        });
+        let done = right
+            || match member.propose(&Command::PutHost { host: wanted }).await {
+                Ok(Ok(_)) => true,
+                Ok(Err(refused)) => {
+                    tracing::error!(%refused, "the cluster does not take this host's name or address");
+                    false
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the cluster directory can't be reached yet");
+                    false
+                }
+            };
+        if done {
+            member.disks.announce(&member).await;
+        }
+        tokio::time::sleep(Duration::from_secs(if done { 10 } else { 1 })).await;
+    }
+}
+
+/// On the directory's leader: takes in new hosts and chooses who votes.
+pub async fn choose_voters(member: Arc<Member>) {
+    loop {
+        let state = member.state();
+        let status = member.directory.status();
+        let candidates: Vec<Candidate> = state
+            .hosts
+            .values()
+            .map(|host| {
+                let known = status.members.get(&host.id);
+                let silence = known.and_then(|m| m.silence);
+                let alive = silence.is_some_and(|s| s < ALIVE_WITHIN);
+                Candidate {
+                    host: host.id,
+                    address: host.address.to_string(),
+                    fault_domain: host.fault_domain.clone(),
+                    alive,
+                    long_absent: !alive && silence.is_some_and(|s| s > LONG_ABSENT),
+                    voter: known.is_some_and(|m| m.voter),
+                }
+            })
+            .collect();
+        let pause = match member.directory.reconcile_membership(&candidates).await {
+            Ok(Step::NotLeader | Step::Nothing) => Duration::from_secs(2),
+            Ok(step) => {
+                tracing::info!(?step, "the directory's membership has changed");
+                Duration::from_millis(200)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the directory's membership could not be changed");
+                Duration::from_secs(1)
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Says how full this host's disks are, when that has changed noticeably.
+pub async fn report_usage(member: Arc<Member>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let Ok(snapshot) = member.data.ask(DataCommand::Snapshot).await else { return };
+        let state = member.state();
+        let changed: Vec<(DiskId, u64)> = snapshot
+            .disks
+            .iter()
+            .filter_map(|(id, stats, _)| {
+                let known = state.disks.get(id)?;
+                let used = u64::from(stats.extents_used);
+                let step = (known.capacity_extents / 200).max(1);
+                (known.used_extents.abs_diff(used) >= step).then_some((*id, used))
+            })
+            .collect();
+        if !changed.is_empty()
+            && let Err(error) = member.propose(&Command::ReportUsage { used_extents: changed }).await
+        {
+            tracing::debug!(%error, "how full the disks are could not be reported");
+        }
+    }
+}
+
+/// Removes components that the directory no longer knows: of deleted volumes, or given up while this host was away.
+pub async fn remove_leftovers(member: Arc<Member>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let Ok(inventory) = member.data.ask(DataCommand::Inventory).await else { return };
+        let known = |state: &State, disk: DiskId, chunk: &ChunkId| {
+            state.objects.get(&chunk.object).and_then(|o| o.chunks.get(&chunk.index)).is_some_and(|c| c.components.iter().any(|c| c.disk == disk))
+        };
+        let state = member.state();
+        let suspects: BTreeMap<DiskId, Vec<ChunkId>> = inventory
+            .into_iter()
+            .map(|(disk, chunks)| (disk, chunks.into_iter().filter(|c| !known(&state, disk, c)).collect::<Vec<_>>()))
+            .filter(|(_, chunks)| !chunks.is_empty())
+            .collect();
+        for (disk, chunks) in suspects {
+            // Condemned first, looked up again afterwards: nothing can come to be placed here in between and be lost.
+            let condemned = member.data.ask(|answer| DataCommand::Condemn(disk, chunks.clone(), answer)).await;
+            if condemned.is_err() {
+                return;
+            }
+            let Ok(state) = member.directory.linearizable_state().await else {
+                let _stopping = member.data.send(DataCommand::Pardon(disk, chunks));
+                continue;
+            };
+            let (keep, drop): (Vec<_>, Vec<_>) = chunks.into_iter().partition(|c| known(&state, disk, c));
+            let objects: BTreeSet<_> = drop.iter().map(|c| c.object).collect();
+            tracing::info!(%disk, components = drop.len(), objects = objects.len(), "leftover components are removed");
+            let _stopping = member.data.send(DataCommand::Pardon(disk, keep));
+            let _stopping = member.data.send(DataCommand::RemoveCondemned(disk, drop));
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! This host as a member of its cluster: the directory, the connections to the other hosts, the disks and the volumes
+//! that are open here, and the duties that come with membership.
+//!
+//! ```text
+//!   no member ──bootstrap / join──▶ identity, member.json ──start──▶ Member ──▶ tasks: accept, dial, watch, renew the lease,
+//!                                                                              voters, leftovers, usage, events of the loop
+//! ```
+//!
+//! A `Member` is shared by the API and the tasks. What it must not know: HTTP, how the data loop works inside.
+
+pub mod admission;
+pub mod connections;
+pub mod disks;
+pub mod duties;
+pub mod network;
+pub mod ownership;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ferro_protocol::ids::{ClusterId, HostId, ObjectId};
+use ferro_transport::identity::{CaError, HOST_CERT_LIFETIME, IdentityDir, IdentityError, IdentityHandle};
+use ferro_transport::tls::{BindError, Endpoint};
+use ferro_transport::UnixTime;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedReceiver;
+use vsand_core::directory::{Command, HostRecord, Outcome, Refused, State};
+use vsand_core::lease::Watcher;
+use vsand_directory::{Config as DirectoryConfig, Directory, DirectoryError};
+
+use crate::config::Config;
+use crate::data::clock;
+use crate::data::port::{ConnectionId, DataHandle, Event};
+use disks::{DiskError, Disks};
+use network::Peers;
+use ownership::OpenVolume;
+
+/// Waits for a quorum so long before an administrator's command fails.
+pub const PROPOSE_MAX: Duration = Duration::from_secs(10);
+
+/// What this host knows of its membership before anything runs; `member.json` in the state directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    /// The version of this file.
+    pub version: u8,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This host.
+    pub host: HostId,
+    /// What people call it.
+    pub name: String,
+    /// What fails together with it.
+    pub fault_domain: String,
+    /// Its part of the directory was opened before: if the files are gone now, something is wrong.
+    pub took_part: bool,
+}
+
+/// Why a member could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Certificates or keys.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The CA.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// TLS would not take the identity.
+    #[error("this host's certificate can't be used: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The address.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The directory.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The data loop.
+    #[error("the data loop did not start: {0}")]
+    Loop(std::io::Error),
+    /// A file of the state directory.
+    #[error("{path}: {source}; check the state directory and its permissions")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The list of disks.
+    #[error(transparent)]
+    Disks(#[from] DiskError),
+}
+
+/// This host in its cluster.
+pub struct Member {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Who this host is.
+    pub membership: Membership,
+    /// The certificates' files.
+    pub identity_dir: IdentityDir,
+    /// The certificates.
+    pub identity: IdentityHandle,
+    /// The cluster directory.
+    pub directory: Directory<State>,
+    /// The data loop.
+    pub data: DataHandle,
+    /// Control connections to the others.
+    pub peers: Arc<Peers>,
+    /// This host's disks.
+    pub disks: Disks,
+    /// How long each host's lease has stood still.
+    watcher: Mutex<Watcher>,
+    /// The volumes that this host has open.
+    open: Mutex<HashMap<ObjectId, OpenVolume>>,
+    /// Opening and closing are done one after the other.
+    pub(crate) opening: tokio::sync::Mutex<()>,
+    next_connection: AtomicU64,
+    /// Asks for a renewal of the lease at once.
+    pub(crate) renew_now: tokio::sync::Notify,
+    /// Hosts to which the data connection broke.
+    pub(crate) broken: tokio::sync::mpsc::UnboundedSender<HostId>,
+}
+
+impl Membership {
+    fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join("member.json")
+    }
+
+    /// Reads it; `None` before the host is a member.
+    pub fn load(state_dir: &Path) -> Result<Option<Self>, StartError> {
+        let path = Self::path(state_dir);
+        let failed = |source| StartError::File { path: path.clone(), source };
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed(e.into())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Writes it, stable when it returns.
+    pub fn store(&self, state_dir: &Path) -> Result<(), StartError> {
+        let path = Self::path(state_dir);
+        let bytes = serde_json::to_vec_pretty(self).map_err(std::io::Error::from);
+        bytes
+            .and_then(|bytes| write_file(&path, &bytes))
+            .map_err(|source| StartError::File { path: path.clone(), source })
+    }
+}
+
+/// Replaces a file so that after a power cut either the old or the new one is there.
+pub fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let temporary = path.with_extension("new");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
+/// What [`Member::start`] begins with.
+pub struct Start {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Who this host is.
+    pub membership: Membership,
+    /// Whether it makes the cluster.
+    pub bootstrap: bool,
+}
+
+impl Member {
+    /// Starts everything, in the order in which one needs the other.
+    pub async fn start(start: Start) -> Result<Arc<Self>, StartError> {
+        let Start { config, mut membership, bootstrap } = start;
+        let host = membership.host;
+        let identity_dir = IdentityDir::new(config.state_dir.join("identity"));
+        let now = UnixTime::now();
+        let identity = IdentityHandle::new(identity_dir.load_or_renew(now, HOST_CERT_LIFETIME)?)?;
+
+        let endpoint = Endpoint::bind(config.listen, identity.clone()).await?;
+        let peers = Arc::new(Peers::new(identity.clone()));
+        let mut directory_config = DirectoryConfig::new(
+            membership.cluster,
+            host,
+            config.state_dir.join("directory"),
+            config.advertised().to_string(),
+        );
+        directory_config.fault_domain.clone_from(&membership.fault_domain);
+        directory_config.was_member = membership.took_part;
+        let directory = Directory::open(directory_config, Arc::<Peers>::clone(&peers)).await?;
+        if bootstrap {
+            match directory.bootstrap().await {
+                Ok(()) | Err(DirectoryError::AlreadyBootstrapped) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+
+        if !membership.took_part {
+            membership.took_part = true;
+            membership.store(&config.state_dir)?;
+        }
+
+        let (data, port, events) = crate::data::port::channel().map_err(StartError::Loop)?;
+        std::thread::Builder::new()
+            .name("vsand-data".to_owned())
+            .spawn(move || {
+                if let Err(error) = crate::data::run(port) {
+                    tracing::error!(%error, "the data loop has failed; this host can't go on");
+                    std::process::exit(70);
+                }
+            })
+            .map_err(StartError::Loop)?;
+
+        let (broken, breaks) = tokio::sync::mpsc::unbounded_channel();
+        let disks = Disks::load(&config.state_dir, config.debug_faults)?;
+        let member = Arc::new(Self {
+            config,
+            membership,
+            identity_dir,
+            identity,
+            directory,
+            data,
+            peers,
+            disks,
+            watcher: Mutex::new(Watcher::default()),
+            open: Mutex::new(HashMap::new()),
+            opening: tokio::sync::Mutex::new(()),
+            next_connection: AtomicU64::new(1),
+            renew_now: tokio::sync::Notify::new(),
+            broken,
+        });
+        member.disks.open_all(&member).await;
+        Self::spawn_tasks(&member, endpoint, events, breaks)?;
+        Ok(member)
+    }
+
+    fn spawn_tasks(
+        member: &Arc<Self>,
+        endpoint: Endpoint,
+        events: UnboundedReceiver<Event>,
+        breaks: UnboundedReceiver<HostId>,
+    ) -> Result<(), StartError> {
+        let registrar = admission::registrar(member)?;
+        tokio::spawn(connections::accept(Arc::clone(member), endpoint, registrar));
+        tokio::spawn(duties::events(Arc::clone(member), events));
+        tokio::spawn(duties::watch(Arc::clone(member), breaks));
+        tokio::spawn(duties::renew_lease(Arc::clone(member)));
+        tokio::spawn(duties::announce(Arc::clone(member)));
+        tokio::spawn(duties::choose_voters(Arc::clone(member)));
+        tokio::spawn(duties::report_usage(Arc::clone(member)));
+        tokio::spawn(duties::remove_leftovers(Arc::clone(member)));
+        tokio::spawn(ownership::reopen(Arc::clone(member)));
+        tokio::spawn(ownership::repair_closed(Arc::clone(member)));
+        tokio::spawn(ferro_transport::renew::keep_renewed(
+            member.identity_dir.clone(),
+            member.identity.clone(),
+            HOST_CERT_LIFETIME,
+        ));
+        Ok(())
+    }
+
+    /// This host.
+    pub fn host(&self) -> HostId {
+        self.membership.host
+    }
+
+    /// What the directory says, as far as this host has heard.
+    pub fn state(&self) -> Arc<State> {
+        self.directory.state()
+    }
+
+    /// Proposes a change and waits for what became of it.
+    pub async fn propose(&self, command: &Command) -> Result<Result<Outcome, Refused>, DirectoryError> {
+        self.directory.propose_within(command, PROPOSE_MAX).await
+    }
+
+    pub(crate) fn watcher(&self) -> MutexGuard<'_, Watcher> {
+        // Every change is one call, so what a panic left behind is whole.
+        self.watcher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn open_volumes(&self) -> MutexGuard<'_, HashMap<ObjectId, OpenVolume>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn fresh_connection(&self) -> ConnectionId {
+        ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// This host's own record for the directory.
+    pub fn host_record(&self) -> HostRecord {
+        HostRecord {
+            id: self.host(),
+            name: self.membership.name.clone(),
+            address: self.config.advertised(),
+            fault_domain: self.membership.fault_domain.clone(),
+            joined_unix_s: clock::unix_s(),
+            lease: 0,
+        }
+    }
+
+    /// Stops: guests' sockets are closed, disks are checkpointed. Locks stay, so that the volumes are opened again at the
+    /// next start.
+    pub async fn stop(&self) {
+        if self.data.ask(crate::data::port::Command::Stop).await.is_err() {
+            tracing::warn!("the data loop had ended already");
+        }
+        self.directory.shutdown().await;
+    }
+}

@@ -1,0 +1,340 @@
+//! Which volumes this host owns: opening, closing, taking up again after a restart, and repairing those that nobody has open.
+//!
+//! ```text
+//!   closed ──Acquire──▶ owned, socket bound ──Disown, Release──▶ closed
+//!                            │  ▲
+//!                restart: the lock in the directory is still ours: Acquire again, same socket
+//!                            │
+//!                            └──fenced: socket gone, nothing to release
+//! ```
+//!
+//! The directory's lock decides; what is kept here is only where the socket is. Opening and closing are done one at a time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferro_protocol::ids::{Epoch, ObjectId, VolumeName};
+use ferro_transport::local::{self, LocalError};
+use ferro_vhost::SessionError;
+use ferro_vhost::blk::{BlkSettings, Sector};
+use ferro_vhost::server::ServerSettings;
+use vsand_core::directory::{Command, Content, LockKind, ObjectRecord, Outcome, Refused};
+use vsand_core::owner::Config as OwnerConfig;
+use vsand_directory::DirectoryError;
+
+use super::Member;
+use crate::data::clock;
+use crate::data::port::{Command as DataCommand, GuestSocket, LoopGone};
+
+/// Requests that are under way when a volume is closed have so long to end.
+const DISOWN_MAX: Duration = Duration::from_secs(15);
+
+/// A volume that this host has open.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpenVolume {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// What for.
+    pub kind: LockKind,
+    /// The guest's socket.
+    pub socket: Option<PathBuf>,
+}
+
+/// Why a volume could not be opened or closed.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnError {
+    /// No such volume.
+    #[error("there is no volume {0}")]
+    NoVolume(VolumeName),
+    /// The volume is not open here.
+    #[error("volume {0} is not open on this host")]
+    NotOpen(VolumeName),
+    /// It is open here, but for something else.
+    #[error("volume {name} is in use on this host ({kind:?})")]
+    InUseHere {
+        /// The volume.
+        name: VolumeName,
+        /// What for.
+        kind: LockKind,
+    },
+    /// An import was not completed.
+    #[error("volume {0} holds an import that was never completed")]
+    Incomplete(VolumeName),
+    /// The directory said no.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The directory did not answer.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] LocalError),
+    /// The socket's directory.
+    #[error("{path}: {source}")]
+    Directories {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The vhost-user server.
+    #[error("the volume's socket can't be served: {0}")]
+    Vhost(#[from] SessionError),
+    /// Requests were still under way.
+    #[error("requests of volume {0} are still under way: its data can't be reached now")]
+    Busy(VolumeName),
+    /// The daemon is ending.
+    #[error(transparent)]
+    Stopping(#[from] LoopGone),
+}
+
+impl Member {
+    /// Takes the volume's lock and serves it; of one that is open here already in the same way, its socket.
+    pub async fn open_volume(&self, name: &VolumeName, read_only: bool) -> Result<PathBuf, OwnError> {
+        let kind = LockKind::Exclusive { read_only };
+        let _one_at_a_time = self.opening.lock().await;
+        let record = self.volume(name)?;
+        if let Some(open) = self.open_volumes().get(&record.id).cloned() {
+            match open.socket {
+                Some(socket) if open.kind == kind => return Ok(socket),
+                _ if open.kind == LockKind::Background => {}
+                _ => return Err(OwnError::InUseHere { name: name.clone(), kind: open.kind }),
+            }
+        }
+        if record.content == Content::Importing {
+            return Err(OwnError::Incomplete(name.clone()));
+        }
+        // Bound before the lock is taken: what can fail here fails before anything has changed.
+        let socket = self.bind(&record, read_only)?;
+        let path = socket.path.clone();
+        self.own(record, kind, Some(socket)).await?;
+        Ok(path)
+    }
+
+    /// Takes the volume's lock for an import or export.
+    pub async fn own_for_transfer(&self, name: &VolumeName) -> Result<Arc<ObjectRecord>, OwnError> {
+        let _one_at_a_time = self.opening.lock().await;
+        let record = self.volume(name)?;
+        if let Some(open) = self.open_volumes().get(&record.id).filter(|o| o.kind != LockKind::Background) {
+            return Err(OwnError::InUseHere { name: name.clone(), kind: open.kind });
+        }
+        self.own(record, LockKind::Transfer, None).await
+    }
+
+    /// Drops the volume's socket and gives its lock back.
+    pub async fn close_volume(&self, name: &VolumeName) -> Result<(), OwnError> {
+        let record = self.volume(name)?;
+        let open = self.open_volumes().get(&record.id).map(|o| o.kind);
+        match open {
+            Some(LockKind::Exclusive { .. }) => self.release(record.id, name).await,
+            Some(kind @ LockKind::Transfer) => Err(OwnError::InUseHere { name: name.clone(), kind }),
+            Some(LockKind::Background) | None => Err(OwnError::NotOpen(name.clone())),
+        }
+    }
+
+    /// Gives an object up that this host owns, once nothing of it is under way.
+    pub async fn release(&self, object: ObjectId, name: &VolumeName) -> Result<(), OwnError> {
+        let _one_at_a_time = self.opening.lock().await;
+        let disowned = self.data.ask(|answer| DataCommand::Disown(object, answer));
+        let epoch = tokio::time::timeout(DISOWN_MAX, disowned)
+            .await
+            .map_err(|_| OwnError::Busy(name.clone()))??;
+        let open = self.open_volumes().remove(&object);
+        if let Some(path) = open.and_then(|o| o.socket) {
+            remove_socket(&path);
+        }
+        let Some(epoch) = epoch else { return Ok(()) };
+        match self.propose(&Command::Release { object, epoch, host: self.host() }).await? {
+            // Lost meanwhile: there is nothing to give back.
+            Ok(_) | Err(Refused::NotHolder(_) | Refused::NoObject(_)) => Ok(()),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    /// Another host owns the object now.
+    pub(super) fn lost(&self, object: ObjectId, epoch: Epoch) {
+        let mut open = self.open_volumes();
+        if open.get(&object).is_some_and(|o| o.epoch == epoch)
+            && let Some(path) = open.remove(&object).and_then(|o| o.socket)
+        {
+            remove_socket(&path);
+        }
+    }
+
+    /// The volume of this name.
+    pub fn volume(&self, name: &VolumeName) -> Result<Arc<ObjectRecord>, OwnError> {
+        self.state().by_name(name).cloned().ok_or_else(|| OwnError::NoVolume(name.clone()))
+    }
+
+    async fn own(
+        &self,
+        record: Arc<ObjectRecord>,
+        kind: LockKind,
+        socket: Option<GuestSocket>,
+    ) -> Result<Arc<ObjectRecord>, OwnError> {
+        let path = socket.as_ref().map(|s| s.path.clone());
+        let record = match self.acquire(record, kind).await {
+            Ok(record) => record,
+            Err(error) => {
+                drop(socket);
+                if let Some(path) = path {
+                    remove_socket(&path);
+                }
+                return Err(error);
+            }
+        };
+        let mut config = OwnerConfig::new(self.host());
+        config.read_only = matches!(kind, LockKind::Exclusive { read_only: true });
+        config.repair_delay_s = self.config.repair_delay_s;
+        config.resync_bytes_per_s = self.config.resync_mib_per_s << 20;
+        let open = OpenVolume { epoch: record.epoch, kind, socket: path };
+        self.open_volumes().insert(record.id, open);
+        let socket = socket.map(Box::new);
+        self.data.send(DataCommand::Own { record: Arc::clone(&record), config, socket })?;
+        // Reads wait for a lease that knows this lock.
+        self.renew_now.notify_one();
+        Ok(record)
+    }
+
+    /// Takes the lock in the directory; the epoch may have moved on since this host last heard.
+    async fn acquire(&self, mut record: Arc<ObjectRecord>, kind: LockKind) -> Result<Arc<ObjectRecord>, OwnError> {
+        let mut tries = 0;
+        loop {
+            let command = Command::Acquire {
+                object: record.id,
+                epoch: record.epoch,
+                host: self.host(),
+                kind,
+                unix_s: clock::unix_s(),
+            };
+            match self.propose(&command).await? {
+                Ok(Outcome::Object(record)) => return Ok(record),
+                Ok(_) => return Err(Refused::NoObject(record.id).into()),
+                Err(Refused::WrongEpoch { .. }) if tries < 5 => {
+                    tries += 1;
+                    let state = self.directory.linearizable_state().await?;
+                    record = state.objects.get(&record.id).cloned().ok_or(Refused::NoObject(record.id))?;
+                }
+                Err(refused) => return Err(refused.into()),
+            }
+        }
+    }
+
+    fn bind(&self, record: &ObjectRecord, read_only: bool) -> Result<GuestSocket, OwnError> {
+        let dir = self.config.volumes_dir();
+        std::fs::create_dir_all(&dir).map_err(|source| OwnError::Directories { path: dir.clone(), source })?;
+        let path = dir.join(format!("{}.sock", record.name));
+        let listener = local::bind(&path, Some(&self.config.group))?;
+        let mut settings = BlkSettings::new(Sector(record.size_bytes / 512), record.name.as_str());
+        settings.read_only = read_only;
+        let (server, device) =
+            ferro_vhost::blk::serve(listener, settings, ServerSettings::new(record.name.as_str()))?;
+        Ok(GuestSocket { server, device, path })
+    }
+}
+
+fn remove_socket(path: &std::path::Path) {
+    if let Err(error) = local::remove(path) {
+        tracing::warn!(%error, "a volume's socket could not be removed");
+    }
+}
+
+/// After a restart: the volumes whose locks this host still holds are served again, on the same sockets.
+pub async fn reopen(member: Arc<Member>) {
+    let state = loop {
+        match member.directory.linearizable_state().await {
+            Ok(state) if state.hosts.contains_key(&member.host()) => break state,
+            Ok(_) => {}
+            Err(error) => tracing::info!(%error, "waiting for the cluster directory"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    for record in state.objects.values() {
+        let Some(lock) = record.lock.filter(|lock| lock.host == member.host()) else { continue };
+        if member.open_volumes().contains_key(&record.id) {
+            continue;
+        }
+        let name = record.name.clone();
+        let result = match lock.kind {
+            LockKind::Exclusive { read_only } => take_up(&member, Arc::clone(record), read_only).await,
+            LockKind::Transfer | LockKind::Background => give_back(&member, record).await,
+        };
+        match result {
+            Ok(()) => tracing::info!(volume = %name, kind = ?lock.kind, "a volume of before the restart is taken up again"),
+            Err(error) => tracing::error!(volume = %name, %error, "a volume of before the restart can't be served"),
+        }
+    }
+}
+
+async fn take_up(member: &Member, record: Arc<ObjectRecord>, read_only: bool) -> Result<(), OwnError> {
+    let _one_at_a_time = member.opening.lock().await;
+    let socket = member.bind(&record, read_only)?;
+    member.own(record, LockKind::Exclusive { read_only }, Some(socket)).await.map(|_| ())
+}
+
+async fn give_back(member: &Member, record: &ObjectRecord) -> Result<(), OwnError> {
+    let release = Command::Release { object: record.id, epoch: record.epoch, host: member.host() };
+    match member.propose(&release).await? {
+        Ok(_) | Err(Refused::NotHolder(_)) => Ok(()),
+        Err(refused) => Err(refused.into()),
+    }
+}
+
+/// Closed volumes with components that are not in sync are owned for as long as it takes to repair them, by the first of
+/// the hosts that have a good component.
+pub async fn repair_closed(member: Arc<Member>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let state = member.state();
+        for record in state.objects.values() {
+            match record.lock {
+                None if !record.fully_redundant() && is_ours_to_repair(&member, record) => {
+                    let _one_at_a_time = member.opening.lock().await;
+                    if let Err(error) = member.own(Arc::clone(record), LockKind::Background, None).await {
+                        tracing::debug!(volume = %record.name, %error, "a closed volume is not repaired now");
+                    }
+                }
+                Some(lock)
+                    if lock.host == member.host()
+                        && lock.kind == LockKind::Background
+                        && (record.fully_redundant() || !member.open_volumes().contains_key(&record.id)) =>
+                {
+                    let released = if member.open_volumes().contains_key(&record.id) {
+                        member.release(record.id, &record.name).await
+                    } else {
+                        give_back(&member, record).await
+                    };
+                    if let Err(error) = released {
+                        tracing::debug!(volume = %record.name, %error, "a repaired volume is not given back yet");
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whether this host is the first live one with a good component of the object's first chunk that needs repair, and there
+/// is something to repair it with.
+fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
+    let state = member.state();
+    let now = clock::mono();
+    let watcher = member.watcher();
+    let alive = |host| watcher.silent_for(now, host).is_some_and(|silent| silent < Duration::from_secs(5));
+    let host_of = |disk| state.disks.get(&disk).map(|d| d.host);
+    let chunk = record.chunks.values().find(|c| {
+        c.components.len() < record.policy.components() || !c.components.iter().all(vsand_core::directory::Component::in_sync)
+    });
+    let Some(chunk) = chunk else { return false };
+    let overdue = |component: &vsand_core::directory::Component| match component.sync {
+        vsand_core::directory::Sync::InSync => false,
+        vsand_core::directory::Sync::Stale { since_unix_s, .. } => {
+            let back = host_of(component.disk).is_some_and(alive);
+            back || clock::unix_s().saturating_sub(since_unix_s) >= member.config.repair_delay_s
+        }
+    };
+    let useful = chunk.components.len() < record.policy.components() || chunk.components.iter().any(overdue);
+    let first = chunk.in_sync().filter_map(host_of).filter(|h| alive(*h)).min();
+    useful && first == Some(member.host())
+}
