@@ -133,7 +133,15 @@ fn cpu_seconds() -> anyhow::Result<f64> {
     Ok(ticks / 100.0)
 }
 
-fn report(name: &str, blocks: u32, latencies: &mut [u64], seconds: f64, cpu: f64, before: &StoreStats, after: &StoreStats) {
+fn report(
+    name: &str,
+    blocks: u32,
+    latencies: &mut [u64],
+    seconds: f64,
+    cpu: f64,
+    before: &StoreStats,
+    after: &StoreStats,
+) {
     latencies.sort_unstable();
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize] as f64 / 1000.0;
     let count = latencies.len() as f64;

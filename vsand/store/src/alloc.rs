@@ -161,7 +161,9 @@ impl Allocator {
 
     /// Extents that are in use or not free again yet, without those that a checkpoint will release.
     pub(crate) fn used(&self) -> u32 {
-        self.total - self.free_count - (self.deferred.len() + self.releasing.len() + self.waiting.len()) as u32
+        self.total
+            - self.free_count
+            - (self.deferred.len() + self.releasing.len() + self.waiting.len()) as u32
     }
 }
 

@@ -100,7 +100,10 @@ impl Blocks {
             return out;
         }
         let written = bits(&|b| self.version(b) != Version::NEVER);
-        let mut own = range.clone().filter(|&b| self.version(b) != Version::NEVER).map(|b| (self.epochs[b], self.seqs[b]));
+        let mut own = range
+            .clone()
+            .filter(|&b| self.version(b) != Version::NEVER)
+            .map(|b| (self.epochs[b], self.seqs[b]));
         let (epoch, mut base) = own.next().unwrap_or((0, 0));
         let (mut top, mut one_epoch) = (base, true);
         for (e, seq) in own {
@@ -109,7 +112,7 @@ impl Blocks {
             top = top.max(seq);
         }
         let mut out = Vec::with_capacity(300);
-        if one_epoch && top - base <= u64::from(u32::MAX) {
+        if one_epoch && u32::try_from(top - base).is_ok() {
             out.push(1);
             out.extend_from_slice(&mapped.to_le_bytes());
             out.extend_from_slice(&written.to_le_bytes());

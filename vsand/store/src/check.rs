@@ -80,23 +80,37 @@ pub fn verify(dir: &Path) -> Result<CheckReport, OpenError> {
             let Some(blocks) = &slot.blocks else { continue };
             let extent = key.extent();
             if slot.seq_max != blocks.seq_max() {
-                report.findings.push(Finding::Inconsistent { chunk, extent, what: "wrong highest sequence number" });
+                report.findings.push(Finding::Inconsistent {
+                    chunk,
+                    extent,
+                    what: "wrong highest sequence number",
+                });
             }
             let Some(phys) = slot.phys else {
                 if !blocks.mapped.is_empty() {
-                    report.findings.push(Finding::Inconsistent { chunk, extent, what: "mapped blocks without a place" });
+                    report.findings.push(Finding::Inconsistent {
+                        chunk,
+                        extent,
+                        what: "mapped blocks without a place",
+                    });
                 }
                 continue;
             };
             report.extents += 1;
             if blocks.mapped.is_empty() {
-                report.findings.push(Finding::Inconsistent { chunk, extent, what: "a place without mapped blocks" });
+                report.findings.push(Finding::Inconsistent {
+                    chunk,
+                    extent,
+                    what: "a place without mapped blocks",
+                });
             }
             let offset = u64::from(phys) * EXTENT_BYTES;
-            let data = read_aligned(&files.data, offset, EXTENT_BYTES as usize).map_err(at(&dir.join("data")))?;
+            let data =
+                read_aligned(&files.data, offset, EXTENT_BYTES as usize).map_err(at(&dir.join("data")))?;
             for block in (0..EXTENT_BLOCKS as usize).filter(|&b| blocks.mapped.has(b)) {
                 let place = &data[block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES];
-                let bytes: &[u8] = slot.overlay.as_ref().and_then(|o| o.get(block)).map_or(place, Bytes::as_ref);
+                let bytes: &[u8] =
+                    slot.overlay.as_ref().and_then(|o| o.get(block)).map_or(place, Bytes::as_ref);
                 report.blocks += 1;
                 if crc32fast::hash(bytes) != blocks.crc(block) {
                     let block = u32::from(extent) * EXTENT_BLOCKS + block as u32;

@@ -157,38 +157,55 @@ impl<P> DiskFiles<P> {
         (self.pending.insert(Pending { purpose, id: self.next_id }), verdict)
     }
 
-    /// Plays a verdict. Returns whether the request is to be carried out.
-    fn passes(&mut self, index: u32, verdict: Verdict, buf: Option<AlignedBuf>) -> Option<Option<AlignedBuf>> {
+    /// Plays a verdict. Returns whether the request is to be carried out; if not, `buf` is taken.
+    fn passes(&mut self, index: u32, verdict: Verdict, buf: &mut Option<AlignedBuf>) -> bool {
         match verdict {
-            Verdict::Pass => return Some(buf),
+            Verdict::Pass => return true,
             Verdict::Fail(errno) => {
-                self.synthetic.push_back((index, Err(io::Error::from_raw_os_error(errno)), buf));
+                self.synthetic.push_back((index, Err(io::Error::from_raw_os_error(errno)), buf.take()));
             }
-            Verdict::Short(bytes) => self.synthetic.push_back((index, Ok(bytes), buf)),
+            Verdict::Short(bytes) => self.synthetic.push_back((index, Ok(bytes), buf.take())),
             Verdict::Hang => {}
         }
-        None
+        false
     }
 
-    pub(crate) fn read(&mut self, ring: &mut Ring, purpose: P, offset: u64, buf: AlignedBuf, range: Range<usize>) {
+    pub(crate) fn read(
+        &mut self,
+        ring: &mut Ring,
+        purpose: P,
+        offset: u64,
+        buf: AlignedBuf,
+        range: Range<usize>,
+    ) {
         let request = IoRequest::Read { file: FileKind::Data, offset, len: range.len() };
         let (index, verdict) = self.admit(purpose, &request);
-        if let Some(Some(buf)) = self.passes(index, verdict, Some(buf)) {
+        let mut buf = Some(buf);
+        if self.passes(index, verdict, &mut buf)
+            && let Some(buf) = buf
+        {
             ring.read(Token::new(self.owner, u64::from(index)), &self.data, offset, buf, range);
         }
     }
 
-    pub(crate) fn write(&mut self, ring: &mut Ring, purpose: P, file: FileKind, offset: u64, bufs: Vec<Bytes>) {
+    pub(crate) fn write(
+        &mut self,
+        ring: &mut Ring,
+        purpose: P,
+        file: FileKind,
+        offset: u64,
+        bufs: Vec<Bytes>,
+    ) {
         let dsync = file == FileKind::Journal;
         let (index, verdict) = self.admit(purpose, &IoRequest::Write { file, offset, bufs: &bufs, dsync });
-        if self.passes(index, verdict, None).is_some() {
+        if self.passes(index, verdict, &mut None) {
             ring.write(Token::new(self.owner, u64::from(index)), self.file(file), offset, bufs, dsync);
         }
     }
 
     pub(crate) fn sync(&mut self, ring: &mut Ring, purpose: P, file: FileKind) {
         let (index, verdict) = self.admit(purpose, &IoRequest::Sync { file });
-        if self.passes(index, verdict, None).is_some() {
+        if self.passes(index, verdict, &mut None) {
             ring.fsync(Token::new(self.owner, u64::from(index)), self.file(file), true);
         }
     }
@@ -196,7 +213,7 @@ impl<P> DiskFiles<P> {
     /// Admits a metadata batch; the caller carries it out if a token is returned, and reports its end with it.
     pub(crate) fn meta(&mut self, purpose: P, ops: &[MetaOp]) -> Option<Token> {
         let (index, verdict) = self.admit(purpose, &IoRequest::Meta(ops));
-        self.passes(index, verdict, None).map(|_| Token::new(self.owner, u64::from(index)))
+        self.passes(index, verdict, &mut None).then(|| Token::new(self.owner, u64::from(index)))
     }
 
     /// What a completed request was for.

@@ -107,7 +107,8 @@ fn sizes(options: &FormatOptions) -> Result<(u64, u64), OpenError> {
         return Err(OpenError::TooSmall { bytes: capacity });
     }
     let default = if capacity >= 8 << 30 { 256 << 20 } else { capacity / 32 };
-    let journal = options.journal_bytes.unwrap_or(default).max(JOURNAL_BYTES_MIN).next_multiple_of(EXTENT_BYTES);
+    let journal =
+        options.journal_bytes.unwrap_or(default).max(JOURNAL_BYTES_MIN).next_multiple_of(EXTENT_BYTES);
     // RocksDB keeps about 1 KiB an extent, rewrites it now and then and has a log of its own.
     let meta = if options.tiny { 0 } else { (capacity / 64).max(128 << 20) };
     let data = capacity.saturating_sub(journal + meta) / EXTENT_BYTES * EXTENT_BYTES;
@@ -161,7 +162,8 @@ fn fill(dir: &Path, options: &FormatOptions, data_bytes: u64, journal_bytes: u64
     let in_meta = |error| OpenError::Meta { path: dir.join("meta"), error };
     fs::create_dir(&path).map_err(at(&path))?;
     let meta = Meta::open(&path, true, false).map_err(in_meta)?;
-    meta.commit(&[meta::put_incarnation(0), meta::put_checkpoint(meta::Checkpoint::default())]).map_err(in_meta)?;
+    meta.commit(&[meta::put_incarnation(0), meta::put_checkpoint(meta::Checkpoint::default())])
+        .map_err(in_meta)?;
     drop(meta);
     sync_dir(&path)?;
     sync_dir(dir)?;
@@ -233,7 +235,8 @@ pub(crate) fn open_files(dir: &Path) -> Result<OpenFiles, OpenError> {
     let content = superblock::parse(&bytes[..len])
         .map_err(|error| OpenError::Superblock { path: dir.to_owned(), error })?;
     let copy = content.encode();
-    let superblock_damaged = bytes[..superblock::COPY_BYTES] != copy || bytes[superblock::COPY_BYTES..] != copy;
+    let superblock_damaged =
+        bytes[..superblock::COPY_BYTES] != copy || bytes[superblock::COPY_BYTES..] != copy;
     let direct = |name: &str, bytes: u64| {
         let path = dir.join(name);
         let file = OpenOptions::new()

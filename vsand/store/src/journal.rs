@@ -248,7 +248,8 @@ struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], BatchError> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(BatchError::Malformed("a record is cut short"))?;
+        let (head, rest) =
+            self.0.split_first_chunk::<N>().ok_or(BatchError::Malformed("a record is cut short"))?;
         self.0 = rest;
         Ok(*head)
     }
@@ -266,7 +267,8 @@ impl Reader<'_> {
     }
     fn blocks(&mut self) -> Result<(ChunkId, BlockRange, Version, Seq), BatchError> {
         let chunk = ChunkId { object: self.object()?, index: ChunkIndex(self.u32()?) };
-        let range = BlockRange::new(self.u32()?, self.u32()?).map_err(|_| BatchError::Malformed("a bad block range"))?;
+        let range = BlockRange::new(self.u32()?, self.u32()?)
+            .map_err(|_| BatchError::Malformed("a bad block range"))?;
         if range.first() / EXTENT_BLOCKS != (range.end() - 1) / EXTENT_BLOCKS {
             return Err(BatchError::Malformed("a record crosses extents"));
         }
@@ -328,7 +330,10 @@ pub fn peek_head(bytes: &[u8]) -> Result<Head, BatchError> {
         records: u32_at(20),
     };
     let blocks = |n: usize, max: usize| n.is_multiple_of(BLOCK_BYTES) && n <= max;
-    if !blocks(head.header_bytes, HEADER_BYTES_MAX) || head.header_bytes == 0 || !blocks(head.data_bytes, DATA_BYTES_MAX) {
+    if !blocks(head.header_bytes, HEADER_BYTES_MAX)
+        || head.header_bytes == 0
+        || !blocks(head.data_bytes, DATA_BYTES_MAX)
+    {
         return Err(BatchError::NoBatch);
     }
     Ok(head)
@@ -359,7 +364,8 @@ pub fn parse_batch(bytes: &[u8]) -> Result<Batch, BatchError> {
         let record = reader.record()?;
         if let Record::Write { place: Place::Journal, crcs, .. } = &record {
             for (n, crc) in crcs.iter().enumerate() {
-                let block = data.get(at + n * BLOCK_BYTES..at + (n + 1) * BLOCK_BYTES).ok_or(BatchError::Short)?;
+                let block =
+                    data.get(at + n * BLOCK_BYTES..at + (n + 1) * BLOCK_BYTES).ok_or(BatchError::Short)?;
                 if crc32fast::hash(block) != *crc {
                     return Err(BatchError::Checksum);
                 }
@@ -394,10 +400,26 @@ mod tests {
         let (watermark, phys) = (Seq(4), 17);
         let records = vec![
             Record::SetEpoch { object: chunk.object, epoch: Epoch(5) },
-            Record::Write { chunk, range, version, watermark, phys, place: Place::Journal, force: true, crcs },
+            Record::Write {
+                chunk,
+                range,
+                version,
+                watermark,
+                phys,
+                place: Place::Journal,
+                force: true,
+                crcs,
+            },
             Record::Zero { chunk, range, version, watermark, force: false },
             Record::Write {
-                chunk, range: whole, version, watermark, phys, place: Place::Remap, force: false, crcs: vec![1; 256],
+                chunk,
+                range: whole,
+                version,
+                watermark,
+                phys,
+                place: Place::Remap,
+                force: false,
+                crcs: vec![1; 256],
             },
             Record::Remove { object: chunk.object, chunk: Some(ChunkIndex(3)) },
             Record::Remove { object: chunk.object, chunk: None },
@@ -407,7 +429,16 @@ mod tests {
 
     fn head() -> Head {
         let disk = DiskId::from_bytes([1; 16]);
-        Head { number: 11, incarnation: 2, acknowledged: 10, disk, key: 99, header_bytes: 0, data_bytes: 0, records: 0 }
+        Head {
+            number: 11,
+            incarnation: 2,
+            acknowledged: 10,
+            disk,
+            key: 99,
+            header_bytes: 0,
+            data_bytes: 0,
+            records: 0,
+        }
     }
 
     fn batch() -> Vec<u8> {

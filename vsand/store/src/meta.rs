@@ -17,7 +17,9 @@ use std::path::Path;
 
 use ferro_protocol::ids::{ChunkId, ChunkIndex, Epoch, ObjectId, Seq};
 use ferro_protocol::units::CHUNK_EXTENTS;
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch, WriteOptions,
+};
 
 use crate::blocks::{Blocks, GROUPS};
 
@@ -166,7 +168,11 @@ pub(crate) fn remove(object: ObjectId, chunk: Option<ChunkIndex>, into: &mut Vec
         None => object.as_bytes().to_vec(),
     };
     let end = after_prefix(&prefix);
-    into.push(MetaOp::DeleteRange(Family::State, prefixed(b'c', &prefix), after_prefix(&prefixed(b'c', &prefix))));
+    into.push(MetaOp::DeleteRange(
+        Family::State,
+        prefixed(b'c', &prefix),
+        after_prefix(&prefixed(b'c', &prefix)),
+    ));
     into.push(MetaOp::DeleteRange(Family::Map, prefix.clone(), end.clone()));
     into.push(MetaOp::DeleteRange(Family::Blocks, prefix, end));
     if chunk.is_none() {
@@ -225,7 +231,9 @@ impl Meta {
             match op {
                 MetaOp::Put(family, key, value) => batch.put_cf(self.family(*family), key, value),
                 MetaOp::Delete(family, key) => batch.delete_cf(self.family(*family), key),
-                MetaOp::DeleteRange(family, from, to) => batch.delete_range_cf(self.family(*family), from, to),
+                MetaOp::DeleteRange(family, from, to) => {
+                    batch.delete_range_cf(self.family(*family), from, to);
+                }
             }
         }
         let mut options = WriteOptions::default();

@@ -88,7 +88,8 @@ impl Overlay {
     /// Takes the next run of adjacent blocks from `from` on, of batches up to `batch_max`, and marks it as under way.
     pub(crate) fn next_run(&mut self, from: usize, batch_max: u64) -> Option<DestageRun> {
         let start = self.find(from).unwrap_or_else(|at| at);
-        let eligible = |e: &Entry, under_way: &BlockSet| e.batch <= batch_max && !under_way.has(e.block as usize);
+        let eligible =
+            |e: &Entry, under_way: &BlockSet| e.batch <= batch_max && !under_way.has(e.block as usize);
         let offset = self.entries[start..].iter().position(|e| eligible(e, &self.under_way))?;
         let first = self.entries[start + offset].block as usize;
         let mut run = DestageRun { first, batches: Vec::new(), data: Vec::new() };

@@ -42,7 +42,9 @@ pub(crate) fn recover(
     let misfit = |error: ApplyError| damaged(error.to_string());
     let loaded = meta.load().map_err(in_meta)?;
     let checkpoint = loaded.checkpoint;
-    if checkpoint.offset > files.content.journal_bytes || !checkpoint.offset.is_multiple_of(BLOCK_BYTES as u64) {
+    if checkpoint.offset > files.content.journal_bytes
+        || !checkpoint.offset.is_multiple_of(BLOCK_BYTES as u64)
+    {
         return Err(damaged("the checkpoint lies outside the journal".to_owned()));
     }
     let mut end = JournalEnd {
@@ -84,7 +86,12 @@ struct Found {
 }
 
 /// The batch that follows, if it is there and whole.
-fn next_batch(dir: &Path, file: &File, superblock: &Superblock, end: &JournalEnd) -> Result<Option<Found>, OpenError> {
+fn next_batch(
+    dir: &Path,
+    file: &File,
+    superblock: &Superblock,
+    end: &JournalEnd,
+) -> Result<Option<Found>, OpenError> {
     let size = superblock.journal_bytes;
     let position = end.head % size;
     for offset in [position, 0] {

@@ -52,7 +52,9 @@ pub enum SuperblockError {
     #[error("this is no disk of vsand (its superblock has another signature)")]
     Foreign,
     /// It was made by another version of the software.
-    #[error("the disk has format version {0}, this vsand reads version {FORMAT_VERSION}: run the version that made it")]
+    #[error(
+        "the disk has format version {0}, this vsand reads version {FORMAT_VERSION}: run the version that made it"
+    )]
     Version(u32),
     /// Both copies fail their checksums.
     #[error("both copies of the superblock are damaged")]
@@ -131,7 +133,9 @@ fn parse_copy(copy: &[u8]) -> Result<Superblock, SuperblockError> {
     let data_good = superblock.data_bytes.is_multiple_of(EXTENT_BYTES)
         && superblock.data_bytes / EXTENT_BYTES < u64::from(u32::MAX)
         && superblock.data_bytes > 0;
-    if !data_good || !superblock.journal_bytes.is_multiple_of(4096) || superblock.journal_bytes > 1 << 40 {
+    let journal_good =
+        superblock.journal_bytes.is_multiple_of(4096) && (4096..=1 << 40).contains(&superblock.journal_bytes);
+    if !data_good || !journal_good {
         return Err(SuperblockError::Damaged);
     }
     Ok(superblock)

@@ -168,7 +168,13 @@ impl Tables {
         if let Some(&at) = self.by_chunk.get(&chunk) {
             return at;
         }
-        self.components.push(Component { chunk, watermark: Seq(0), exists: false, dirty: false, removed: false });
+        self.components.push(Component {
+            chunk,
+            watermark: Seq(0),
+            exists: false,
+            dirty: false,
+            removed: false,
+        });
         self.by_chunk.insert(chunk, self.components.len() - 1);
         self.components.len() - 1
     }
@@ -265,7 +271,13 @@ impl Tables {
     }
 
     /// Lets a record that is stable in batch `batch` take effect. `data` is what its batch brought for it.
-    pub(crate) fn apply(&mut self, meta: &Meta, record: &Record, data: Option<&Bytes>, batch: u64) -> Result<(), ApplyError> {
+    pub(crate) fn apply(
+        &mut self,
+        meta: &Meta,
+        record: &Record,
+        data: Option<&Bytes>,
+        batch: u64,
+    ) -> Result<(), ApplyError> {
         match record {
             Record::SetEpoch { object, epoch } => {
                 let known = self.epochs.entry(*object).or_default();
@@ -340,7 +352,13 @@ impl Tables {
         Ok(())
     }
 
-    fn apply_journaled(&mut self, meta: &Meta, w: &Write<'_>, data: &Bytes, batch: u64) -> Result<(), ApplyError> {
+    fn apply_journaled(
+        &mut self,
+        meta: &Meta,
+        w: &Write<'_>,
+        data: &Bytes,
+        batch: u64,
+    ) -> Result<(), ApplyError> {
         let slot = self.open(meta, w.key)?;
         let blocks = slot.blocks.as_mut().expect("open loads them");
         let overlay = slot.overlay.get_or_insert_default();
@@ -427,7 +445,9 @@ impl Tables {
     }
 
     fn remove(&mut self, object: ObjectId, chunk: Option<ChunkIndex>) {
-        let of = |c: &Component| !c.removed && c.chunk.object == object && chunk.is_none_or(|i| i == c.chunk.index);
+        let of = |c: &Component| {
+            !c.removed && c.chunk.object == object && chunk.is_none_or(|i| i == c.chunk.index)
+        };
         let gone: Vec<_> = (0..self.components.len()).filter(|&at| of(&self.components[at])).collect();
         for component in gone {
             for extent in 0..CHUNK_EXTENTS {

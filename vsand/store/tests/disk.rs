@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Harness, block_content, chunk, content, fresh, object, options, range, temp_dir, version, write, zero};
+use common::{
+    Harness, block_content, chunk, content, fresh, object, options, range, temp_dir, version, write, zero,
+};
 use ferro_protocol::ids::{ChunkIndex, Epoch, HostId, Seq, Version};
 use ferro_protocol::peer::Run;
 use ferro_protocol::units::{BLOCK_BYTES, CHUNK_BLOCKS};
@@ -28,7 +30,17 @@ fn clean(path: &std::path::Path) -> check::CheckReport {
 fn data_reads_back_before_and_after_every_kind_of_restart() {
     let (_dir, path, mut disk) = fresh(40 * MIB);
     let c = chunk(1, 0);
-    let sizes = [(0, 1), (5, 3), (250, 12), (512, 256), (768, 256), (700, 200), (1030, 64), (3, 1), (CHUNK_BLOCKS - 1, 1)];
+    let sizes = [
+        (0, 1),
+        (5, 3),
+        (250, 12),
+        (512, 256),
+        (768, 256),
+        (700, 200),
+        (1030, 64),
+        (3, 1),
+        (CHUNK_BLOCKS - 1, 1),
+    ];
     for (n, (first, count)) in sizes.into_iter().enumerate() {
         disk.done(write(c, range(first, count), version(1, n as u64 + 1)));
     }
@@ -80,7 +92,8 @@ fn older_versions_are_skipped_and_an_install_is_not() {
     assert_eq!(data, [content(range(8, 2), version(1, 900)), content(range(10, 4), version(2, 5))].concat());
 
     let lower = version(1, 3);
-    let runs = vec![run(9, 2, lower, true), run(11, 1, Version::NEVER, false), run(12, 1, version(9, 9), false)];
+    let runs =
+        vec![run(9, 2, lower, true), run(11, 1, Version::NEVER, false), run(12, 1, version(9, 9), false)];
     disk.done(DiskOp::Install { chunk: c, runs, data: content(range(9, 2), lower) });
     let Ok(DiskReply::Runs(runs, data)) = disk.run(fetch) else { panic!() };
     let expected = [
@@ -110,20 +123,27 @@ fn lists_and_summaries_tell_what_changed() {
     disk.done(DiskOp::SetEpoch { object: object(1), epoch: Epoch(4) });
     disk.done(DiskOp::SetEpoch { object: object(2), epoch: Epoch(6) });
     for life in 0..3 {
-        let list = |since, from_block, runs_max| DiskOp::List { chunk: c, since: Seq(since), from_block, runs_max };
+        let list =
+            |since, from_block, runs_max| DiskOp::List { chunk: c, since: Seq(since), from_block, runs_max };
         let run = |first, seq| Run { range: range(first, 1), version: version(1, seq), mapped: true };
         let all = vec![run(9, 4), run(300, 1), run(301, 2), run(302, 3), run(70_000, 5)];
         assert_eq!(disk.run(list(0, 0, 100)), Ok(DiskReply::List(all.clone(), None)), "life {life}");
         assert_eq!(disk.run(list(2, 0, 2)), Ok(DiskReply::List(vec![all[0], all[3]], Some(70_000))));
         assert_eq!(disk.run(list(2, 302, 9)), Ok(DiskReply::List(all[3..].to_vec(), None)));
-        let Ok(DiskReply::Summary(summary)) = disk.run(DiskOp::Summarise { object: object(1) }) else { panic!() };
+        let Ok(DiskReply::Summary(summary)) = disk.run(DiskOp::Summarise { object: object(1) }) else {
+            panic!()
+        };
         assert_eq!((summary.len(), summary[0].index), (1, ChunkIndex(2)));
         assert_eq!((summary[0].watermark, summary[0].seq_max), (Seq(2), Seq(5)));
         assert_eq!(summary[0].tail, [all[0], all[3], all[4]]);
         let mut sealed: Vec<_> = disk.store.sealed().collect();
         sealed.sort();
         assert_eq!(sealed, [(object(1), Epoch(4)), (object(2), Epoch(6))]);
-        if life == 0 { drop(disk) } else { disk.shut_down() }
+        if life == 0 {
+            drop(disk);
+        } else {
+            disk.shut_down();
+        }
         disk = Harness::open(&path, StoreConfig::default());
     }
     disk.done(DiskOp::Remove { object: object(1), chunk: Some(ChunkIndex(2)) });
@@ -192,7 +212,10 @@ fn many_writers_at_once_share_batches_and_agree_with_a_later_look() {
         assert_eq!(disk.wait(ticket), Ok(DiskReply::Done));
     }
     let stats = disk.store.stats();
-    assert!(stats.batches * 3 < stats.records && stats.checkpoints > 3 && stats.direct_writes > 0, "{stats:?}");
+    assert!(
+        stats.batches * 3 < stats.records && stats.checkpoints > 3 && stats.direct_writes > 0,
+        "{stats:?}"
+    );
     let look = |disk: &mut Harness| {
         let mut all = Vec::new();
         for c in 0..3 {
@@ -236,7 +259,10 @@ fn a_flipped_bit_is_named_and_a_rewrite_heals_it() {
     data.sync_all().unwrap();
     assert_eq!(check::verify(&path).unwrap().findings, [check::Finding::BadBlock { chunk: c, block: 33 }]);
     let mut disk = Harness::open(&path, StoreConfig::default());
-    assert_eq!(disk.run(DiskOp::Read { chunk: c, range: range(20, 20) }), Err(DiskError::BadBlocks(vec![33])));
+    assert_eq!(
+        disk.run(DiskOp::Read { chunk: c, range: range(20, 20) }),
+        Err(DiskError::BadBlocks(vec![33]))
+    );
     assert_eq!(disk.read(c, range(0, 33)), content(range(0, 33), version(1, 1)));
     let runs = vec![Run { range: range(33, 1), version: version(1, 1), mapped: true }];
     disk.done(DiskOp::Install { chunk: c, runs, data: content(range(33, 1), version(1, 1)) });
@@ -266,12 +292,15 @@ fn unreadable_blocks_are_found_one_by_one() {
     disk.done(write(c, range(0, 20), version(1, 1)));
     disk.shut_down();
     let bad = 7 * BLOCK_BYTES as u64..8 * BLOCK_BYTES as u64;
-    let mut disk = Harness::open(&path, with_hook(move |request| match request {
-        IoRequest::Read { offset, len, .. } if *offset < bad.end && bad.start < offset + *len as u64 => {
-            Verdict::Fail(libc::EIO)
-        }
-        _ => Verdict::Pass,
-    }));
+    let mut disk = Harness::open(
+        &path,
+        with_hook(move |request| match request {
+            IoRequest::Read { offset, len, .. } if *offset < bad.end && bad.start < offset + *len as u64 => {
+                Verdict::Fail(libc::EIO)
+            }
+            _ => Verdict::Pass,
+        }),
+    );
     assert_eq!(disk.run(DiskOp::Read { chunk: c, range: range(0, 20) }), Err(DiskError::BadBlocks(vec![7])));
     assert_eq!(disk.read(c, range(8, 12)), content(range(8, 12), version(1, 1)));
     disk.done(write(c, range(7, 1), version(1, 2)));
@@ -280,7 +309,8 @@ fn unreadable_blocks_are_found_one_by_one() {
 
 #[test]
 fn a_write_or_flush_that_fails_kills_the_disk_and_loses_nothing_acknowledged() {
-    let cases: [(&str, fn(&IoRequest<'_>) -> Verdict); 6] = [
+    type Case = (&'static str, fn(&IoRequest<'_>) -> Verdict);
+    let cases: [Case; 6] = [
         ("journal", |r| match r {
             IoRequest::Write { file: FileKind::Journal, .. } => Verdict::Fail(libc::EIO),
             _ => Verdict::Pass,
@@ -297,7 +327,10 @@ fn a_write_or_flush_that_fails_kills_the_disk_and_loses_nothing_acknowledged() {
             IoRequest::Write { file: FileKind::Data, .. } => Verdict::Short(512),
             _ => Verdict::Pass,
         }),
-        ("flush", |r| if matches!(r, IoRequest::Sync { .. }) { Verdict::Fail(libc::EIO) } else { Verdict::Pass }),
+        (
+            "flush",
+            |r| if matches!(r, IoRequest::Sync { .. }) { Verdict::Fail(libc::EIO) } else { Verdict::Pass },
+        ),
         ("metadata", |r| match r {
             IoRequest::Meta(ops) if ops.len() > 1 => Verdict::Fail(libc::EIO),
             _ => Verdict::Pass,
@@ -364,12 +397,16 @@ fn what_is_no_disk_or_not_ours_is_refused() {
 
     let (mut store, recovery) = Store::open(&path, StoreConfig::default()).unwrap();
     assert!(matches!(refused(&path), OpenError::Locked(_)));
-    assert_eq!((recovery.superblock.host, recovery.superblock_repaired), (HostId::from_bytes([3; 16]), false));
+    assert_eq!(
+        (recovery.superblock.host, recovery.superblock_repaired),
+        (HostId::from_bytes([3; 16]), false)
+    );
     store.adopt(HostId::from_bytes([8; 16])).unwrap();
     drop(store);
     assert_eq!(Store::identify(&path).unwrap().host, HostId::from_bytes([8; 16]));
 
-    let superblock = std::fs::OpenOptions::new().read(true).write(true).open(path.join("superblock")).unwrap();
+    let superblock =
+        std::fs::OpenOptions::new().read(true).write(true).open(path.join("superblock")).unwrap();
     superblock.write_all_at(b"junk", 100).unwrap();
     let (store, recovery) = Store::open(&path, StoreConfig::default()).unwrap();
     assert!(recovery.superblock_repaired);
@@ -392,4 +429,50 @@ fn a_journal_that_lost_an_acknowledged_batch_is_damage() {
     journal.write_all_at(&[0; 16], 8 * 8192).unwrap();
     let error = Store::open(&path, StoreConfig::default()).err().unwrap();
     assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn a_batch_of_an_earlier_life_never_follows_one_of_a_later() {
+    let (_dir, path, mut disk) = fresh(40 * MIB);
+    let c = chunk(1, 0);
+    // Two batches under way at once; a power cut takes the first and leaves the second.
+    let first = disk.submit(write(c, range(1, 1), version(1, 1)));
+    disk.store.flush_batch(0, &mut disk.ring);
+    let second = disk.submit(write(c, range(2, 1), version(1, 2)));
+    disk.store.flush_batch(0, &mut disk.ring);
+    assert_eq!((disk.wait(first), disk.wait(second)), (Ok(DiskReply::Done), Ok(DiskReply::Done)));
+    assert_eq!(disk.store.stats().batches, 2);
+    drop(disk);
+    let journal = std::fs::OpenOptions::new().read(true).write(true).open(path.join("journal")).unwrap();
+    journal.write_all_at(&[0; 16], 0).unwrap();
+    // The next life writes a batch of the same number and length: the second one would fit behind it.
+    let mut disk = Harness::open(&path, StoreConfig::default());
+    assert!(disk.read(c, range(0, 8)).iter().all(|&b| b == 0));
+    disk.done(write(c, range(3, 1), version(2, 1)));
+    drop(disk);
+    let mut disk = Harness::open(&path, StoreConfig::default());
+    assert!(disk.read(c, range(0, 3)).iter().all(|&b| b == 0), "what was given up comes back");
+    assert_eq!(disk.read(c, range(3, 1)), content(range(3, 1), version(2, 1)));
+}
+
+#[test]
+fn what_a_guest_writes_is_never_taken_for_a_batch() {
+    let (_dir, path, mut disk) = fresh(40 * MIB);
+    let c = chunk(1, 0);
+    disk.done(write(c, range(1, 1), version(1, 1)));
+    // The guest knows a whole batch of a disk, all but its key; and even where it lies its CRC would be right.
+    let mut forged = std::fs::read(path.join("journal")).unwrap()[..4096].to_vec();
+    for (at, value) in [(24, 3_u64), (40, u64::MAX), (64, 0)] {
+        forged[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    forged[8..12].fill(0);
+    let crc = crc32fast::hash(&forged).to_le_bytes();
+    forged[8..12].copy_from_slice(&crc);
+    let data = Bytes::from(forged);
+    let (range, version) = (range(2, 1), version(1, 2));
+    disk.done(DiskOp::Write { chunk: c, range, version, watermark: Seq(0), data: data.clone() });
+    drop(disk);
+    clean(&path);
+    let mut disk = Harness::open(&path, StoreConfig::default());
+    assert_eq!(disk.read(c, range), data);
 }

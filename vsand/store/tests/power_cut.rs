@@ -15,14 +15,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Harness, known_content, chunk, content, object, options, range, temp_dir};
+use common::{Harness, chunk, content, known_content, object, options, range, temp_dir};
 use ferro_protocol::ids::{ChunkId, Epoch, ObjectId, Seq, Version};
 use ferro_protocol::peer::Run;
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use vsand_core::disk::{DiskError, DiskOp, DiskReply};
-use vsand_store::{Family, FileKind, IoHook, IoRequest, MetaOp, Store, StoreConfig, Verdict, check, write_meta};
+use vsand_store::{
+    Family, FileKind, IoHook, IoRequest, MetaOp, Store, StoreConfig, Verdict, check, write_meta,
+};
 
 const SECTOR: usize = 512;
 const CAPACITY: u64 = 16 << 20;
@@ -146,7 +148,8 @@ impl Cut {
             Event::Done(id) => {
                 let mut rest = Vec::new();
                 for (n, io, done, flush) in std::mem::take(&mut self.open) {
-                    let stable = (n == *id && !matches!(io, Io::Write { dsync: false, .. })) || flush == Some(*id);
+                    let stable =
+                        (n == *id && !matches!(io, Io::Write { dsync: false, .. })) || flush == Some(*id);
                     match io {
                         Io::Write { file, offset, data, .. } if stable => {
                             self.stable.write(file, offset, &data, || true);
@@ -301,11 +304,17 @@ impl Model {
                     for block in run.range.blocks() {
                         let state = (run.version, run.mapped);
                         let possible = self.blocks.entry((chunk, block)).or_insert_with(|| vec![never()]);
-                        assert!(possible.contains(&state), "{what}: {chunk} block {block}: {state:?} of {possible:?}");
+                        assert!(
+                            possible.contains(&state),
+                            "{what}: {chunk} block {block}: {state:?} of {possible:?}"
+                        );
                         *possible = vec![state];
                         if run.mapped {
                             let bytes = &data[at..at + BLOCK_BYTES];
-                            assert!(bytes == known_content(block, run.version).as_slice(), "{what}: {chunk} block {block} has wrong bytes");
+                            assert!(
+                                bytes == known_content(block, run.version).as_slice(),
+                                "{what}: {chunk} block {block} has wrong bytes"
+                            );
                             at += BLOCK_BYTES;
                         }
                     }
@@ -335,7 +344,11 @@ impl Workload {
         let range = range(first, count);
         self.seq += 1;
         // Now and then an old version arrives late.
-        let seq = if rng.random_bool(0.1) { self.seq.saturating_sub(rng.random_range(0..40)).max(1) } else { self.seq };
+        let seq = if rng.random_bool(0.1) {
+            self.seq.saturating_sub(rng.random_range(0..40)).max(1)
+        } else {
+            self.seq
+        };
         // The low bits keep versions of different makers apart.
         let version = |kind: u64| Version { epoch: Epoch(1), seq: Seq(seq * 4 + kind) };
         let watermark = Seq(self.seq * 2);
@@ -348,7 +361,10 @@ impl Workload {
             }
             70..82 => {
                 let version = version(1);
-                (DiskOp::Zero { chunk, range, version, watermark }, Effect::Put(chunk, range, (version, false)))
+                (
+                    DiskOp::Zero { chunk, range, version, watermark },
+                    Effect::Put(chunk, range, (version, false)),
+                )
             }
             82..92 => {
                 let version = version(2);
@@ -374,54 +390,64 @@ impl Workload {
     }
 }
 
-/// Runs the workload on an open disk; returns its changes, the log is with the recorder. Forced changes run alone: where they overlap
-/// others under way, either order would be right.
-fn live(disk: &mut Harness, work: &mut Workload, count: usize, log: &Log) -> Vec<Change> {
-    let mut changes: Vec<Change> = Vec::new();
-    let mut tickets: BTreeMap<u64, usize> = BTreeMap::new();
-    let mut under_way = 0;
-    let mut seen = disk.order.len();
-    let mut settle = |disk: &mut Harness, changes: &mut Vec<Change>, tickets: &BTreeMap<u64, usize>, under_way: &mut usize| {
-        while seen < disk.order.len() {
-            let ticket = disk.order[seen];
-            seen += 1;
-            let Some(&index) = tickets.get(&ticket) else { continue };
-            *under_way -= 1;
-            match &disk.answers[&ticket] {
-                Ok(DiskReply::Done) => log.lock().unwrap().push(Event::Acked(index)),
-                Err(DiskError::Full) => changes[index].full = true,
+/// A workload on its way.
+struct Life<'a> {
+    disk: &'a mut Harness,
+    log: &'a Log,
+    changes: Vec<Change>,
+    tickets: BTreeMap<u64, usize>,
+    under_way: usize,
+    seen: usize,
+}
+
+impl Life<'_> {
+    /// Takes note of answers.
+    fn settle(&mut self) {
+        while let Some(ticket) = self.disk.order.get(self.seen) {
+            self.seen += 1;
+            let Some(&index) = self.tickets.get(ticket) else { continue };
+            self.under_way -= 1;
+            match &self.disk.answers[ticket] {
+                Ok(DiskReply::Done) => self.log.lock().unwrap().push(Event::Acked(index)),
+                Err(DiskError::Full) => self.changes[index].full = true,
                 other => panic!("{other:?}"),
             }
         }
-    };
+    }
+
+    fn wait_for_depth(&mut self, depth: usize) {
+        self.settle();
+        while self.under_way > depth {
+            self.disk.turn(Duration::from_millis(10));
+            self.settle();
+        }
+    }
+}
+
+/// Runs the workload on an open disk; returns its changes, the log is with the recorder. Forced changes run alone: where
+/// they overlap others under way, either order would be right.
+fn live(disk: &mut Harness, work: &mut Workload, count: usize, log: &Log) -> Vec<Change> {
+    let seen = disk.order.len();
+    let mut life = Life { disk, log, changes: Vec::new(), tickets: BTreeMap::new(), under_way: 0, seen };
     for _ in 0..count {
         let (op, change) = work.next();
         let alone = matches!(change.effect, Effect::Force(..) | Effect::Forget(..));
-        let depth = if alone { 0 } else { work.rng.random_range(0..6) };
-        let wait_to = |disk: &mut Harness, changes: &mut Vec<Change>, tickets: &BTreeMap<u64, usize>, under_way: &mut usize, settle: &mut dyn FnMut(&mut Harness, &mut Vec<Change>, &BTreeMap<u64, usize>, &mut usize), depth: usize| {
-            while *under_way > depth {
-                disk.turn(Duration::from_millis(10));
-                settle(disk, changes, tickets, under_way);
-            }
-        };
-        wait_to(disk, &mut changes, &tickets, &mut under_way, &mut settle, depth);
-        changes.push(change);
-        log.lock().unwrap().push(Event::Submitted(changes.len() - 1));
-        tickets.insert(disk.submit(op), changes.len() - 1);
-        under_way += 1;
+        life.wait_for_depth(if alone { 0 } else { work.rng.random_range(0..6) });
+        life.changes.push(change);
+        let index = life.changes.len() - 1;
+        log.lock().unwrap().push(Event::Submitted(index));
+        let ticket = life.disk.submit(op);
+        life.tickets.insert(ticket, index);
+        life.under_way += 1;
         if work.rng.random_bool(0.5) {
-            disk.turn(Duration::ZERO);
-            settle(disk, &mut changes, &tickets, &mut under_way);
+            life.disk.turn(Duration::ZERO);
         }
         if alone {
-            wait_to(disk, &mut changes, &tickets, &mut under_way, &mut settle, 0);
+            life.wait_for_depth(0);
         }
     }
-    while under_way > 0 {
-        disk.turn(Duration::from_millis(10));
-        settle(disk, &mut changes, &tickets, &mut under_way);
-    }
-    changes
+    life.wait_for_depth(0);
+    life.changes
 }
 
 /// The changes as they stand at a point of the log.
@@ -447,6 +473,7 @@ fn config(log: Option<&Log>) -> StoreConfig {
         cached_extents: 4,
         overlay_blocks_max: 600,
         dirty_extents_max: 24,
+        freeze_extents_a_turn: 1,
         hook: log.map(|log| Box::new(Recorder(Arc::clone(log))) as Box<dyn IoHook>),
         ..StoreConfig::default()
     }
@@ -475,6 +502,7 @@ fn one_seed(seed: u64, lives: usize, changes_a_life: usize, cuts_a_life: usize) 
         let log: Log = Arc::default();
         let mut disk = Harness::open(&place, config(Some(&log)));
         model.check(&mut disk, &format!("seed {seed} life {life} at its start"));
+        disk.dawdle = Some(ChaCha8Rng::seed_from_u64(seed ^ 0x55));
         let changes = live(&mut disk, &mut work, changes_a_life, &log);
         let stats = disk.store.stats();
         assert!(stats.checkpoints > 0 && stats.direct_writes > 0 && stats.destages > 0, "{stats:?}");

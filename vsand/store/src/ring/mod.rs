@@ -108,7 +108,10 @@ impl Ring {
             Err(error) => return Err(error),
         };
         if !uring.params().is_feature_nodrop() || !uring.params().is_feature_ext_arg() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "io_uring of Linux 5.11 or later is needed"));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "io_uring of Linux 5.11 or later is needed",
+            ));
         }
         Ok(Self {
             uring,
@@ -160,7 +163,14 @@ impl Ring {
     }
 
     /// Reads `range.len()` bytes at `offset` into that part of `buf`.
-    pub fn read(&mut self, token: Token, file: &Arc<File>, offset: u64, mut buf: AlignedBuf, range: Range<usize>) {
+    pub fn read(
+        &mut self,
+        token: Token,
+        file: &Arc<File>,
+        offset: u64,
+        mut buf: AlignedBuf,
+        range: Range<usize>,
+    ) {
         let fd = types::Fd(file.as_raw_fd());
         let (ptr, len) = {
             let part = &mut buf[range];
@@ -176,7 +186,8 @@ impl Ring {
         let flags = if dsync { libc::RWF_DSYNC } else { 0 };
         if let [buf] = bufs.as_slice() {
             let (ptr, len) = (buf.as_ptr(), buf.len() as u32);
-            let slot = self.hold(token, Held::Write { _bufs: bufs, _iov: Vec::new(), _file: Arc::clone(file) });
+            let slot =
+                self.hold(token, Held::Write { _bufs: bufs, _iov: Vec::new(), _file: Arc::clone(file) });
             let entry = opcode::Write::new(fd, ptr, len).offset(offset).rw_flags(flags).build();
             self.push(entry.user_data(u64::from(slot)));
             return;
@@ -205,7 +216,8 @@ impl Ring {
         let own = fd.as_fd().try_clone_to_owned().ok();
         let raw = own.as_ref().map_or_else(|| fd.as_fd().as_raw_fd(), AsRawFd::as_raw_fd);
         let slot = self.hold(token, Held::Poll { _fd: own });
-        let entry = opcode::PollAdd::new(types::Fd(raw), u32::from(events.cast_unsigned())).multi(multishot).build();
+        let entry =
+            opcode::PollAdd::new(types::Fd(raw), u32::from(events.cast_unsigned())).multi(multishot).build();
         self.push(entry.user_data(u64::from(slot)));
         PollId { slot, generation: self.slots[slot as usize].generation }
     }
@@ -266,6 +278,9 @@ impl Ring {
             }
         }
         let ready = !self.uring.completion().is_empty();
+        if ready && !self.has_unsubmitted() {
+            return Ok(());
+        }
         let result = match timeout {
             _ if ready => self.uring.submitter().submit_and_wait(0),
             Some(timeout) if timeout.is_zero() => self.uring.submitter().submit_and_wait(0),
@@ -295,7 +310,8 @@ impl Ring {
             let index = entry.user_data() as u32;
             let slot = &mut self.slots[index as usize];
             let more = cqueue::more(entry.flags());
-            let result = u32::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
+            let result =
+                u32::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
             if more {
                 if let Some((token, _)) = &slot.held {
                     into.push(Completion { token: *token, result, buf: None, more });

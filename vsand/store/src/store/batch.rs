@@ -192,7 +192,8 @@ impl Store {
             self.journal.applied_incarnation = self.journal.incarnation;
             self.journal.applied_end = batch.end;
             for change in batch.changes {
-                let effect = self.tables.apply(&self.meta, &change.record, change.data.as_ref(), batch.number);
+                let effect =
+                    self.tables.apply(&self.meta, &change.record, change.data.as_ref(), batch.number);
                 if let Err(error) = effect {
                     return self.die(error.to_string());
                 }

@@ -90,7 +90,9 @@ fn object_of(op: &DiskOp) -> ObjectId {
         | DiskOp::Read { chunk, .. }
         | DiskOp::Fetch { chunk, .. }
         | DiskOp::List { chunk, .. } => chunk.object,
-        DiskOp::SetEpoch { object, .. } | DiskOp::Summarise { object } | DiskOp::Remove { object, .. } => *object,
+        DiskOp::SetEpoch { object, .. } | DiskOp::Summarise { object } | DiskOp::Remove { object, .. } => {
+            *object
+        }
     }
 }
 
@@ -212,7 +214,10 @@ impl Store {
     fn plan(&mut self, op: &DiskOp) -> Vec<Part> {
         let (chunk, watermark, force, pieces) = match op {
             DiskOp::Write { chunk, range, version, watermark, data } => {
-                assert!(range.count() <= IO_BLOCKS_MAX && data.len() == range.bytes(), "a write of the wrong size");
+                assert!(
+                    range.count() <= IO_BLOCKS_MAX && data.len() == range.bytes(),
+                    "a write of the wrong size"
+                );
                 (*chunk, *watermark, false, cut(*range, *version, Some(data)))
             }
             DiskOp::Zero { chunk, range, version, watermark } => {
@@ -342,10 +347,16 @@ impl Store {
             return false;
         }
         let in_place = !blocks.mapped.any_in(span.clone())
-            && slot.overlay.as_ref().is_none_or(|o| !o.busy(span.clone()) && !span.any(|b| o.get(b).is_some()));
+            && slot
+                .overlay
+                .as_ref()
+                .is_none_or(|o| !o.busy(span.clone()) && !span.any(|b| o.get(b).is_some()));
         let (place, phys) = if in_place {
             (Place::InPlace, self.place_of(key))
-        } else if mode == Mode::Exclusive && range.count() == EXTENT_BLOCKS && self.tables.alloc.available() > 0 {
+        } else if mode == Mode::Exclusive
+            && range.count() == EXTENT_BLOCKS
+            && self.tables.alloc.available() > 0
+        {
             (Place::Remap, self.tables.alloc.allocate())
         } else {
             return false;
@@ -357,7 +368,8 @@ impl Store {
         part.records_left = 1;
         part.pieces.clear();
         self.stats.direct_writes += 1;
-        let offset = u64::from(phys) * EXTENT_BYTES + u64::from(range.first() % EXTENT_BLOCKS) * BLOCK_BYTES as u64;
+        let offset =
+            u64::from(phys) * EXTENT_BYTES + u64::from(range.first() % EXTENT_BLOCKS) * BLOCK_BYTES as u64;
         let purpose = Purpose::DirectData { part: index, bytes: data.len() as u32 };
         self.files.write(ring, purpose, FileKind::Data, offset, vec![data]);
         true

@@ -21,8 +21,6 @@ use crate::tables::ExtentKey;
 const DEPTH: usize = 12;
 /// The same when writers are about to wait.
 const DEPTH_PRESSED: usize = 48;
-/// Extents encoded in one turn.
-const FREEZE_A_TURN: usize = 64;
 
 /// A checkpoint under way.
 #[derive(Debug)]
@@ -74,7 +72,7 @@ impl Store {
             self.begin_checkpoint();
         }
         self.destage(ring);
-        let frozen = self.checkpoint.is_none() || self.tables.freeze_some(FREEZE_A_TURN);
+        let frozen = self.checkpoint.is_none() || self.tables.freeze_some(self.config.freeze_extents_a_turn);
         let Some(run) = &mut self.checkpoint else { return };
         if run.step == Step::Destage && frozen && run.extents.is_empty() && run.under_way == 0 {
             run.step = Step::Flush;
@@ -94,7 +92,7 @@ impl Store {
         let mut extents: Vec<(u32, ExtentKey)> = Vec::new();
         for &key in self.tables.checkpoint_extents() {
             if let Some(slot) = self.tables.slots.get(&key)
-                && slot.overlay.as_ref().is_some_and(|o| o.len() > 0)
+                && slot.overlay.as_ref().is_some_and(|o| !o.is_empty())
                 && let Some(phys) = slot.phys
             {
                 extents.push((phys, key));
@@ -139,7 +137,14 @@ impl Store {
         }
     }
 
-    pub(super) fn destaged(&mut self, key: ExtentKey, first: usize, batches: &[u64], phys: u32, result: io::Result<u32>) {
+    pub(super) fn destaged(
+        &mut self,
+        key: ExtentKey,
+        first: usize,
+        batches: &[u64],
+        phys: u32,
+        result: io::Result<u32>,
+    ) {
         let bytes = (batches.len() * BLOCK_BYTES) as u32;
         match result {
             Ok(written) if written == bytes => {}

@@ -59,6 +59,8 @@ pub struct StoreConfig {
     pub dirty_extents_max: usize,
     /// Blocks that may wait in memory for their place before writers wait; a checkpoint begins at half.
     pub overlay_blocks_max: usize,
+    /// Extents whose metadata a checkpoint encodes in one turn of the loop.
+    pub freeze_extents_a_turn: usize,
     /// Batches under way at once.
     pub batches_max: usize,
     /// The longest that changes stay in the journal only.
@@ -76,6 +78,7 @@ impl Default for StoreConfig {
             cached_extents: 8192,
             dirty_extents_max: 32_768,
             overlay_blocks_max: 32_768,
+            freeze_extents_a_turn: 64,
             batches_max: 2,
             checkpoint_ns_max: 5_000_000_000,
             debug_faults: false,
@@ -154,6 +157,7 @@ enum Purpose {
 }
 
 /// An open disk.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, none a state")]
 pub struct Store {
     dir: PathBuf,
     superblock_file: File,
@@ -222,7 +226,8 @@ impl Store {
         if superblock_damaged {
             format::write_superblock(&superblock, &content).map_err(at(dir))?;
         }
-        let recovery = Recovery { superblock: content, replayed: end.replayed, superblock_repaired: superblock_damaged };
+        let recovery =
+            Recovery { superblock: content, replayed: end.replayed, superblock_repaired: superblock_damaged };
         let worker = Worker::start(Arc::clone(&meta), "vsand-meta").map_err(at(dir))?;
         let hook = config.hook.take();
         let store = Self {
@@ -295,7 +300,10 @@ impl Store {
     /// Every component on the disk.
     pub fn inventory(&self) -> Vec<InventoryEntry> {
         let extents = |chunk| self.tables.extents(chunk).filter(|(_, s)| s.phys.is_some()).count() as u32;
-        self.tables.components(None).map(|(chunk, _)| InventoryEntry { chunk, extents: extents(chunk) }).collect()
+        self.tables
+            .components(None)
+            .map(|(chunk, _)| InventoryEntry { chunk, extents: extents(chunk) })
+            .collect()
     }
 
     /// Counters and gauges.
@@ -374,7 +382,9 @@ impl Store {
         }
         match purpose {
             Purpose::Batch(number) => self.batch_written(number, result),
-            Purpose::Destage { key, first, batches, phys } => self.destaged(key, first, &batches, phys, result),
+            Purpose::Destage { key, first, batches, phys } => {
+                self.destaged(key, first, &batches, phys, result);
+            }
             Purpose::DirectData { part, bytes } => self.direct_written(part, bytes, result),
             Purpose::DirectSync => self.direct_synced(result),
             Purpose::CheckpointSync => self.checkpoint_synced(result),
@@ -417,7 +427,12 @@ impl Store {
     /// After [`Store::shutdown`]: whether everything is done, or nothing can be done any more.
     pub fn is_shut_down(&self) -> bool {
         let idle = self.checkpoint.is_none() && self.files.in_flight() == 0 && self.ops.len() == 0;
-        self.dead.is_some() || (self.shutting_down && idle && self.queue.is_empty() && !self.has_news() && self.journal.reclaimable() == 0)
+        self.dead.is_some()
+            || (self.shutting_down
+                && idle
+                && self.queue.is_empty()
+                && !self.has_news()
+                && self.journal.reclaimable() == 0)
     }
 
     /// Runs what the gates have let in. Afterwards nothing waits that could go on.

@@ -55,7 +55,14 @@ impl Store {
         Ok(None)
     }
 
-    pub(super) fn list(&mut self, ticket: Ticket, chunk: ChunkId, since: Seq, from_block: u32, runs_max: usize) {
+    pub(super) fn list(
+        &mut self,
+        ticket: Ticket,
+        chunk: ChunkId,
+        since: Seq,
+        from_block: u32,
+        runs_max: usize,
+    ) {
         let keys: Vec<ExtentKey> = self
             .tables
             .extents(chunk)
@@ -91,7 +98,8 @@ impl Store {
         let components: Vec<(ChunkId, Seq)> = self.tables.components(Some(object)).collect();
         let mut summary = Vec::with_capacity(components.len());
         for (chunk, watermark) in components {
-            let extents: Vec<(ExtentKey, Seq)> = self.tables.extents(chunk).map(|(k, s)| (k, s.seq_max)).collect();
+            let extents: Vec<(ExtentKey, Seq)> =
+                self.tables.extents(chunk).map(|(k, s)| (k, s.seq_max)).collect();
             let seq_max = extents.iter().map(|&(_, seq)| seq).max().unwrap_or_default();
             let mut tail = Vec::new();
             for (key, _) in extents.into_iter().filter(|&(_, seq)| seq > watermark) {

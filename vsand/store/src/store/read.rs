@@ -133,7 +133,9 @@ impl Store {
         for block in range.blocks() {
             let (within, at) = ((block % EXTENT_BLOCKS) as usize, (block - range.first()) as usize);
             let (version, mapped) = (blocks.version(within), blocks.mapped.has(within));
-            if op.with_runs && let Ok(range) = BlockRange::one(block) {
+            if op.with_runs
+                && let Ok(range) = BlockRange::one(block)
+            {
                 push_run(&mut runs, Run { range, version, mapped });
             }
             if !mapped {
@@ -175,7 +177,10 @@ impl Store {
         let (Some(piece), Some(buf)) = (op.pieces.get_mut(number), buf) else { return };
         let (wanted, first) = match piece.probe {
             Some(n) => (1, n),
-            None => (piece.expected.last().map_or(0, |e| e.at + 1) - piece.expected.first().map_or(0, |e| e.at), 0),
+            None => (
+                piece.expected.last().map_or(0, |e| e.at + 1) - piece.expected.first().map_or(0, |e| e.at),
+                0,
+            ),
         };
         let good = result.is_ok_and(|bytes| bytes as usize == wanted * BLOCK_BYTES);
         let checked = if piece.probe.is_some() || !good { first..first + 1 } else { 0..piece.expected.len() };

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ferro_protocol::ids::{ChunkId, ChunkIndex, ClusterId, DiskId, Epoch, HostId, ObjectId, Seq, Version};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 use vsand_core::disk::{DiskError, DiskOp, DiskReply, Ticket};
-use vsand_store::{FormatOptions, Ring, Store, StoreConfig};
+use vsand_store::{Completion, FormatOptions, Ring, Store, StoreConfig};
 
 pub type Answer = Result<DiskReply, DiskError>;
 
@@ -67,9 +69,11 @@ pub fn block_content(block: u32, version: Version) -> Vec<u8> {
     out
 }
 
+type Made = std::cell::RefCell<HashMap<(u32, Version), std::rc::Rc<Vec<u8>>>>;
+
 thread_local! {
     /// Made once each: in a debug build that is most of the work.
-    static MADE: std::cell::RefCell<HashMap<(u32, Version), std::rc::Rc<Vec<u8>>>> = std::cell::RefCell::default();
+    static MADE: Made = Made::default();
 }
 
 /// The same as [`block_content`], remembered.
@@ -100,6 +104,9 @@ pub struct Harness {
     pub order: Vec<u64>,
     next: u64,
     start: Instant,
+    /// Completions are then held back at random, so that more things meet than on a quick disk.
+    pub dawdle: Option<ChaCha8Rng>,
+    held: Vec<Completion>,
 }
 
 impl Harness {
@@ -116,6 +123,8 @@ impl Harness {
             order: Vec::new(),
             next: 0,
             start: Instant::now(),
+            dawdle: None,
+            held: Vec::new(),
         }
     }
 
@@ -134,10 +143,14 @@ impl Harness {
     pub fn turn(&mut self, wait: Duration) {
         self.store.flush_batch(self.now(), &mut self.ring);
         self.collect();
-        self.ring.wait(Some(wait)).unwrap();
-        let mut completions = Vec::new();
+        self.ring.wait(Some(if self.held.is_empty() { wait } else { Duration::ZERO })).unwrap();
+        let mut completions = std::mem::take(&mut self.held);
         self.ring.completions(&mut completions);
         for completion in completions {
+            if self.dawdle.as_mut().is_some_and(|rng| rng.random_bool(0.8)) {
+                self.held.push(completion);
+                continue;
+            }
             self.store.handle(self.now(), &mut self.ring, completion);
         }
         self.collect();
