@@ -199,7 +199,7 @@ impl Owner {
     }
 
     pub(super) fn resyncing(&self) -> bool {
-        self.groups.values().any(|g| g.members.values().any(|m| m.resync.is_some()))
+        self.degraded && self.groups.values().any(|g| g.members.values().any(|m| m.resync.is_some()))
     }
 
     /// Begins resyncs that can begin and moves those that can move.

@@ -1,7 +1,9 @@
 //! What each command of the control plane does.
 
+use std::sync::Arc;
+
 use vsand_core::bugs::Bugs;
-use vsand_core::directory::DiskHealth;
+use vsand_core::directory::{DiskHealth, State};
 use vsand_core::owner::Owner;
 use vsand_core::replica::Replica;
 use vsand_core::time::Now;
@@ -13,7 +15,7 @@ use super::disk::LocalDisk;
 use super::port::{Command, ConnectionId};
 use super::stats::Snapshot;
 use super::volume::{Volume, VolumeKey};
-use super::{DataLoop, Peer, owner};
+use super::{DataLoop, Peer, is_dead, owner};
 
 /// Carries out one command.
 pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
@@ -42,12 +44,13 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
         },
         Command::Own { record, config, socket } => {
             let mut owner = Owner::new(now, config, record, Bugs::NONE);
-            for disk in data.disks.keys() {
-                owner.handle_disk_up(now, *disk, true);
-            }
-            let reachable: Vec<_> = data.outbound.keys().copied().collect();
-            for disk in reachable.into_iter().flat_map(|host| data.disks_of(host)) {
-                owner.handle_disk_up(now, disk, false);
+            let here = data.disks.keys().map(|disk| (*disk, true));
+            let elsewhere = data.outbound.keys().flat_map(|host| data.disks_of(*host)).map(|disk| (disk, false));
+            for (disk, local) in here.chain(elsewhere) {
+                owner.handle_disk_up(now, disk, local);
+                if is_dead(&data.state, disk) {
+                    owner.handle_disk_dead(now, disk);
+                }
             }
             data.own(now, owner, socket.map(|s| *s));
         }
@@ -117,14 +120,12 @@ impl DataLoop {
         if outbound {
             self.outbound.insert(host, id);
             for disk in self.disks_of(host) {
-                for volume in self.volumes.values_mut() {
-                    volume.owner.handle_disk_up(now, disk, false);
-                }
+                self.disk_reachable(now, disk, false);
             }
         }
     }
 
-    fn state_changed(&mut self, now: Now, state: std::sync::Arc<vsand_core::directory::State>) {
+    fn state_changed(&mut self, now: Now, state: Arc<State>) {
         let old = std::mem::replace(&mut self.state, state);
         for volume in self.volumes.values_mut() {
             let record = self.state.objects.get(&volume.object());
@@ -133,7 +134,7 @@ impl DataLoop {
                 volume.follow_size();
             }
         }
-        for disk in self.state.disks.values() {
+        for disk in Arc::clone(&self.state).disks.values() {
             let before = old.disks.get(&disk.id);
             if disk.health != DiskHealth::Healthy && before.is_none_or(|b| b.health == DiskHealth::Healthy) {
                 for volume in self.volumes.values_mut() {
@@ -142,9 +143,7 @@ impl DataLoop {
             }
             let moved = before.is_none_or(|b| b.host != disk.host);
             if moved && self.outbound.contains_key(&disk.host) && !self.disks.contains_key(&disk.id) {
-                for volume in self.volumes.values_mut() {
-                    volume.owner.handle_disk_up(now, disk.id, false);
-                }
+                self.disk_reachable(now, disk.id, false);
             }
         }
     }
@@ -155,9 +154,7 @@ impl DataLoop {
         let number = store.owner();
         let disk = LocalDisk { number, store, replica, death_told: false, closing: None };
         self.disks.insert(id, disk);
-        for volume in self.volumes.values_mut() {
-            volume.owner.handle_disk_up(now, id, true);
-        }
+        self.disk_reachable(now, id, true);
     }
 
     fn own(&mut self, now: Now, owner: Owner, socket: Option<super::port::GuestSocket>) {
@@ -178,7 +175,6 @@ impl DataLoop {
             volumes: self.volumes.values().map(|v| v.view(now.mono)).collect(),
             disks: self.disks.iter().map(|(id, d)| (*id, d.store.stats(), dead(d))).collect(),
             network: self.network.clone(),
-            local: self.local.clone(),
             condemned: self.disks.values().flat_map(|d| d.replica.condemned()).map(|c| c.object).collect(),
             sleeps: self.sleeps,
             turns: self.turns,

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use ferro_protocol::ids::{DiskId, HostId, ObjectId};
 use ferro_protocol::peer::RequestId;
-use vsand_core::directory::State;
+use vsand_core::directory::{DiskHealth, State};
 use vsand_core::time::{Instant, Now};
 use vsand_store::ring::{BufPool, Completion, PollId, Ring, Token};
 
@@ -91,7 +91,6 @@ pub(crate) struct DataLoop {
     /// The connection by which this host asks another.
     outbound: HashMap<HostId, ConnectionId>,
     network: Histogram,
-    local: Histogram,
     sleeps: u64,
     turns: u64,
     stopping: Option<tokio::sync::oneshot::Sender<()>>,
@@ -115,7 +114,6 @@ pub fn run(port: DataPort) -> std::io::Result<()> {
         peers: BTreeMap::new(),
         outbound: HashMap::new(),
         network: Histogram::default(),
-        local: Histogram::default(),
         sleeps: 0,
         turns: 0,
         stopping: None,
@@ -167,7 +165,7 @@ impl DataLoop {
             }
         }
         let mut awake = false;
-        for volume in self.volumes.values_mut() {
+        for volume in self.volumes.values_mut().filter(|v| v.takes_requests()) {
             if let Some(device) = volume.device() {
                 awake |= device.arm();
             }
@@ -404,7 +402,23 @@ impl DataLoop {
         true
     }
 
+    /// Tells every owner that a disk can be asked, unless it has failed.
+    fn disk_reachable(&mut self, now: Now, disk: DiskId, local: bool) {
+        let dead = is_dead(&self.state, disk);
+        for volume in self.volumes.values_mut() {
+            volume.owner.handle_disk_up(now, disk, local);
+            if dead {
+                volume.owner.handle_disk_dead(now, disk);
+            }
+        }
+    }
+
     fn command(&mut self, now: Now, command: Command) {
         commands::apply(self, now, command);
     }
+}
+
+/// Whether the directory says that the disk has failed.
+fn is_dead(state: &State, disk: DiskId) -> bool {
+    state.disks.get(&disk).is_some_and(|d| d.health != DiskHealth::Healthy)
 }

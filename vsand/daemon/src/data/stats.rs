@@ -66,8 +66,6 @@ pub struct Snapshot {
     pub disks: Vec<(DiskId, StoreStats, Option<String>)>,
     /// From asking a remote disk to its answer.
     pub network: Histogram,
-    /// From asking a local disk to its answer.
-    pub local: Histogram,
     /// Objects with condemned components, to find leftovers of a lost race.
     pub condemned: Vec<ObjectId>,
     /// How often the loop went to sleep.

@@ -135,9 +135,14 @@ impl Volume {
         }
     }
 
+    /// Whether more requests are taken now. If not, the rings are not watched: completions come first.
+    pub(super) fn takes_requests(&self) -> bool {
+        self.closing.is_none() && self.under_way < UNDER_WAY_BYTES_MAX
+    }
+
     /// Takes requests from the rings and gives them to the owner; true if it took any.
     pub(super) fn take_requests(&mut self, now: Now, pool: &BufPool) -> bool {
-        if self.closing.is_some() || self.under_way >= UNDER_WAY_BYTES_MAX {
+        if !self.takes_requests() {
             return false;
         }
         let Some(device) = &mut self.device else { return false };
