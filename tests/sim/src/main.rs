@@ -1,4 +1,5 @@
 //! `ferro-sim`: runs seeds of the simulator.
+#![forbid(unsafe_code)]
 
 use std::ops::Range;
 use std::process::ExitCode;
@@ -47,6 +48,9 @@ struct Storage {
     /// Print the last events of the first seed that fails.
     #[arg(long)]
     trace: bool,
+    /// How many events that is.
+    #[arg(long, default_value_t = 400)]
+    trace_lines: usize,
     /// Go on after a violation.
     #[arg(long)]
     keep_going: bool,
@@ -147,7 +151,7 @@ fn report(args: &Storage, summary: &Summary) {
         }
     }
     if let (true, Some(first)) = (args.trace, summary.failed.first()) {
-        let again = run(first.seed, Options { bug: named(args.bug), trace: true });
+        let again = run(first.seed, Options { bug: named(args.bug), trace_lines: args.trace_lines });
         for line in again.trace {
             println!("{line}");
         }

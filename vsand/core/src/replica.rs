@@ -13,7 +13,11 @@
 //! - from the moment a seal arrives, nothing of a lower epoch is accepted, reads included;
 //! - `Sealed` is answered only after the promise is on stable storage and after every change that was accepted before has
 //!   ended, so what the summary says is all there will ever be of earlier epochs;
-//! - a request of an epoch that was not sealed here is refused, so an owner can't skip the seal.
+//! - a request of an epoch that was not sealed here is refused, so an owner can't skip the seal;
+//! - within an epoch only the latest connection that sealed is served: what an earlier one still brings, after its owner has
+//!   reconnected and asked everything anew, is refused. (A late `Install` would put old blocks over newer ones.);
+//! - a change that overlaps an `Install` which the disk has not answered waits for it, since the disk may carry out the two in
+//!   either order.
 //!
 //! Polling: call [`Replica::poll`] until it returns `None` after each input.
 //!
@@ -24,11 +28,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use ferro_protocol::ids::{ChunkId, DiskId, Epoch, ObjectId};
 use ferro_protocol::peer::{RUNS_MAX, Refusal, Reply, Request, RequestId};
+use ferro_protocol::units::BlockRange;
 
 use crate::bugs::{Bug, Bugs};
 use crate::disk::{DiskError, DiskOp, DiskReply, Ticket};
 
-/// Names whoever asked: a connection of the daemon, or its own owners. Given out by the driver.
+/// Names whoever asked: a connection of the daemon, or its own owners. Given out by the driver, a higher one to each new
+/// connection; requests of one asker arrive in the order in which they were sent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Asker(pub u64);
 
@@ -60,13 +66,25 @@ pub struct Replica {
     next_ticket: u64,
     dead: Option<String>,
     condemned: BTreeSet<ChunkId>,
+    /// Installs that the disk has not answered, and what waits for them.
+    installs: BTreeMap<ChunkId, Installs>,
     effects: VecDeque<Effect>,
+}
+
+/// Order among changes of one chunk while there are installs.
+#[derive(Debug, Default)]
+struct Installs {
+    running: Vec<(Ticket, BlockRange)>,
+    /// In the order of their arrival.
+    waiting: VecDeque<(Ticket, BlockRange, DiskOp)>,
 }
 
 #[derive(Debug, Default)]
 struct Object {
     /// The epoch that requests must carry now.
     serving: Epoch,
+    /// Who has sealed the latest epoch, the last time.
+    asker: Option<Asker>,
     /// Changes that the disk has not answered.
     changes: u32,
     /// Seals that wait, the highest epoch last; requests are refused while there are any.
@@ -82,7 +100,7 @@ struct Closing {
 
 #[derive(Debug)]
 enum Pending {
-    Request { to: Asker, id: RequestId, object: ObjectId, change: bool },
+    Request { to: Asker, id: RequestId, chunk: ChunkId, change: bool },
     Promise { object: ObjectId, epoch: Epoch },
     Summary { object: ObjectId, epoch: Epoch },
     Removal { chunk: ChunkId },
@@ -104,6 +122,7 @@ impl Replica {
             next_ticket: 0,
             dead: None,
             condemned: BTreeSet::new(),
+            installs: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
@@ -111,6 +130,11 @@ impl Replica {
     /// The disk.
     pub fn disk(&self) -> DiskId {
         self.disk
+    }
+
+    /// Whether the disk owes an answer.
+    pub fn is_busy(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Why the disk is dead, if it is.
@@ -167,10 +191,11 @@ impl Replica {
         }
         let Some(pending) = self.pending.remove(&ticket) else { return };
         match pending {
-            Pending::Request { to, id, object, change } => {
+            Pending::Request { to, id, chunk, change } => {
                 self.answer(to, id, result);
                 if change {
-                    self.change_ended(object);
+                    self.install_ended(ticket, chunk);
+                    self.change_ended(chunk.object);
                 }
             }
             Pending::Promise { object, epoch } => self.promised(object, epoch, result),
@@ -227,11 +252,19 @@ impl Replica {
     }
 
     fn seal(&mut self, from: Asker, id: RequestId, object: ObjectId, epoch: Epoch) {
+        if epoch == Epoch(0) {
+            return self.refuse(from, id, Refusal::Malformed("no owner has epoch 0".to_owned()));
+        }
         let entry = self.objects.entry(object).or_default();
         let latest = entry.closing.as_ref().map_or(entry.serving, |closing| closing.epoch.max(entry.serving));
         if epoch < latest {
             return self.refuse(from, id, Refusal::Fenced { sealed: latest });
         }
+        if epoch == latest && entry.asker.is_some_and(|asker| asker > from) {
+            let sealed = entry.serving;
+            return self.refuse(from, id, Refusal::Unsealed { sealed });
+        }
+        entry.asker = Some(from);
         let closing =
             entry.closing.get_or_insert_with(|| Closing { epoch, askers: Vec::new(), promised: false });
         if epoch > closing.epoch {
@@ -254,12 +287,19 @@ impl Replica {
         change: bool,
         op: DiskOp,
     ) {
+        // An object that was never sealed here gets no entry, or a peer could fill the memory with names it makes up.
+        if !self.objects.contains_key(&chunk.object) && !self.bugs.has(Bug::NoSeal) {
+            return self.refuse(from, id, Refusal::Unsealed { sealed: Epoch(0) });
+        }
         let entry = self.objects.entry(chunk.object).or_default();
         let latest = entry.closing.as_ref().map_or(entry.serving, |closing| closing.epoch.max(entry.serving));
         if epoch < latest && !self.bugs.has(Bug::NoSeal) {
             return self.refuse(from, id, Refusal::Fenced { sealed: latest });
         }
-        if (epoch > entry.serving || entry.closing.is_some()) && !self.bugs.has(Bug::NoSeal) {
+        // Epoch 0 stands for "never opened": no owner has it, and a seal that failed leaves it behind.
+        let sealed = epoch == entry.serving && epoch > Epoch(0) && entry.asker == Some(from);
+        let unsealed = !sealed || entry.closing.is_some();
+        if unsealed && !self.bugs.has(Bug::NoSeal) {
             let sealed = entry.serving;
             return self.refuse(from, id, Refusal::Unsealed { sealed });
         }
@@ -269,8 +309,47 @@ impl Replica {
         if change {
             entry.changes += 1;
         }
-        let ticket = self.ticket(Pending::Request { to: from, id, object: chunk.object, change });
+        let ticket = self.ticket(Pending::Request { to: from, id, chunk, change });
+        if change { self.submit_in_order(ticket, chunk, op) } else { self.effects.push_back(Effect::Disk(ticket, op)) }
+    }
+
+    /// Gives a change to the disk, now or after the installs that it overlaps.
+    fn submit_in_order(&mut self, ticket: Ticket, chunk: ChunkId, op: DiskOp) {
+        let install = matches!(op, DiskOp::Install { .. });
+        if install || self.installs.contains_key(&chunk) {
+            let Some(span) = span(&op) else { return self.effects.push_back(Effect::Disk(ticket, op)) };
+            let order = self.installs.entry(chunk).or_default();
+            if order.blocks(span, order.waiting.len()) {
+                return order.waiting.push_back((ticket, span, op));
+            }
+            if install {
+                order.running.push((ticket, span));
+            }
+        }
         self.effects.push_back(Effect::Disk(ticket, op));
+    }
+
+    /// The disk has answered a change: what waited for it goes on, if it was an install.
+    fn install_ended(&mut self, ticket: Ticket, chunk: ChunkId) {
+        let Some(order) = self.installs.get_mut(&chunk) else { return };
+        let Some(at) = order.running.iter().position(|(running, _)| *running == ticket) else { return };
+        order.running.swap_remove(at);
+        let mut n = 0;
+        while let Some((ticket, span, op)) = order.waiting.get(n) {
+            if order.blocks(*span, n) {
+                n += 1;
+                continue;
+            }
+            if matches!(op, DiskOp::Install { .. }) {
+                order.running.push((*ticket, *span));
+            }
+            if let Some((ticket, _, op)) = order.waiting.remove(n) {
+                self.effects.push_back(Effect::Disk(ticket, op));
+            }
+        }
+        if order.running.is_empty() {
+            self.installs.remove(&chunk);
+        }
     }
 
     fn change_ended(&mut self, object: ObjectId) {
@@ -358,6 +437,29 @@ impl Replica {
         self.next_ticket += 1;
         self.pending.insert(ticket, pending);
         ticket
+    }
+}
+
+impl Installs {
+    /// Whether an install that runs, or one of the first `ahead` that wait, overlaps the span.
+    fn blocks(&self, span: BlockRange, ahead: usize) -> bool {
+        let waiting = self.waiting.iter().take(ahead);
+        self.running.iter().any(|(_, range)| range.overlaps(span))
+            || waiting
+                .filter(|(.., op)| matches!(op, DiskOp::Install { .. }))
+                .any(|(_, range, _)| range.overlaps(span))
+    }
+}
+
+/// The blocks from the first to the last that a change touches.
+fn span(op: &DiskOp) -> Option<BlockRange> {
+    match op {
+        DiskOp::Write { range, .. } | DiskOp::Zero { range, .. } => Some(*range),
+        DiskOp::Install { runs, .. } => {
+            let (first, last) = (runs.first()?.range.first(), runs.last()?.range.end());
+            BlockRange::new(first, last.checked_sub(first)?).ok()
+        }
+        _ => None,
     }
 }
 

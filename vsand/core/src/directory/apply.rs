@@ -8,7 +8,7 @@ use super::command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused}
 use super::placement;
 use super::records::{
     ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord,
-    Policy, Sync,
+    Policy, Sync, TokenEntry,
 };
 use super::{State, Value};
 
@@ -64,10 +64,11 @@ impl State {
             }
             Command::Repair { basis, chunk, drop, unix_s } => self.repair(index, basis, chunk, drop, unix_s),
             Command::PutToken { id, entry } => {
-                self.tokens.retain(|_, t| t.expires_unix_s + 86_400 > entry.expires_unix_s);
-                if self.tokens.len() >= TOKENS_MAX {
+                let open = |t: &TokenEntry| t.expires_unix_s.saturating_add(86_400) > entry.expires_unix_s;
+                if self.tokens.values().filter(|t| open(t)).count() >= TOKENS_MAX {
                     return Err(Refused::TooMuch(format!("{TOKENS_MAX} join tokens are open already")));
                 }
+                self.tokens.retain(|_, t| open(t));
                 self.tokens.insert(id, entry);
                 Ok(Outcome::Done)
             }
@@ -108,7 +109,8 @@ impl State {
 
     fn renew_lease(&mut self, host: HostId) -> Applied {
         let record = self.hosts.get_mut(&host).ok_or(Refused::NoHost(host))?;
-        record.lease += 1;
+        // It only has to differ from before; a counter that wraps still does.
+        record.lease = record.lease.wrapping_add(1);
         let counter = record.lease;
         Ok(Outcome::Lease { counter, locks: self.locks_of(host).collect() })
     }
@@ -191,6 +193,9 @@ impl State {
     ) -> Applied {
         if let Some(by) = self.names.get(&name) {
             return Err(Refused::NameTaken { name, by: *by });
+        }
+        if let Some(known) = self.objects.get(&object) {
+            return Err(Refused::NameTaken { name: known.name.clone(), by: object });
         }
         if !ObjectRecord::good_size(size_bytes) {
             return Err(Refused::BadSize(size_bytes));

@@ -17,7 +17,8 @@ const FULL_PERCENT: u64 = 95;
 
 /// Whether a disk may take another component.
 pub fn has_room(disk: &DiskRecord) -> bool {
-    disk.health == DiskHealth::Healthy && disk.used_extents * 100 < disk.capacity_extents * FULL_PERCENT
+    disk.health == DiskHealth::Healthy
+        && disk.used_extents.saturating_mul(100) < disk.capacity_extents.saturating_mul(FULL_PERCENT)
 }
 
 /// Disks for a new chunk with so many components; one of them in `near`, if it has room.

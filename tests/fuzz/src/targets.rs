@@ -1,0 +1,136 @@
+//! The targets, one module for each kind of sender.
+
+mod directory;
+mod frames;
+mod identity;
+mod replica;
+mod store;
+mod vhost;
+
+/// Something that reads foreign bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name: that of its folders, too.
+    pub name: &'static str,
+    /// Feeds it one input. Panics if it finds something wrong.
+    pub run: fn(&[u8]),
+    /// Valid inputs to begin from.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// How many mutated inputs a test run tries: a few seconds' worth, unoptimised.
+    pub quick_cases: u32,
+    /// The longest input.
+    pub len_max: usize,
+}
+
+/// All of them.
+pub const ALL: &[Target] = &[
+    Target {
+        name: "peer_frame",
+        run: frames::peer_frame,
+        seeds: frames::frame_seeds,
+        quick_cases: 200_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "data_stream",
+        run: frames::data_stream,
+        seeds: frames::stream_seeds,
+        quick_cases: 200_000,
+        len_max: 65_536,
+    },
+    Target {
+        name: "join_token",
+        run: identity::join_token,
+        seeds: identity::token_seeds,
+        quick_cases: 60_000,
+        len_max: 1024,
+    },
+    Target {
+        name: "join_messages",
+        run: identity::join_messages,
+        seeds: identity::message_seeds,
+        quick_cases: 150_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "signing_request",
+        run: identity::signing_request,
+        seeds: identity::request_seeds,
+        quick_cases: 40_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "certificate",
+        run: identity::certificate,
+        seeds: identity::certificate_seeds,
+        quick_cases: 60_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "vhost_messages",
+        run: vhost::messages,
+        seeds: vhost::message_seeds,
+        quick_cases: 5_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "vhost_rings",
+        run: vhost::rings,
+        seeds: vhost::ring_seeds,
+        quick_cases: 8_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "journal_batch",
+        run: store::journal_batch,
+        seeds: store::journal_seeds,
+        quick_cases: 60_000,
+        len_max: 65_536,
+    },
+    Target {
+        name: "superblock",
+        run: store::superblock,
+        seeds: store::superblock_seeds,
+        quick_cases: 60_000,
+        len_max: 8192,
+    },
+    Target {
+        name: "whole_disk",
+        run: store::whole_disk,
+        seeds: store::disk_seeds,
+        quick_cases: 150,
+        len_max: 65_536,
+    },
+    Target {
+        name: "directory_command",
+        run: directory::commands,
+        seeds: directory::command_seeds,
+        quick_cases: 20_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "directory_script",
+        run: directory::script,
+        seeds: directory::script_seeds,
+        quick_cases: 8_000,
+        len_max: 2048,
+    },
+    Target {
+        name: "replica_requests",
+        run: replica::requests,
+        seeds: replica::seeds,
+        quick_cases: 30_000,
+        len_max: 2048,
+    },
+];
+
+/// The target of this name.
+pub fn by_name(name: &str) -> Option<&'static Target> {
+    ALL.iter().find(|target| target.name == name)
+}
+
+/// Inputs without a form of their own: some patterns that reach every choice of a script.
+fn patterns(len: usize) -> Vec<Vec<u8>> {
+    let steps = [1_usize, 3, 7, 11, 29, 53, 97, 151];
+    steps.iter().map(|step| (0..len).map(|n| (n * step + n / 17) as u8).collect()).collect()
+}
