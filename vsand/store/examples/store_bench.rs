@@ -1,6 +1,7 @@
 //! How fast one store is on this machine: `cargo run --release -p vsand-store --example store_bench -- DIR [SECONDS]`.
 //!
 //! Makes a disk of 6 GiB in DIR/store-bench, and removes it. One thread is the loop, as in the daemon; it sleeps in the ring.
+#![forbid(unsafe_code)]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
