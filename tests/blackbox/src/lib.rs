@@ -1,2 +1,30 @@
-//! ferro-blackbox (skeleton).
+//! The black box: real daemons, each in a network namespace with its own address and disks, made to die, freeze and lose
+//! their links while clients write, and a checker that knows what each sector may hold.
+//!
+//! ```text
+//!   test ── faults ──▶ lab: host 1, host 2, host 3 (vsand each)        vsanctl ◀── what the cluster says
+//!     │                      ▲ vhost-user-blk sockets
+//!     └── workload (own thread) ── every read ──▶ checker               vm: QEMU with `fio --verify`
+//! ```
+//!
+//! * [`lab`] makes hosts and ends them; [`host`] is one of them; [`process`] is one program of it.
+//! * [`disk`] is a real file system on a loop device, which can freeze and fail.
+//! * [`checker`] keeps the possible values of every sector; [`workload`] reads and writes a volume against it.
+//! * [`vm`] is a virtual machine on a volume.
+//!
+//! Everything here stands outside the daemons: it sees their sockets, their command line tool, their logs and their exit
+//! codes, and nothing of their insides. Programs are taken from `FERRO_BIN_DIR`, or beside the test's own program.
 #![forbid(unsafe_code)]
+
+pub mod checker;
+pub mod disk;
+pub mod host;
+pub mod lab;
+pub mod process;
+pub mod vm;
+pub mod wait;
+pub mod workload;
+
+pub use host::Host;
+pub use lab::{Lab, LabOptions, with_lab};
+pub use wait::eventually;

@@ -1,0 +1,328 @@
+//! The laboratory: hosts as network namespaces on one bridge, which is in a namespace of its own, so that nothing touches
+//! this machine's network.
+//!
+//! ```text
+//!   host 1 ── eth0 10.77.0.1 ── p1 ─┐
+//!   host 2 ── eth0 10.77.0.2 ── p2 ─┼─ br0
+//!   host 3 ── eth0 10.77.0.3 ── p3 ─┘
+//! ```
+//!
+//! All names carry the test's process id: several laboratories live beside each other, and what a killed test has left is
+//! known by its process being gone and is removed by the next.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ferro_protocol::api::{HealthLevel, HostState, Redundancy};
+
+use crate::disk::LoopDisk;
+use crate::host::Host;
+use crate::process::run;
+use crate::wait::eventually;
+
+/// Where peers listen.
+pub const PEER_PORT: u16 = 7400;
+/// What begins the names of our namespaces.
+const PREFIX: &str = "fbb-";
+/// Lines of each log that a failure shows.
+const LOG_LINES: usize = 40;
+/// How long a cluster may take to form or to heal.
+const SETTLE_MAX: Duration = Duration::from_secs(90);
+
+/// What a laboratory is like.
+#[derive(Clone, Debug)]
+pub struct LabOptions {
+    /// How many hosts.
+    pub hosts: u8,
+    /// More lines for each host's configuration.
+    pub config: String,
+    /// How large each host's disk is.
+    pub disk: &'static str,
+}
+
+impl Default for LabOptions {
+    fn default() -> Self {
+        Self { hosts: 3, config: String::new(), disk: "2G" }
+    }
+}
+
+/// Hosts on one bridge. Dropped, nothing of it is left; if its test failed, the end of each log is printed.
+#[derive(Debug)]
+pub struct Lab {
+    run: String,
+    dir: PathBuf,
+    options: LabOptions,
+    hosts: Vec<Host>,
+    disks: Mutex<Vec<std::sync::Arc<LoopDisk>>>,
+}
+
+/// Runs a test in a laboratory with a formed cluster. An error is a failure, with the logs.
+pub fn with_lab(options: LabOptions, test: impl FnOnce(&Lab) -> Result<()>) {
+    with_hosts(options, |lab| {
+        lab.form()?;
+        test(lab)
+    });
+}
+
+/// Runs a test in a laboratory whose hosts have nothing running yet.
+pub fn with_hosts(options: LabOptions, test: impl FnOnce(&Lab) -> Result<()>) {
+    let lab = Lab::new(options).expect("the laboratory can't be made (it needs root, ip, tc)");
+    if let Err(error) = test(&lab) {
+        // While the laboratory is alive, so that it sees the panic and prints its logs.
+        panic!("{error:?}");
+    }
+}
+
+/// The folder for what is large and must be on a real file system.
+fn cache() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/var/cache".into()));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
+    cache.join("ferrosphere")
+}
+
+/// The folder with the guests' images.
+pub fn guest_dir() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("FERRO_GUEST_DIR") {
+        return Ok(dir.into());
+    }
+    let folder = cache().join("guest");
+    let made = fs::read_dir(&folder).ok().into_iter().flatten().flatten().map(|entry| entry.path());
+    made.filter(|path| path.join("complete").exists())
+        .max_by_key(|path| fs::metadata(path).and_then(|m| m.modified()).ok())
+        .with_context(|| format!("no guest images in {}: run deploy/guest/build", folder.display()))
+}
+
+/// The folder with our programs: beside this test's own, unless told otherwise.
+fn bin_dir() -> Result<PathBuf> {
+    let dir = match std::env::var_os("FERRO_BIN_DIR") {
+        Some(dir) => dir.into(),
+        None => {
+            let own = std::env::current_exe()?;
+            own.ancestors().nth(2).context("a test is in target/PROFILE/deps")?.to_owned()
+        }
+    };
+    for program in ["vsand", "vsanctl"] {
+        ensure!(dir.join(program).exists(), "{} is not built: cargo build -p vsand -p ferro-tools", dir.join(program).display());
+    }
+    Ok(dir)
+}
+
+impl Lab {
+    /// Makes the hosts. No daemon yet.
+    pub fn new(options: LabOptions) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        sweep();
+        let bin = bin_dir()?;
+        let run_name = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let dir = cache().join("lab").join(&run_name);
+        fs::create_dir_all(dir.join("log"))?;
+        // From here on dropping it cleans up.
+        let mut lab = Self { run: run_name, dir, options, hosts: Vec::new(), disks: Mutex::new(Vec::new()) };
+        let switch = format!("{}-br", lab.run);
+        run("ip", &["netns", "add", &switch])?;
+        run("ip", &["-n", &switch, "link", "add", "br0", "type", "bridge"])?;
+        run("ip", &["-n", &switch, "link", "set", "br0", "up"])?;
+        for number in 1..=lab.options.hosts {
+            let host = lab.make_host(number, &switch, &bin)?;
+            lab.hosts.push(host);
+        }
+        Ok(lab)
+    }
+
+    fn make_host(&self, number: u8, switch: &str, bin: &Path) -> Result<Host> {
+        let host = Host {
+            number,
+            namespace: format!("{}-h{number}", self.run),
+            switch: switch.to_owned(),
+            dir: self.dir.join(format!("h{number}")),
+            log: self.dir.join("log").join(format!("host{number}")),
+            bin: bin.to_owned(),
+            daemon: Mutex::new(None),
+        };
+        let (namespace, port) = (&host.namespace[..], format!("p{number}"));
+        run("ip", &["netns", "add", namespace])?;
+        let veth = ["type", "veth", "peer", "name", &port, "netns", switch];
+        run("ip", &[&["-n", namespace, "link", "add", "eth0"], &veth[..]].concat())?;
+        run("ip", &["-n", namespace, "link", "set", "lo", "up"])?;
+        run("ip", &["-n", namespace, "addr", "add", &format!("{}/24", host.address()), "dev", "eth0"])?;
+        run("ip", &["-n", namespace, "link", "set", "eth0", "up"])?;
+        run("ip", &["-n", switch, "link", "set", &port, "master", "br0", "up"])?;
+        for sub in ["state", "run", "disks"] {
+            fs::create_dir_all(host.dir.join(sub))?;
+        }
+        fs::write(&host.log, "")?;
+        let config = format!(
+            "listen = \"{}:{PEER_PORT}\"\nstate_dir = {:?}\nrun_dir = {:?}\nname = \"{}\"\n{}",
+            host.address(),
+            host.state_dir(),
+            host.dir.join("run"),
+            host.name(),
+            self.options.config
+        );
+        fs::write(host.config(), config)?;
+        Ok(host)
+    }
+
+    /// A host, by its number from 1.
+    pub fn host(&self, number: u8) -> &Host {
+        &self.hosts[usize::from(number) - 1]
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// The laboratory's folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Starts every daemon, makes the cluster on host 1, lets the others join, gives each a disk, and waits until all is well.
+    pub fn form(&self) -> Result<()> {
+        self.form_without_disks()?;
+        for host in &self.hosts {
+            host.add_disk(&host.disks_dir().join("a"), self.options.disk)?;
+        }
+        self.wait_healthy(SETTLE_MAX)
+    }
+
+    /// The same, without disks.
+    pub fn form_without_disks(&self) -> Result<()> {
+        for host in &self.hosts {
+            host.start()?;
+        }
+        let first = self.host(1);
+        first.ctl_ok(&["cluster", "bootstrap"])?;
+        for host in &self.hosts[1..] {
+            host.ctl_ok(&["cluster", "join", &first.token()?])?;
+        }
+        let voters = match self.hosts.len() {
+            1 | 2 => 1,
+            3 | 4 => 3,
+            _ => 5,
+        };
+        eventually("every host is online and votes", SETTLE_MAX, || {
+            for host in &self.hosts {
+                let status = host.status()?;
+                let cluster = status.cluster.context("no cluster")?;
+                ensure!(cluster.quorum && cluster.voters == voters, "{}: {cluster:?}", host.name());
+                let online = status.hosts.iter().filter(|h| h.state == HostState::Online).count();
+                ensure!(online == self.hosts.len(), "{} sees {online} hosts online", host.name());
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits until every host says that nothing is wrong and every volume has all its copies.
+    pub fn wait_healthy(&self, limit: Duration) -> Result<()> {
+        eventually("every host says that all is well", limit, || {
+            for host in &self.hosts {
+                let status = host.status()?;
+                ensure!(status.health.level == HealthLevel::Ok, "{}: {:?}", host.name(), status.health);
+                let sick = status.volumes.iter().find(|v| v.redundancy != Redundancy::Healthy);
+                ensure!(sick.is_none(), "{}: {sick:?}", host.name());
+                let disks = status.capacity.disks_online;
+                ensure!(disks == status.capacity.disks && disks > 0, "{}: {:?}", host.name(), status.capacity);
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes a disk for a host that can be frozen and can fail; it is taken away with the laboratory.
+    pub fn loop_disk(&self, host: &Host, name: &str, bytes: u64) -> Result<std::sync::Arc<LoopDisk>> {
+        let disk = std::sync::Arc::new(LoopDisk::make(&host.disks_dir(), name, bytes)?);
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).push(std::sync::Arc::clone(&disk));
+        Ok(disk)
+    }
+
+    /// The folder for other programs' logs.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.dir.join("log").join(name)
+    }
+
+    fn print_logs(&self) {
+        for entry in fs::read_dir(self.dir.join("log")).into_iter().flatten().flatten() {
+            let text = fs::read(entry.path()).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("──── the end of {}", entry.file_name().display());
+            for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+
+    /// The logs of the last failure stay, for a person.
+    fn keep_logs(&self) {
+        let kept = cache().join("blackbox-failed");
+        let _none = fs::remove_dir_all(&kept);
+        match fs::rename(self.dir.join("log"), &kept) {
+            Ok(()) => eprintln!("──── all of the logs: {}", kept.display()),
+            Err(error) => eprintln!("──── the logs could not be kept: {error}"),
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let disks = std::mem::take(&mut *self.disks.lock().unwrap_or_else(PoisonError::into_inner));
+        for disk in &disks {
+            // A process that waits for a frozen disk can't be killed.
+            let _not_frozen = disk.thaw();
+        }
+        for host in &self.hosts {
+            host.kill9_if_running();
+        }
+        drop(disks);
+        if std::thread::panicking() {
+            self.print_logs();
+            self.keep_logs();
+        }
+        remove(&self.run);
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            eprintln!("{} is left: {error}", self.dir.display());
+        }
+    }
+}
+
+/// Removes the namespaces of a run, with whatever still runs in them.
+fn remove(run_name: &str) {
+    let begin = format!("{run_name}-");
+    for name in namespaces().into_iter().filter(|name| name.starts_with(&begin)) {
+        for pid in run("ip", &["netns", "pids", &name]).unwrap_or_default().split_whitespace() {
+            let _gone = run("kill", &["-KILL", pid]);
+        }
+        let _gone = run("ip", &["netns", "del", &name]);
+    }
+}
+
+fn namespaces() -> Vec<String> {
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Removes what tests have left that were killed.
+fn sweep() {
+    let gone = |name: &str| {
+        let mut parts = name.strip_prefix(PREFIX)?.split('-');
+        let (pid, number) = (parts.next()?.parse::<u32>().ok()?, parts.next()?);
+        (!Path::new(&format!("/proc/{pid}")).exists()).then(|| format!("{PREFIX}{pid}-{number}"))
+    };
+    for run_name in namespaces().iter().filter_map(|name| gone(name)) {
+        remove(&run_name);
+    }
+    let folders = fs::read_dir(cache().join("lab")).into_iter().flatten().flatten();
+    for folder in folders.filter(|f| gone(&f.file_name().to_string_lossy()).is_some()) {
+        for mount in run("findmnt", &["-rno", "TARGET"]).unwrap_or_default().lines() {
+            if Path::new(mount).starts_with(folder.path()) {
+                let _gone = run("umount", &["--lazy", mount]);
+            }
+        }
+        let _gone = fs::remove_dir_all(folder.path());
+    }
+}

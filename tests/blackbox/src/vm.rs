@@ -1,0 +1,151 @@
+//! A virtual machine under QEMU whose disk is a volume's socket: the small test guest, which runs commands that come over its
+//! second serial port (`deploy/guest/agent`).
+//!
+//! QEMU is killed when its [`Vm`] is dropped. It needs no network and runs outside the hosts' namespaces.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::lab::{Lab, guest_dir};
+use crate::process::{self, Process};
+use crate::wait::eventually;
+
+const MEMORY_MIB: u32 = 512;
+/// Emulated and on a busy machine.
+const BOOT_MAX: Duration = Duration::from_secs(120);
+
+/// A running machine.
+pub struct Vm {
+    process: Process,
+    console: PathBuf,
+    agent_log: PathBuf,
+    agent: PathBuf,
+    requests: u32,
+}
+
+/// A command that runs in the machine.
+#[derive(Clone, Debug)]
+pub struct Running(String);
+
+impl Vm {
+    /// Boots the test guest with the volume as its disk, and waits until it takes commands.
+    pub fn boot(lab: &Lab, name: &str, disk: &Path) -> Result<Self> {
+        let guest = guest_dir()?;
+        let (kernel, initrd) = (guest.join("vmlinuz"), guest.join("testguest.img"));
+        let (console, agent_log) = (lab.log(&format!("{name}.console")), lab.log(&format!("{name}.agent")));
+        let agent = lab.dir().join(format!("{name}.agent.sock"));
+        let mut command = process::command(None, Path::new("qemu-system-x86_64"));
+        // An old CPU: emulated AVX is slower than none. Shared memory: the disk's back end reads and writes it in place.
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-smp", "1"])
+            .args(["-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "Nehalem", "-m", &MEMORY_MIB.to_string()])
+            .args(["-object", &format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on")])
+            .args(["-chardev", &format!("socket,id=disk0,path={},{}", disk.display(), reconnect_option()?)])
+            .args(["-device", "vhost-user-blk-pci,chardev=disk0"])
+            .args(["-chardev", &format!("file,id=console,path={}", console.display()), "-serial", "chardev:console"])
+            .args(["-chardev", &format!(
+                "socket,id=agent,path={},server=on,wait=off,logfile={}",
+                agent.display(),
+                agent_log.display()
+            )])
+            .args(["-serial", "chardev:agent", "-kernel"])
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", "console=ttyS0 panic=-1 mitigations=off"]);
+        let process = Process::start(command, &lab.log(name))?;
+        let mut vm = Self { process, console, agent_log, agent, requests: 0 };
+        eventually("the machine takes commands", BOOT_MAX, || {
+            vm.alive()?;
+            let log = fs::read_to_string(&vm.agent_log).unwrap_or_default();
+            ensure!(log.contains("agent ready"), "its console says: {:?}", last_line(&vm.console));
+            Ok(())
+        })?;
+        Ok(vm)
+    }
+
+    fn alive(&mut self) -> Result<()> {
+        match self.process.ended()? {
+            Some(status) => bail!("QEMU ended with {status}"),
+            None => Ok(()),
+        }
+    }
+
+    /// What the machine has printed.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    fn answers(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.agent_log).unwrap_or_default()).replace('\r', "")
+    }
+
+    /// Has the machine begin a command.
+    pub fn begin(&mut self, command: &str) -> Result<Running> {
+        self.requests += 1;
+        let id = format!("r{}", self.requests);
+        let mut port = UnixStream::connect(&self.agent).context("the machine's command port")?;
+        writeln!(port, "{id} {}", STANDARD.encode(command))?;
+        // QEMU drops what it has not read when its client hangs up: stay until it has begun.
+        eventually("the machine begins a command", Duration::from_secs(30), || {
+            self.alive()?;
+            ensure!(self.answers().lines().any(|line| line == format!("<<{id}")), "no sign of {id}");
+            Ok(())
+        })?;
+        Ok(Running(id))
+    }
+
+    /// Whether a command has ended.
+    pub fn has_ended(&self, running: &Running) -> bool {
+        self.answers().lines().any(|line| line.starts_with(&format!(">>{} ", running.0)))
+    }
+
+    /// Waits for a command's end: its status and what it printed.
+    pub fn result(&mut self, running: &Running, limit: Duration) -> Result<(i32, String)> {
+        let (from, to) = (format!("<<{}", running.0), format!(">>{} ", running.0));
+        eventually("the machine answers", limit, || {
+            self.alive()?;
+            let answers = self.answers();
+            let mut lines = answers.lines().skip_while(|line| *line != from).skip(1);
+            let mut said = Vec::new();
+            for line in lines.by_ref() {
+                if let Some(status) = line.strip_prefix(&to) {
+                    return Ok((status.trim().parse()?, said.join("\n")));
+                }
+                said.push(line);
+            }
+            bail!("it has printed {} lines so far", said.len())
+        })
+    }
+
+    /// Runs a command that must succeed, and gives what it printed.
+    pub fn run(&mut self, command: &str, limit: Duration) -> Result<String> {
+        let running = self.begin(command)?;
+        let (status, said) = self.result(&running, limit)?;
+        ensure!(status == 0, "in the machine, `{command}` ended with status {status}: {said}");
+        Ok(said.trim().to_owned())
+    }
+}
+
+fn last_line(log: &Path) -> Option<String> {
+    let text = fs::read(log).ok()?;
+    String::from_utf8_lossy(&text).lines().next_back().map(str::to_owned)
+}
+
+/// What makes QEMU try again after the disk's back end went away; 9.2 renamed it.
+fn reconnect_option() -> Result<&'static str> {
+    let output = Command::new("qemu-system-x86_64").arg("--version").output().context("QEMU is not installed")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.split_whitespace().nth(3).context("QEMU does not say its version")?;
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    Ok(if version >= (9, 2) { "reconnect-ms=500" } else { "reconnect=1" })
+}
