@@ -57,7 +57,7 @@ pub fn campaign(seeds: Range<u64>, settings: Settings, each: impl Fn(&Outcome) +
                     if seed >= seeds.end || stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let outcome = run(seed, Options { bug: settings.bug, trace: false });
+                    let outcome = run(seed, Options { bug: settings.bug, trace_lines: 0 });
                     each(&outcome);
                     if settings.first_only && outcome.violation.is_some() {
                         stop.store(true, Ordering::Relaxed);

@@ -65,27 +65,19 @@ impl World {
         }
     }
 
-    /// A guest's request failed: only right when no good copy is left.
+    /// A guest's request failed: only right where a block has rotted, and the other copies were away.
     pub(super) fn check_failure(&mut self, object: usize, op: OpId, error: GuestError) {
         let (first, end) = {
             let op = &self.history.ops[op.0];
             (op.first_sector, op.first_sector + op.sectors)
         };
-        let record = self.directory.state.objects.get(&object_id(object)).cloned();
-        let lost = error == GuestError::Lost
-            && record.is_some_and(|record| {
-                (first..end).any(|sector| {
-                    let index = ChunkIndex((sector / CHUNK_SECTORS) as u32);
-                    let chunk = ChunkId { object: record.id, index };
-                    let block = (sector % CHUNK_SECTORS / BLOCK_SECTORS) as u32;
-                    record.chunks.get(&index).is_some_and(|c| {
-                        c.in_sync().map(disk_of).all(|disk| {
-                            let disk = &self.disks[disk];
-                            disk.dead.is_some() || disk.durable.block(chunk, block).is_some_and(|b| b.rotten)
-                        })
-                    })
-                })
-            });
+        let spoilt = |sector: u64| {
+            let index = ChunkIndex((sector / CHUNK_SECTORS) as u32);
+            let block = (sector % CHUNK_SECTORS / BLOCK_SECTORS) as u32;
+            self.rotted.contains(&(ChunkId { object: object_id(object), index }, block))
+        };
+        // It may have been written anew since.
+        let lost = error == GuestError::Lost && (first / BLOCK_SECTORS * BLOCK_SECTORS..end).any(spoilt);
         if !lost {
             self.violate(format!("o{object} op {} failed: {error}", op.0));
         }
@@ -147,12 +139,14 @@ impl World {
             let Some((host, running)) = owner else { return Some(format!("o{object} has no owner: {record:?}")) };
             let idle = running.session.as_ref().is_none_or(super::guest::Session::is_idle);
             if !idle || !running.owner.is_idle() || !running.owner.is_serving() {
-                return Some(format!("o{object} on h{host} does not answer: {:?}", running.owner));
+                return Some(format!("o{object} on h{host} does not answer: {}", brief(&running.owner)));
             }
             if !record.fully_redundant() {
                 return Some(format!(
-                    "o{object} (mirror:{}) on h{host} is not whole: {:?}; its owner: {:?}",
-                    layout.copies, record.chunks, running.owner
+                    "o{object} (mirror:{}) on h{host} is not whole: {:?}; its owner: {}",
+                    layout.copies,
+                    record.chunks,
+                    brief(&running.owner)
                 ));
             }
         }
@@ -211,4 +205,31 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// A state for people: without the bytes and without the zeros of bitmaps.
+fn brief(owner: &vsand_core::owner::Owner) -> String {
+    let text = format!("{owner:?}").replace("0, 0, ", "");
+    let mut out = String::new();
+    let mut rest = text.as_str();
+    while let Some(at) = rest.find("b\"") {
+        out.push_str(&rest[..at]);
+        out.push_str("B");
+        let tail = &rest[at + 2..];
+        let mut end = tail.len();
+        let mut escaped = false;
+        for (n, c) in tail.char_indices() {
+            match c {
+                _ if escaped => escaped = false,
+                '\\' => escaped = true,
+                '"' => {
+                    end = n + 1;
+                    break;
+                }
+                _ => {}
+            }
+        }
+        rest = &tail[end..];
+    }
+    out + rest
 }

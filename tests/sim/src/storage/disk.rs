@@ -188,6 +188,10 @@ impl SimDisk {
         self.pending.clear();
         self.incarnation += 1;
         self.frozen_until = 0;
+    }
+
+    /// The process opens it again.
+    pub(super) fn restarted(&mut self) {
         if self.dead == Some(Death::UntilRestart) {
             self.dead = None;
         }

@@ -76,6 +76,7 @@ pub(super) enum Step {
     Unwant { object: usize, host: usize },
     Freeze { disk: usize, ns: u64 },
     LoseAnswers { ns: u64 },
+    Die { disk: usize },
 }
 
 impl Event {

@@ -58,6 +58,10 @@ impl World {
         if !self.faulty {
             return;
         }
+        if self.now < self.hold_until {
+            let at = self.hold_until + 1;
+            return self.at(at, Event::Fault);
+        }
         let next = match self.profile {
             Profile::Single => self.single_fault(),
             Profile::Mixed => {
@@ -248,11 +252,15 @@ impl World {
     }
 
     pub(super) fn script(&mut self, step: Step) {
-        if !self.faulty {
+        if let (Step::Die { disk }, true) = (step, self.faulty) {
+            return self.kill_disk(disk, 1);
+        }
+        if !self.faulty || self.now < self.hold_until {
             return;
         }
         self.trace(|| format!("fault {step:?}"));
         match step {
+            Step::Die { .. } => {}
             Step::Kill { host, down_ns, power } => {
                 if self.hosts[host].running {
                     self.stop_process(host, power);
@@ -314,21 +322,34 @@ impl World {
                 let host = self.disks[disk].host;
                 self.after(ns, Event::Script(Step::Kill { host, down_ns: S / 2, power: false }));
             }
-            _ => self.kill_disk(disk),
+            _ => self.kill_disk(disk, 0),
         }
     }
 
-    /// A disk dies for good, once a run and only while nothing else is wrong: then no data may be lost.
-    fn kill_disk(&mut self, disk: usize) {
-        let calm = self.hosts.iter().all(|h| h.running && !h.paused)
+    /// Nothing is wrong and all copies are there: what fails now is a single failure.
+    fn is_calm(&self) -> bool {
+        self.hosts.iter().all(|h| h.gone || (h.running && !h.paused))
             && self.directory.state.objects.values().all(|o| o.fully_redundant())
             && self.objects.iter().all(|o| o.copies > 1)
-            && self.disks.iter().all(|d| d.dead != Some(Death::ForGood) && !d.removed);
-        if !calm {
+            && self.disks.iter().all(|d| d.dead.is_none() && !d.removed && d.frozen_until <= self.now)
+            && self.net.all_connected(self.now)
+            && self.directory.down_until <= self.now
+    }
+
+    /// A disk dies for good, once a run and only while nothing else has been wrong for a while, nor goes wrong until its
+    /// components are out: then no data may be lost.
+    fn kill_disk(&mut self, disk: usize, step: u8) {
+        if !self.is_calm() {
             return;
         }
+        if step == 0 {
+            self.hold_until = self.now + 4 * S;
+            return self.after(4 * S - 1, Event::Script(Step::Die { disk }));
+        }
         self.trace(|| format!("d{disk} dies for good"));
+        self.faults += 1;
         self.disks[disk].dead = Some(Death::ForGood);
+        self.hold_until = self.now + 12 * S;
     }
 
     pub(super) fn add_disk(&mut self, host: usize) {
@@ -386,6 +407,7 @@ impl World {
             if let Some((disk, chunk, block)) = self.dice.pick(&candidates)
                 && self.disks[disk].rot(chunk, block)
             {
+                self.rotted.insert((chunk, block));
                 self.trace(|| format!("block {block} of chunk {} rots on d{disk}", chunk.index.0));
                 return;
             }

@@ -104,6 +104,9 @@ impl World {
         }
         let bugs = self.bugs();
         let state = Arc::new(self.directory.state.clone());
+        for disk in self.disks.iter_mut().filter(|d| d.host == host) {
+            disk.restarted();
+        }
         let h = &mut self.hosts[host];
         h.running = true;
         h.life += 1;

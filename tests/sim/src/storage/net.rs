@@ -44,6 +44,10 @@ impl Net {
     pub(super) fn is_cut(&self, now: u64, from: usize, to: usize) -> bool {
         self.cuts.get(&(from, to)).is_some_and(|until| *until > now)
     }
+
+    pub(super) fn all_connected(&self, now: u64) -> bool {
+        self.cuts.values().all(|until| *until <= now)
+    }
 }
 
 impl World {

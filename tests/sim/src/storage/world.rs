@@ -1,10 +1,10 @@
 //! The cluster and its clock.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
-use ferro_protocol::ids::{DiskId, HostId, ObjectId};
+use ferro_protocol::ids::{ChunkId, DiskId, HostId, ObjectId};
 use vsand_core::bugs::{Bug, Bugs};
 use vsand_core::directory::{Command, HostRecord, Policy};
 use vsand_core::time::{Instant, Now};
@@ -23,16 +23,14 @@ use super::net::Net;
 pub(super) const STALL_MAX: u64 = 2 * S;
 /// Events of a run that never ends.
 const EVENTS_MAX: u64 = 6_000_000;
-/// Lines of the trace that are kept.
-const TRACE_LINES: usize = 400;
 
 /// What a run is to do besides the seed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// A deliberate bug.
     pub bug: Option<Bug>,
-    /// Keep the last events as text.
-    pub trace: bool,
+    /// Keep so many of the last events as text.
+    pub trace_lines: usize,
 }
 
 /// How a run ended.
@@ -78,6 +76,10 @@ pub(super) struct World {
     pub faulty: bool,
     /// Guests begin nothing new.
     pub stopping: bool,
+    /// Nothing new goes wrong before this time.
+    pub hold_until: u64,
+    /// Blocks that have rotted on some disk.
+    pub rotted: BTreeSet<(ChunkId, u32)>,
     pub healed_at: u64,
     pub completed: u64,
     pub faults: u64,
@@ -87,7 +89,7 @@ pub(super) struct World {
     hash: u64,
     events: u64,
     pub done: bool,
-    tracing: bool,
+    trace_lines: usize,
     trace: VecDeque<String>,
 }
 
@@ -189,6 +191,8 @@ impl World {
             violation: None,
             faulty: true,
             stopping: false,
+            hold_until: 0,
+            rotted: BTreeSet::new(),
             healed_at: 0,
             completed: 0,
             faults: 0,
@@ -198,7 +202,7 @@ impl World {
             hash: seed,
             events: 0,
             done: false,
-            tracing: options.trace,
+            trace_lines: options.trace_lines,
             trace: VecDeque::new(),
             dice,
         }
@@ -300,8 +304,8 @@ impl World {
     }
 
     pub(super) fn trace(&mut self, line: impl FnOnce() -> String) {
-        if self.tracing {
-            if self.trace.len() >= TRACE_LINES {
+        if self.tracing() {
+            if self.trace.len() >= self.trace_lines {
                 self.trace.pop_front();
             }
             let line = format!("{:>12.6} {}", self.now as f64 / S as f64, line());
@@ -310,7 +314,7 @@ impl World {
     }
 
     pub(super) fn tracing(&self) -> bool {
-        self.tracing
+        self.trace_lines > 0
     }
 
     fn dispatch(&mut self, event: Event) {

@@ -5,6 +5,8 @@
 //! disk is *silent* when it owes answers and has given none for [`super::Config::silence_max`]: busy disks are never
 //! silent, a frozen one is even while its host answers pings.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use ferro_protocol::ids::{ChunkIndex, DiskId};
 use ferro_protocol::peer::{Refusal, Reply, Request, RequestId};
@@ -134,6 +136,7 @@ impl Owner {
         link.progress = now.mono;
         if std::mem::take(&mut link.silent) {
             self.disk_recovered(disk);
+            self.unstall(now.mono);
         }
         match &reply {
             Err(Refusal::Fenced { .. }) => return self.fence(),
@@ -382,7 +385,7 @@ impl Owner {
 
     /// The disk is dead or silent: whoever waits for it is told.
     pub(super) fn disk_failed(&mut self, now: Instant, disk: DiskId) {
-        let waited_for: std::collections::BTreeSet<ChunkIndex> = self
+        let waited_for: BTreeSet<ChunkIndex> = self
             .asks
             .values()
             .filter(|a| a.disk == disk)
@@ -393,6 +396,7 @@ impl Owner {
             .collect();
         let indexes: Vec<ChunkIndex> = self.groups.keys().copied().collect();
         for index in indexes {
+            self.abort_listings_of(now, index, &BTreeSet::from([disk]));
             let Some(group) = self.groups.get_mut(&index) else { continue };
             let serving = group.is_serving();
             let Some(member) = group.members.get_mut(&disk) else { continue };

@@ -196,6 +196,7 @@ impl Owner {
         for disk in dropped {
             self.join_wanted.remove(&(index, *disk));
         }
+        self.abort_listings_of(now, index, dropped);
         let Some(group) = self.groups.get_mut(&index) else { return };
         if matches!(group.phase, Phase::Agreeing { .. }) {
             self.agree_again(now, index);

@@ -234,13 +234,8 @@ impl Owner {
     }
 
     fn begin_resync(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) -> bool {
+        let source = self.resync_source(index);
         let Some(group) = self.groups.get_mut(&index) else { return false };
-        let source = group
-            .healthy()
-            .filter_map(|d| Some((d, self.links.get(&d)?)))
-            .filter(|(_, link)| link.usable())
-            .min_by_key(|(d, link)| (!link.local, *d))
-            .map(|(d, _)| d);
         let barrier = group.next_seq;
         let Some(member) = group.members.get_mut(&disk) else { return false };
         let (Some(source), Sync::Stale { stale_seq, .. }) = (source, member.sync) else { return false };
@@ -248,17 +243,42 @@ impl Owner {
         true
     }
 
+    /// Whom to ask what has changed: an in-sync component that answers.
+    fn resync_source(&self, index: ChunkIndex) -> Option<DiskId> {
+        self.groups
+            .get(&index)?
+            .healthy()
+            .filter_map(|d| Some((d, self.links.get(&d)?)))
+            .filter(|(_, link)| link.usable())
+            .min_by_key(|(d, link)| (!link.local, *d))
+            .map(|(d, _)| d)
+    }
+
+    /// Drops the resyncs that wait for one of these disks to say what has changed: it does not answer, or it is not in sync
+    /// any more and does not know all.
+    pub(super) fn abort_listings_of(&mut self, now: Instant, index: ChunkIndex, sources: &BTreeSet<DiskId>) {
+        let Some(group) = self.groups.get(&index) else { return };
+        let waits = |r: &Resync| r.stage == Stage::ListSource && sources.contains(&r.source);
+        let members = group.members.iter().filter(|(_, m)| m.resync.as_ref().is_some_and(waits));
+        let disks: Vec<DiskId> = members.map(|(disk, _)| *disk).collect();
+        for disk in disks {
+            self.abort_resync(now, index, disk);
+        }
+    }
+
     fn move_resync(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) {
         let Some(resync) = self.resync_mut(index, disk) else { return };
-        let (stage, since, source) = (resync.stage, resync.since, resync.source);
+        let (stage, since) = (resync.stage, resync.since);
         match stage {
             Stage::Barrier(barrier) => {
                 // Only writes that went out after the resync began go to the component by themselves.
                 let writes = self.groups.get(&index).map(|g| &g.writes);
                 let older = writes.and_then(|w| w.first_key_value()).is_some_and(|(seq, _)| *seq < barrier);
-                if !older {
+                // The source must have those writes too: one that was in sync when the resync began may have missed them.
+                if !older && let Some(source) = self.resync_source(index) {
                     let Some(resync) = self.resync_mut(index, disk) else { return };
                     resync.stage = Stage::ListSource;
+                    resync.source = source;
                     self.list(now, index, disk, source, since, 0);
                 }
             }
