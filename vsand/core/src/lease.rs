@@ -71,7 +71,7 @@ impl Watcher {
     pub fn ended(&self, now: Instant, host: HostId) -> Result<u64, Duration> {
         match self.seen.get(&host) {
             Some((counter, at)) if now.since(*at) >= BREAK_AFTER => Ok(*counter),
-            Some((_, at)) => Err(BREAK_AFTER - now.since(*at)),
+            Some((_, at)) => Err(BREAK_AFTER.saturating_sub(now.since(*at))),
             None => Err(BREAK_AFTER),
         }
     }

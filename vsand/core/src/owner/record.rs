@@ -38,7 +38,7 @@ impl Owner {
                 self.apply_record(now, &record);
             }
             Some(Err(Refused::WrongEpoch { .. } | Refused::NoObject(_) | Refused::NotHolder(_))) => {
-                self.fence()
+                self.fence();
             }
             Some(Err(Refused::NoRoom { .. })) => {
                 if let Some(chunk) = chunk {
