@@ -167,6 +167,10 @@ fn resync_list() -> ResyncList {
 
 #[async_trait]
 impl ControlPlane for Memory {
+    async fn metrics(&self) -> Result<String> {
+        Ok("# EOF\n".to_owned())
+    }
+
     async fn status(&self) -> Result<Status> {
         if self.state().hang {
             std::future::pending::<()>().await;

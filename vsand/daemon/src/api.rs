@@ -53,6 +53,7 @@ macro_rules! routes {
 
 routes! {
     get "/openapi.json" => openapi::document,
+    get "/metrics" => handlers::metrics,
     get "/v1/status" => handlers::status,
     get "/v1/cluster" => handlers::cluster,
     post "/v1/cluster/bootstrap" => handlers::bootstrap,

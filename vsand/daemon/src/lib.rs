@@ -12,6 +12,7 @@ pub mod api;
 pub mod config;
 pub mod data;
 pub mod member;
+pub mod metrics;
 pub mod notify;
 pub mod plane;
 pub mod server;

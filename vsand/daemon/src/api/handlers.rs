@@ -2,7 +2,8 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::{
     AddDiskRequest, AddedDisk, ApiError, BootstrapRequest, BrokenLock, CHUNKS_PAGE_MAX, ClusterInfo,
     DiskList, ErrorCode, HostList, JoinRequest, LockList, ObjectDetails, ObjectList, Removal, ResyncList,
@@ -19,6 +20,8 @@ use super::fail::Failure;
 
 type Answer<T> = Result<Json<T>, Failure>;
 
+/// What `/metrics` is.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The longest name of a host or a fault domain.
 const LABEL_BYTES_MAX: usize = 63;
 
@@ -197,4 +200,13 @@ pub(super) async fn resyncs(State(api): State<Api>) -> Answer<ResyncList> {
     responses((status = 200, body = TopSample), (status = "default", body = ApiError)))]
 pub(super) async fn top(State(api): State<Api>) -> Answer<TopSample> {
     Ok(Json(api.control.top().await?))
+}
+
+/// The counters of this host in OpenMetrics text, for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "cluster",
+    responses((status = 200, body = String, content_type = "application/openmetrics-text"),
+        (status = "default", body = ApiError)))]
+pub(super) async fn metrics(State(api): State<Api>) -> Result<Response, Failure> {
+    let text = api.control.metrics().await?;
+    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
 }

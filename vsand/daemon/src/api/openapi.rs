@@ -32,6 +32,7 @@ use super::{handlers, transfers, volumes};
         handlers::break_lock,
         handlers::resyncs,
         handlers::top,
+        handlers::metrics,
         volumes::list,
         volumes::create,
         volumes::show,

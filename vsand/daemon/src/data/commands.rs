@@ -89,7 +89,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
         }
         Command::Inventory(answer) => {
             let all = data.disks.iter();
-            let all = all.map(|(id, d)| (*id, d.store.inventory().into_iter().map(|e| e.chunk).collect()));
+            let all = all.map(|(id, d)| (*id, d.store.inventory()));
             let _gone = answer.send(all.collect());
         }
         Command::Snapshot(answer) => {

@@ -18,7 +18,7 @@ use vsand_core::directory::{Command as DirectoryCommand, ObjectRecord, Outcome, 
 use vsand_core::owner::guest::{GuestRequest, GuestResult};
 use vsand_core::owner::{Config as OwnerConfig, ProposalId, ResyncView, Trouble};
 use vsand_core::time::Instant;
-use vsand_store::Store;
+use vsand_store::{InventoryEntry, Store};
 
 use super::stats::Snapshot;
 
@@ -100,7 +100,7 @@ pub enum Command {
     /// The directory knows them.
     Pardon(DiskId, Vec<ChunkId>),
     /// What each disk holds.
-    Inventory(oneshot::Sender<Vec<(DiskId, Vec<ChunkId>)>>),
+    Inventory(oneshot::Sender<Vec<(DiskId, Vec<InventoryEntry>)>>),
     /// How everything is.
     Snapshot(oneshot::Sender<Box<Snapshot>>),
     /// Checkpoint all disks and end.
@@ -165,6 +165,8 @@ pub struct VolumeView {
     pub socket: Option<PathBuf>,
     /// Whether a VMM is connected to it.
     pub attached: bool,
+    /// Requests under way.
+    pub in_flight: usize,
 }
 
 /// The control plane's end.

@@ -121,6 +121,7 @@ impl Volume {
             resyncs: self.owner.resyncs(now),
             socket: self.path.clone(),
             attached: self.device.as_ref().is_some_and(|d| d.rings().is_attached()),
+            in_flight: self.origins.len(),
         };
         (view, self.stats.clone())
     }

@@ -12,6 +12,7 @@ use vsand_core::directory::Command;
 use vsand_directory::DirectoryError;
 use vsand_store::{FormatOptions, OpenError, Store, StoreConfig};
 
+use super::devices::{self, DeviceError};
 use super::{Member, write_file};
 use crate::data::port::{Command as DataCommand, LoopGone};
 
@@ -63,6 +64,9 @@ pub enum DiskError {
     /// It is served already.
     #[error("the disk at {} is in use by this host already", .0.display())]
     AlreadyHere(PathBuf),
+    /// The device that it is on.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Something of the system failed.
     #[error("{path}: {source}")]
     Io {
@@ -131,7 +135,11 @@ impl Disks {
     pub async fn open_all(&self, member: &Member) {
         let listed = self.inner().listed.clone();
         for entry in listed {
-            match self.serve(member, &entry.path).await {
+            let served = match mount(&entry).await {
+                Ok(()) => self.serve(member, &entry.path).await,
+                Err(error) => Err(error),
+            };
+            match served {
                 Ok(disk) => tracing::info!(%disk, path = %entry.path.display(), "a disk is served"),
                 Err(error) => {
                     tracing::error!(disk = %entry.disk, path = %entry.path.display(), %error, "a disk can't be served");
@@ -141,18 +149,18 @@ impl Disks {
         }
     }
 
-    /// Makes a disk of an empty directory, or takes up one that is there, and serves it. True if it was there.
-    pub async fn add(&self, member: &Member, path: &Path, capacity_bytes: u64) -> Result<(DiskId, bool), DiskError> {
-        if self.inner().open.values().any(|(open, _)| open == path) {
-            return Err(DiskError::AlreadyHere(path.to_owned()));
+    /// Makes a disk of an empty directory, or takes up one that is there, and serves it. True if it was there; its id is then
+    /// its own.
+    pub async fn add(&self, member: &Member, new: &Listed, capacity_bytes: u64) -> Result<(DiskId, bool), DiskError> {
+        if self.inner().open.values().any(|(open, _)| *open == new.path) {
+            return Err(DiskError::AlreadyHere(new.path.clone()));
         }
         let (cluster, host) = (member.membership.cluster, member.host());
-        let at = path.to_owned();
+        let (at, disk) = (new.path.clone(), new.disk);
         let adopted = blocking(move || match Store::identify(&at) {
             Ok(superblock) if superblock.cluster == cluster => Ok(true),
             Ok(superblock) => Err(DiskError::Foreign { path: at, cluster: superblock.cluster }),
             Err(OpenError::NotFormatted(_)) => {
-                let disk = DiskId(uuid::Uuid::new_v4());
                 let options =
                     FormatOptions { disk, cluster, host, capacity_bytes, journal_bytes: None, tiny: false };
                 Store::format(&at, &options)?;
@@ -161,8 +169,8 @@ impl Disks {
             Err(error) => Err(error.into()),
         })
         .await?;
-        let disk = self.serve(member, path).await?;
-        self.remember(Listed { path: path.to_owned(), disk, device_uuid: None })?;
+        let disk = self.serve(member, &new.path).await?;
+        self.remember(Listed { disk, ..new.clone() })?;
         self.announce(member).await;
         Ok((disk, adopted))
     }
@@ -203,10 +211,19 @@ impl Disks {
     /// Stops serving a disk and forgets it; its data stays where it is.
     pub async fn forget(&self, member: &Member, disk: DiskId) -> Result<(), DiskError> {
         member.data.ask(|answer| DataCommand::RemoveDisk(disk, answer)).await?;
-        let mut inner = self.inner();
-        inner.open.remove(&disk);
-        inner.listed.retain(|l| l.disk != disk);
-        self.write(&inner)
+        let mounted = {
+            let mut inner = self.inner();
+            inner.open.remove(&disk);
+            inner.failed.remove(&disk);
+            let mounted = inner.listed.iter().find(|l| l.disk == disk && l.device_uuid.is_some()).cloned();
+            inner.listed.retain(|l| l.disk != disk);
+            self.write(&inner)?;
+            mounted
+        };
+        if let Some(listed) = mounted {
+            blocking(move || Ok(devices::unmount(&listed.path)?)).await?;
+        }
+        Ok(())
     }
 
     fn remember(&self, listed: Listed) -> Result<(), DiskError> {
@@ -245,6 +262,13 @@ impl Disks {
             }
         }
     }
+}
+
+/// Mounts the file system that a disk is on, if vsand made it.
+async fn mount(listed: &Listed) -> Result<(), DiskError> {
+    let Some(uuid) = listed.device_uuid.clone() else { return Ok(()) };
+    let path = listed.path.clone();
+    blocking(move || Ok(devices::mount(&uuid, &path)?)).await
 }
 
 async fn blocking<T: Send + 'static>(

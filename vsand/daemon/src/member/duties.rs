@@ -131,11 +131,16 @@ pub async fn renew_lease(member: Arc<Member>) {
 pub async fn announce(member: Arc<Member>) {
     loop {
         let wanted = member.host_record();
-        let known = member.state().hosts.get(&wanted.id).cloned();
+        let state = member.state();
+        let known = state.hosts.get(&wanted.id).cloned();
         let right = known.as_ref().is_some_and(|k| {
             k.name == wanted.name && k.address == wanted.address && k.fault_domain == wanted.fault_domain
         });
+        // A host that others know and that is not among them was removed: it does not put itself back. The first host of all
+        // does.
+        let removed = known.is_none() && !state.hosts.is_empty();
         let done = right
+            || removed
             || match member.propose(&Command::PutHost { host: wanted }).await {
                 Ok(Ok(_)) => true,
                 Ok(Err(refused)) => {
@@ -147,7 +152,7 @@ pub async fn announce(member: Arc<Member>) {
                     false
                 }
             };
-        if done {
+        if done && !removed {
             member.disks.announce(&member).await;
         }
         tokio::time::sleep(Duration::from_secs(if done { 10 } else { 1 })).await;
@@ -226,7 +231,7 @@ pub async fn remove_leftovers(member: Arc<Member>) {
         let state = member.state();
         let suspects: BTreeMap<DiskId, Vec<ChunkId>> = inventory
             .into_iter()
-            .map(|(disk, chunks)| (disk, chunks.into_iter().filter(|c| !known(&state, disk, c)).collect::<Vec<_>>()))
+            .map(|(disk, chunks)| (disk, chunks.into_iter().map(|e| e.chunk).filter(|c| !known(&state, disk, c)).collect::<Vec<_>>()))
             .filter(|(_, chunks)| !chunks.is_empty())
             .collect();
         for (disk, chunks) in suspects {

@@ -10,6 +10,7 @@
 
 pub mod admission;
 pub mod connections;
+pub mod devices;
 pub mod disks;
 pub mod duties;
 pub mod network;
@@ -34,6 +35,7 @@ use vsand_directory::{Config as DirectoryConfig, Directory, DirectoryError};
 use crate::config::Config;
 use crate::data::clock;
 use crate::data::port::{ConnectionId, DataHandle, Event};
+use crate::plane::remote::Reporter;
 use disks::{DiskError, Disks};
 use network::Peers;
 use ownership::OpenVolume;
@@ -55,6 +57,9 @@ pub struct Membership {
     pub name: String,
     /// What fails together with it.
     pub fault_domain: String,
+    /// It made the cluster.
+    #[serde(default)]
+    pub founder: bool,
     /// Its part of the directory was opened before: if the files are gone now, something is wrong.
     pub took_part: bool,
 }
@@ -111,6 +116,8 @@ pub struct Member {
     pub peers: Arc<Peers>,
     /// This host's disks.
     pub disks: Disks,
+    /// What reports to other hosts need from one time to the next.
+    pub reporter: Reporter,
     /// How long each host's lease has stood still.
     watcher: Mutex<Watcher>,
     /// The volumes that this host has open.
@@ -226,6 +233,7 @@ impl Member {
             data,
             peers,
             disks,
+            reporter: Reporter::default(),
             watcher: Mutex::new(Watcher::default()),
             open: Mutex::new(HashMap::new()),
             opening: tokio::sync::Mutex::new(()),

@@ -30,6 +30,9 @@ use crate::data::port::{Command as DataCommand, GuestSocket, LoopGone};
 /// Requests that are under way when a volume is closed have so long to end.
 const DISOWN_MAX: Duration = Duration::from_secs(15);
 
+/// The queues that a client of a volume's socket may use.
+pub const QUEUES: u16 = 4;
+
 /// A volume that this host has open.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OpenVolume {
@@ -152,6 +155,14 @@ impl Member {
         }
     }
 
+    /// Gives the lock of an object back that this host holds and does not serve.
+    pub(crate) async fn give_back(&self, object: ObjectId, epoch: Epoch) -> Result<(), OwnError> {
+        match self.propose(&Command::Release { object, epoch, host: self.host() }).await? {
+            Ok(_) | Err(Refused::NotHolder(_) | Refused::NoObject(_)) => Ok(()),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
     /// Another host owns the object now.
     pub(super) fn lost(&self, object: ObjectId, epoch: Epoch) {
         let mut open = self.open_volumes();
@@ -228,6 +239,7 @@ impl Member {
         let listener = local::bind(&path, Some(&self.config.group))?;
         let mut settings = BlkSettings::new(Sector(record.size_bytes / 512), record.name.as_str());
         settings.read_only = read_only;
+        settings.queues = QUEUES;
         let (server, device) =
             ferro_vhost::blk::serve(listener, settings, ServerSettings::new(record.name.as_str()))?;
         Ok(GuestSocket { server, device, path })
@@ -258,7 +270,7 @@ pub async fn reopen(member: Arc<Member>) {
         let name = record.name.clone();
         let result = match lock.kind {
             LockKind::Exclusive { read_only } => take_up(&member, Arc::clone(record), read_only).await,
-            LockKind::Transfer | LockKind::Background => give_back(&member, record).await,
+            LockKind::Transfer | LockKind::Background => member.give_back(record.id, record.epoch).await,
         };
         match result {
             Ok(()) => tracing::info!(volume = %name, kind = ?lock.kind, "a volume of before the restart is taken up again"),
@@ -271,14 +283,6 @@ async fn take_up(member: &Member, record: Arc<ObjectRecord>, read_only: bool) ->
     let _one_at_a_time = member.opening.lock().await;
     let socket = member.bind(&record, read_only)?;
     member.own(record, LockKind::Exclusive { read_only }, Some(socket)).await.map(|_| ())
-}
-
-async fn give_back(member: &Member, record: &ObjectRecord) -> Result<(), OwnError> {
-    let release = Command::Release { object: record.id, epoch: record.epoch, host: member.host() };
-    match member.propose(&release).await? {
-        Ok(_) | Err(Refused::NotHolder(_)) => Ok(()),
-        Err(refused) => Err(refused.into()),
-    }
 }
 
 /// Closed volumes with components that are not in sync are owned for as long as it takes to repair them, by the first of
@@ -303,7 +307,7 @@ pub async fn repair_closed(member: Arc<Member>) {
                     let released = if member.open_volumes().contains_key(&record.id) {
                         member.release(record.id, &record.name).await
                     } else {
-                        give_back(&member, record).await
+                        member.give_back(record.id, record.epoch).await
                     };
                     if let Err(error) = released {
                         tracing::debug!(volume = %record.name, %error, "a repaired volume is not given back yet");

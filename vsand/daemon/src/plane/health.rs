@@ -1,0 +1,331 @@
+//! Health at a glance: what is not as it should be, with the object and the next step, the worst first.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ferro_protocol::api::{DiskState, Health, HealthLevel, HealthReason, HostState, Redundancy};
+use vsand_core::directory::{LockKind, ObjectRecord};
+
+use super::errors::host_name;
+use super::remote::TroubleReport;
+use super::view::View;
+
+/// A disk this full is named: what is left is soon needed for data that is placed there already.
+const NEARLY_FULL_PERCENT: u64 = 80;
+/// From here on nothing new is placed on a disk.
+const FULL_PERCENT: u64 = 95;
+/// A certificate with less left should have renewed itself long ago.
+const CERTIFICATE_LEFT_MIN_S: u64 = 5 * 24 * 3600;
+/// A host that joined so long ago should have come up.
+const JOINING_MAX_S: u64 = 120;
+
+fn reason(level: HealthLevel, code: &str, message: String, next_step: impl Into<String>) -> HealthReason {
+    HealthReason { level, code: code.to_owned(), message, next_step: next_step.into() }
+}
+
+/// Of a host without a cluster.
+pub(super) fn without_cluster() -> Health {
+    let one = reason(
+        HealthLevel::Warning,
+        "no_cluster",
+        "this host is in no cluster yet".to_owned(),
+        "make one with `vsanctl cluster bootstrap`, or join one with `vsanctl cluster join TOKEN`",
+    );
+    Health { level: one.level, reasons: vec![one] }
+}
+
+/// Of the cluster.
+pub(super) fn of(view: &View) -> Health {
+    let mut reasons = Vec::new();
+    directory(view, &mut reasons);
+    hosts(view, &mut reasons);
+    disks(view, &mut reasons);
+    for record in view.state.objects.values() {
+        volume(view, record, &mut reasons);
+    }
+    reasons.sort_by(|a, b| b.level.cmp(&a.level));
+    Health { level: reasons.first().map_or(HealthLevel::Ok, |r| r.level), reasons }
+}
+
+fn directory(view: &View, reasons: &mut Vec<HealthReason>) {
+    if view.removed {
+        let error = super::errors::removed();
+        reasons.push(reason(HealthLevel::Critical, "host_removed", error.message, error.next_step));
+        return;
+    }
+    if view.quorum {
+        return;
+    }
+    let missing: Vec<String> = view
+        .voters
+        .iter()
+        .filter(|host| !view.is_online(**host))
+        .map(|host| host_name(&view.state, *host))
+        .collect();
+    let next = if missing.is_empty() {
+        "wait a few seconds for its voters to agree on a leader; if that lasts, see their logs".to_owned()
+    } else {
+        format!("bring back enough of the voters that do not answer: {}", missing.join(", "))
+    };
+    let message =
+        "the cluster directory has no quorum: nothing can be changed, and volumes that need a change wait"
+            .to_owned();
+    reasons.push(reason(HealthLevel::Critical, "no_quorum", message, next));
+}
+
+fn hosts(view: &View, reasons: &mut Vec<HealthReason>) {
+    let mut versions = BTreeSet::new();
+    for host in view.hosts() {
+        let name = &host.name;
+        let joined = view.state.hosts.get(&host.id).map_or(0, |h| h.joined_unix_s);
+        match host.state {
+            HostState::Offline => {
+                let since = host.last_seen_seconds.map_or_else(String::new, |s| format!(" for {}", span(s)));
+                reasons.push(reason(
+                    HealthLevel::Warning,
+                    "host_offline",
+                    format!("host {name} is offline: it was not heard of{since}"),
+                    format!(
+                        "check its power, its network and `systemctl status vsand` there; data that it misses for {} is rebuilt elsewhere",
+                        span(view.repair_delay_s)
+                    ),
+                ));
+            }
+            HostState::Joining if view.unix_s.saturating_sub(joined) > JOINING_MAX_S => reasons.push(reason(
+                HealthLevel::Warning,
+                "host_not_up",
+                format!("host {name} was let in and has not come up"),
+                format!("start vsand there, or take it out: `vsanctl host remove {name}`"),
+            )),
+            _ => {}
+        }
+        if let Some(ends) = host.certificate_expires_unix_s
+            && ends.saturating_sub(view.unix_s) < CERTIFICATE_LEFT_MIN_S
+        {
+            reasons.push(reason(
+                HealthLevel::Warning,
+                "certificate_expiring",
+                format!("the certificate of host {name} ends in {}", span(ends.saturating_sub(view.unix_s))),
+                format!("it renews itself; if it does not, see `journalctl -u vsand` on {name} and restart vsand there"),
+            ));
+        }
+        versions.extend(host.version);
+    }
+    if versions.len() > 1 {
+        let all: Vec<String> = versions.into_iter().collect();
+        reasons.push(reason(
+            HealthLevel::Warning,
+            "versions_differ",
+            format!("the hosts run different versions of vsand: {}", all.join(", ")),
+            "upgrade the older ones; `vsanctl host list` says which they are",
+        ));
+    }
+}
+
+fn disks(view: &View, reasons: &mut Vec<HealthReason>) {
+    if view.state.disks.is_empty() {
+        let message = "the cluster has no disks: no volume can be made".to_owned();
+        let next = "give it one on each host: `vsanctl disk add PATH`";
+        reasons.push(reason(HealthLevel::Warning, "no_disks", message, next));
+    }
+    for disk in view.disks() {
+        let what = format!("disk {} of host {}", disk.path, disk.host_name);
+        let why = disk.reason.as_deref().unwrap_or("unknown");
+        match disk.state {
+            DiskState::Failed => reasons.push(reason(
+                HealthLevel::Warning,
+                "disk_failed",
+                format!("{what} has failed: {why}"),
+                format!("its data is rebuilt elsewhere; then take it out with `vsanctl disk remove {}` and replace it", disk.id),
+            )),
+            DiskState::Offline if view.is_online(disk.host) => reasons.push(reason(
+                HealthLevel::Warning,
+                "disk_offline",
+                format!("{what} is not served: {why}"),
+                format!("put that right and restart vsand on {}, or take the disk out: `vsanctl disk remove {}`", disk.host_name, disk.id),
+            )),
+            DiskState::Online if disk.capacity_bytes > 0 => {
+                // In this order nothing overflows: a disk has less than 2^52 bytes.
+                let percent = disk.used_bytes.saturating_mul(100) / disk.capacity_bytes;
+                let (code, effect) = match percent {
+                    FULL_PERCENT.. => ("disk_full", ": nothing new is placed on it"),
+                    NEARLY_FULL_PERCENT.. => ("disk_nearly_full", ""),
+                    _ => continue,
+                };
+                reasons.push(reason(
+                    HealthLevel::Warning,
+                    code,
+                    format!("{what} is {percent} % full{effect}"),
+                    "add disks with `vsanctl disk add`, or delete volumes that nobody needs",
+                ));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn volume(view: &View, record: &ObjectRecord, reasons: &mut Vec<HealthReason>) {
+    let name = &record.name;
+    match view.redundancy(record) {
+        Redundancy::Healthy => {}
+        Redundancy::Resyncing => reasons.push(reason(
+            HealthLevel::Warning,
+            "volume_resyncing",
+            format!("volume {name} is being brought back to all its copies"),
+            "wait; `vsanctl resync list` says how long it takes",
+        )),
+        Redundancy::Degraded => reasons.push(reason(
+            HealthLevel::Warning,
+            "volume_degraded",
+            format!("volume {name} has fewer good copies than its policy asks for"),
+            degraded_next_step(view, record),
+        )),
+        Redundancy::Unavailable => reasons.push(reason(
+            HealthLevel::Critical,
+            "volume_unavailable",
+            format!("volume {name} can't be read or written: no good copy of a part of it can be reached"),
+            format!(
+                "bring back one of the hosts that have one; `vsanctl object show {}` says which",
+                record.id
+            ),
+        )),
+    }
+    let importing = record.lock.is_some_and(|lock| lock.kind == LockKind::Transfer);
+    if record.content == vsand_core::directory::Content::Importing && !importing {
+        reasons.push(reason(
+            HealthLevel::Warning,
+            "volume_incomplete",
+            format!("volume {name} holds an import that was never completed"),
+            format!("repeat `vsanctl volume import {name} FILE`, or delete the volume"),
+        ));
+    }
+    for trouble in view.volume_report(record).into_iter().flat_map(|r| &r.troubles) {
+        reasons.push(stalled(view, record, *trouble));
+    }
+}
+
+fn degraded_next_step(view: &View, record: &ObjectRecord) -> String {
+    let offline: BTreeSet<String> = record
+        .chunks
+        .values()
+        .flat_map(|c| &c.components)
+        .filter(|c| !view.is_disk_online(c.disk))
+        .filter_map(|c| view.state.disks.get(&c.disk))
+        .map(|disk| host_name(&view.state, disk.host))
+        .collect();
+    if offline.is_empty() {
+        return "add disks on further hosts if there are too few; it is repaired by itself as soon as it can be".to_owned();
+    }
+    let hosts: Vec<String> = offline.into_iter().collect();
+    format!(
+        "bring back the disks of {}; without them it is repaired elsewhere after {}",
+        hosts.join(", "),
+        span(view.repair_delay_s)
+    )
+}
+
+fn stalled(view: &View, record: &ObjectRecord, trouble: TroubleReport) -> HealthReason {
+    let name = &record.name;
+    let (code, message, next) = match trouble {
+        TroubleReport::Full(disk) => {
+            let disk = view.state.disks.get(&disk);
+            let host =
+                disk.map_or_else(String::new, |d| format!(" of host {}", host_name(&view.state, d.host)));
+            let path = disk.map_or("?", |d| d.path.as_str());
+            (
+                "volume_waits_for_space",
+                format!("writes to volume {name} wait: disk {path}{host} is full"),
+                "free space on it by deleting volumes or discarding inside guests, or take it out after adding others",
+            )
+        }
+        TroubleReport::NoPlace(chunk) => (
+            "volume_waits_for_space",
+            format!("writes to volume {name} wait: no disks can take its chunk {}", chunk.0),
+            "add disks, on as many hosts as the policy asks for",
+        ),
+        TroubleReport::Unreachable(chunk) => (
+            "volume_waits_for_data",
+            format!("I/O of volume {name} waits: no good copy of its chunk {} answers", chunk.0),
+            "bring back the hosts that have one; nothing is lost as long as they come back",
+        ),
+        TroubleReport::NoDirectory => (
+            "volume_waits_for_directory",
+            format!("I/O of volume {name} waits for the cluster directory"),
+            "bring back enough of the directory's voters",
+        ),
+    };
+    reason(HealthLevel::Critical, code, message, next)
+}
+
+/// A length of time for people.
+fn span(seconds: u64) -> String {
+    let whole = Duration::from_secs(seconds).as_secs();
+    match whole {
+        0..120 => format!("{whole} s"),
+        120..7_200 => format!("{} min", whole / 60),
+        7_200..172_800 => format!("{} h", whole / 3_600),
+        _ => format!("{} days", whole / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::tests::{disk_id, healthy, host_id, kill, stale};
+    use super::*;
+    use std::sync::Arc;
+    use vsand_core::directory::DiskHealth;
+
+    fn codes(health: &Health) -> Vec<&str> {
+        health.reasons.iter().map(|r| r.code.as_str()).collect()
+    }
+
+    #[test]
+    fn nothing_to_say_when_all_is_well() {
+        let health = of(&healthy());
+        assert_eq!((health.level, codes(&health)), (HealthLevel::Ok, vec![]));
+    }
+
+    #[test]
+    fn a_dead_host_is_named_with_what_it_costs() {
+        let mut view = healthy();
+        kill(&mut view, 3);
+        stale(&mut view, 3, 5);
+        let health = of(&view);
+        assert_eq!(health.level, HealthLevel::Warning);
+        assert_eq!(codes(&health), ["host_offline", "volume_degraded"]);
+        assert!(health.reasons[0].message.contains("host3") && health.reasons[0].message.contains("30 s"));
+        assert!(health.reasons[1].next_step.contains("host3"), "{:?}", health.reasons[1]);
+    }
+
+    #[test]
+    fn the_worst_comes_first() {
+        let mut view = healthy();
+        view.quorum = false;
+        kill(&mut view, 2);
+        kill(&mut view, 3);
+        let health = of(&view);
+        assert_eq!(health.level, HealthLevel::Critical);
+        assert_eq!(codes(&health)[0], "no_quorum");
+        assert!(health.reasons[0].next_step.contains("host2, host3"));
+    }
+
+    #[test]
+    fn disks_that_failed_or_are_full_are_named() {
+        let mut view = healthy();
+        let state = Arc::make_mut(&mut view.state);
+        state.disks.get_mut(&disk_id(2)).unwrap().health = DiskHealth::Dead("EIO".to_owned());
+        view.reports.get_mut(&host_id(3)).unwrap().disks[0].extents_used = 960;
+        let health = of(&view);
+        assert!(
+            codes(&health).contains(&"disk_failed") && codes(&health).contains(&"disk_full"),
+            "{health:?}"
+        );
+    }
+
+    #[test]
+    fn spans_read_well() {
+        for (s, text) in [(30, "30 s"), (3_600, "60 min"), (10_000, "2 h"), (864_000, "10 days")] {
+            assert_eq!(span(s), text);
+        }
+    }
+}

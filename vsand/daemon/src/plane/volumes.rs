@@ -1,0 +1,292 @@
+//! Volumes, objects and locks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferro_protocol::api::{
+    ApiError, BrokenLock, DiskCounters, ErrorCode, LockInfo, ObjectDetails, OpenedVolume, OperationCounters,
+    TopSample, VolumeCounters, VolumeInfo, VolumeOwner,
+};
+use ferro_protocol::ids::{ChunkIndex, HostId, ObjectId, VolumeName};
+use uuid::Uuid;
+use vsand_core::directory::placement::has_room;
+use vsand_core::directory::{Command, DiskHealth, LockKind, ObjectRecord, Outcome, Refused, State};
+
+use super::cluster::{settle, view};
+use super::errors::{self, host_name};
+use super::view::core_policy;
+use crate::api::control::{NewVolume, Result};
+use crate::api::fail;
+use crate::data::clock;
+use crate::data::port::Command as DataCommand;
+use crate::data::stats::VolumeStats;
+use crate::member::Member;
+use crate::member::ownership::QUEUES;
+
+/// The volume as everybody agrees it is now; without a quorum, as this host last heard.
+async fn find(member: &Member, name: &VolumeName) -> Result<Arc<ObjectRecord>> {
+    if let Some(record) = member.state().by_name(name) {
+        return Ok(Arc::clone(record));
+    }
+    // Perhaps it was made on another host just now.
+    let state = member.directory.linearizable_state().await;
+    let state = state.map_err(|error| errors::directory(&format!("looking for volume {name}"), &error))?;
+    state.by_name(name).cloned().ok_or_else(|| fail::volume_not_found(name))
+}
+
+async fn propose(
+    member: &Member,
+    what: &str,
+    command: &Command,
+) -> Result<std::result::Result<Outcome, Refused>> {
+    member.propose(command).await.map_err(|error| errors::directory(what, &error))
+}
+
+/// How many fault domains have a disk that may take a component, and how many have one at all.
+fn domains(state: &State) -> (u32, u32) {
+    let count = |good: &dyn Fn(&vsand_core::directory::DiskRecord) -> bool| {
+        let domains: std::collections::BTreeSet<&str> =
+            state.disks.values().filter(|d| good(d)).filter_map(|d| state.fault_domain(d.id)).collect();
+        domains.len() as u32
+    };
+    (count(&|d| has_room(d)), count(&|d| d.health == DiskHealth::Healthy))
+}
+
+pub(super) async fn create(member: &Member, volume: NewVolume) -> Result<VolumeInfo> {
+    let NewVolume { name, size_bytes, policy } = volume;
+    let what = format!("making volume {name}");
+    let command = Command::CreateObject {
+        object: ObjectId(Uuid::new_v4()),
+        name: name.clone(),
+        size_bytes,
+        policy: core_policy(policy),
+        unix_s: clock::unix_s(),
+    };
+    let record = match propose(member, &what, &command).await? {
+        Ok(Outcome::Object(record)) => record,
+        Ok(other) => return Err(fail::internal(what, format!("the directory answered {other:?}"))),
+        Err(Refused::NoRoom { .. }) => {
+            let state = member.state();
+            let (roomy, healthy) = domains(&state);
+            if healthy >= u32::from(policy.copies()) {
+                let free = state
+                    .disks
+                    .values()
+                    .map(|d| d.capacity_extents.saturating_sub(d.used_extents))
+                    .sum::<u64>();
+                tracing::debug!(roomy, healthy, "no room for a volume");
+                let need = size_bytes.saturating_mul(u64::from(policy.copies()));
+                return Err(fail::cluster_full(
+                    format!("volume {name}"),
+                    need,
+                    free * ferro_protocol::units::EXTENT_BYTES,
+                ));
+            }
+            return Err(fail::policy_unsatisfiable(&name, policy, healthy));
+        }
+        Err(refused) => return Err(errors::refused(&member.state(), &refused)),
+    };
+    tracing::info!(volume = %name, object = %record.id, size_bytes, %policy, "a volume was made");
+    settle(member).await;
+    Ok(view(member).await.volume(&record))
+}
+
+pub(super) async fn show(member: &Member, name: &VolumeName) -> Result<VolumeInfo> {
+    let record = find(member, name).await?;
+    Ok(view(member).await.volume(&record))
+}
+
+pub(super) async fn open(member: &Member, name: &VolumeName, read_only: bool) -> Result<OpenedVolume> {
+    let record = find(member, name).await?;
+    let socket = member.open_volume(name, read_only).await.map_err(|error| {
+        errors::own(&member.state(), member.host(), &format!("opening volume {name}"), &error)
+    })?;
+    tracing::info!(volume = %name, read_only, socket = %socket.display(), "a volume is open here");
+    Ok(OpenedVolume {
+        name: name.clone(),
+        object: record.id,
+        socket: socket.display().to_string(),
+        size_bytes: record.size_bytes,
+        read_only,
+        queues: QUEUES,
+    })
+}
+
+pub(super) async fn close(member: &Member, name: &VolumeName) -> Result<VolumeInfo> {
+    find(member, name).await?;
+    member.close_volume(name).await.map_err(|error| {
+        errors::own(&member.state(), member.host(), &format!("closing volume {name}"), &error)
+    })?;
+    tracing::info!(volume = %name, "a volume was closed");
+    settle(member).await;
+    show(member, name).await
+}
+
+pub(super) async fn resize(member: &Member, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo> {
+    let record = find(member, name).await?;
+    let command = Command::ResizeObject { object: record.id, size_bytes };
+    match propose(member, &format!("resizing volume {name}"), &command).await? {
+        Ok(Outcome::Object(record)) => {
+            settle(member).await;
+            Ok(view(member).await.volume(&record))
+        }
+        Ok(_) => show(member, name).await,
+        Err(Refused::Shrink { now, wanted }) => Err(fail::shrink_refused(name, now, wanted)),
+        Err(Refused::NoObject(_)) => Err(fail::volume_not_found(name)),
+        Err(refused) => Err(errors::refused(&member.state(), &refused)),
+    }
+}
+
+pub(super) async fn delete(member: &Member, name: &VolumeName) -> Result<()> {
+    let record = find(member, name).await?;
+    match propose(member, &format!("deleting volume {name}"), &Command::DeleteObject { object: record.id })
+        .await?
+    {
+        Ok(_) => {
+            tracing::info!(volume = %name, object = %record.id, "a volume was deleted");
+            settle(member).await;
+            Ok(())
+        }
+        Err(Refused::NoObject(_)) => Err(fail::volume_not_found(name)),
+        Err(refused) => Err(errors::refused(&member.state(), &refused)),
+    }
+}
+
+pub(super) async fn object(
+    member: &Member,
+    object: ObjectId,
+    from: ChunkIndex,
+    chunks_max: u32,
+) -> Result<ObjectDetails> {
+    let view = view(member).await;
+    let record = view.state.objects.get(&object).ok_or_else(|| fail::object_not_found(object))?;
+    let mut placed = record.chunks.range(from..);
+    let chunks = placed.by_ref().take(chunks_max as usize);
+    let chunks = chunks.map(|(index, chunk)| view.chunk(record, *index, chunk)).collect();
+    let next_chunk = placed.next().map(|(index, _)| *index);
+    Ok(ObjectDetails { object: view.object(record), chunks, next_chunk })
+}
+
+fn owner(state: &State, host: HostId) -> VolumeOwner {
+    VolumeOwner { host, host_name: host_name(state, host) }
+}
+
+/// Whole seconds, rounded up: "wait 0 seconds" helps nobody.
+fn seconds(time: Duration) -> u64 {
+    time.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX)
+}
+
+pub(super) fn locks(member: &Member) -> Vec<LockInfo> {
+    let (state, now) = (member.state(), clock::mono());
+    let watcher = member.watcher();
+    let records = state.names.values().filter_map(|id| state.objects.get(id));
+    records
+        .filter_map(|record| Some((record, record.lock.filter(|l| l.kind != LockKind::Background)?)))
+        .map(|(record, lock)| {
+            let left = watcher.ended(now, lock.host).err();
+            LockInfo {
+                object: record.id,
+                volume: Some(record.name.clone()),
+                owner: owner(&state, lock.host),
+                epoch: record.epoch,
+                lease_running: left.is_some(),
+                lease_seconds: left.map(seconds),
+            }
+        })
+        .collect()
+}
+
+pub(super) async fn break_lock(member: &Member, object: ObjectId) -> Result<BrokenLock> {
+    let what = format!("breaking the lock of object {object}");
+    let state = member.directory.linearizable_state().await;
+    let state = state.map_err(|error| errors::directory(&what, &error))?;
+    let record = state.objects.get(&object).ok_or_else(|| fail::object_not_found(object))?;
+    let lock = record.lock.ok_or_else(|| fail::lock_not_found(object))?;
+    let ended = member.watcher().ended(clock::mono(), lock.host);
+    let lease = ended.map_err(|left| lease_running(&state, record, lock.host, Some(left)))?;
+    let command = Command::BreakLock { object, epoch: record.epoch, holder: lock.host, lease };
+    match propose(member, &what, &command).await? {
+        Ok(_) => {
+            tracing::warn!(volume = %record.name, holder = %lock.host, "a lock was broken");
+            Ok(BrokenLock {
+                object,
+                volume: Some(record.name.clone()),
+                previous_owner: owner(&state, lock.host),
+            })
+        }
+        Err(Refused::LeaseAlive(host)) => Err(lease_running(&state, record, host, None)),
+        Err(refused) => Err(errors::refused(&state, &refused)),
+    }
+}
+
+fn lease_running(state: &State, record: &ObjectRecord, holder: HostId, left: Option<Duration>) -> ApiError {
+    let (name, host) = (&record.name, host_name(state, holder));
+    let error = ApiError::new(
+        ErrorCode::LeaseRunning,
+        format!("the lock of volume {name} can't be broken: the lease of host {host} may still be running"),
+        match left {
+            Some(left) => format!(
+                "if {host} is alive, close the volume there; if it is dead, repeat in {} s",
+                seconds(left)
+            ),
+            None => format!("{host} is alive: close the volume there with `vsanctl volume close {name}`"),
+        },
+    )
+    .with("owner", &host);
+    match left {
+        Some(left) => error.with("seconds", seconds(left)),
+        None => error,
+    }
+}
+
+fn us(ns: u64) -> u64 {
+    ns / 1_000
+}
+
+fn counters(stats: &VolumeStats, in_flight: usize) -> OperationCounters {
+    OperationCounters {
+        reads: stats.read.ops,
+        read_bytes: stats.read.bytes,
+        read_us_sum: us(stats.read.latency.sum_ns),
+        writes: stats.write.ops,
+        write_bytes: stats.write.bytes,
+        write_us_sum: us(stats.write.latency.sum_ns),
+        in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
+    }
+}
+
+pub(super) async fn top(member: &Member) -> Result<TopSample> {
+    let snapshot = member.data.ask(DataCommand::Snapshot).await.map_err(errors::stopping)?;
+    let state = member.state();
+    let mut volumes: Vec<VolumeCounters> = snapshot
+        .volumes
+        .iter()
+        .filter_map(|(view, stats)| {
+            let name = state.objects.get(&view.object)?.name.clone();
+            Some(VolumeCounters { name, counters: counters(stats, view.in_flight) })
+        })
+        .collect();
+    volumes.sort_by(|a, b| a.name.cmp(&b.name));
+    let disks = snapshot
+        .disks
+        .iter()
+        .map(|(disk, stats, _)| DiskCounters {
+            id: *disk,
+            path: member.disks.path_of(*disk).map_or_else(String::new, |p| p.display().to_string()),
+            counters: OperationCounters {
+                reads: stats.data_reads,
+                writes: stats.records,
+                write_us_sum: us(stats.batch_ns),
+                in_flight: u32::try_from(stats.in_flight).unwrap_or(u32::MAX),
+                // The store counts requests, not bytes, and the time of writes only.
+                ..OperationCounters::default()
+            },
+        })
+        .collect();
+    Ok(TopSample {
+        at_us: clock::mono().0 / 1_000,
+        host_name: member.membership.name.clone(),
+        volumes,
+        disks,
+    })
+}
