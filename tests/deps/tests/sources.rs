@@ -31,6 +31,8 @@ const PUBLIC_HOSTS: &[&str] = &[
     "rustsec.org",
     "rustup.rs",
     "spdx.org",
+    // The name space of SVG, in pictures.
+    "w3.org",
     "wikipedia.org",
     "man7.org",
     "openapis.org",
