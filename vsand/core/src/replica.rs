@@ -96,13 +96,16 @@ struct Closing {
     epoch: Epoch,
     askers: Vec<(Asker, RequestId, Epoch)>,
     promised: bool,
+    /// The operation whose answer moves this seal on. Answers to those of an earlier seal, which may even have had the same
+    /// epoch, say nothing about this one.
+    expects: Option<Ticket>,
 }
 
 #[derive(Debug)]
 enum Pending {
     Request { to: Asker, id: RequestId, chunk: ChunkId, change: bool },
     Promise { object: ObjectId, epoch: Epoch },
-    Summary { object: ObjectId, epoch: Epoch },
+    Summary { object: ObjectId },
     Removal { chunk: ChunkId },
 }
 
@@ -198,8 +201,8 @@ impl Replica {
                     self.change_ended(chunk.object);
                 }
             }
-            Pending::Promise { object, epoch } => self.promised(object, epoch, result),
-            Pending::Summary { object, epoch } => self.summarised(object, epoch, result),
+            Pending::Promise { object, epoch } => self.promised(object, epoch, Some(ticket), result),
+            Pending::Summary { object } => self.summarised(object, ticket, result),
             Pending::Removal { chunk } => {
                 self.condemned.remove(&chunk);
                 self.change_ended(chunk.object);
@@ -265,11 +268,16 @@ impl Replica {
             return self.refuse(from, id, Refusal::Unsealed { sealed });
         }
         entry.asker = Some(from);
-        let closing =
-            entry.closing.get_or_insert_with(|| Closing { epoch, askers: Vec::new(), promised: false });
+        let closing = entry.closing.get_or_insert_with(|| Closing {
+            epoch,
+            askers: Vec::new(),
+            promised: false,
+            expects: None,
+        });
         if epoch > closing.epoch {
             closing.epoch = epoch;
             closing.promised = false;
+            closing.expects = None;
         }
         if closing.askers.len() >= SEALS_MAX {
             return self.refuse(from, id, Refusal::Malformed("too many seals at once".to_owned()));
@@ -310,7 +318,11 @@ impl Replica {
             entry.changes += 1;
         }
         let ticket = self.ticket(Pending::Request { to: from, id, chunk, change });
-        if change { self.submit_in_order(ticket, chunk, op) } else { self.effects.push_back(Effect::Disk(ticket, op)) }
+        if change {
+            self.submit_in_order(ticket, chunk, op)
+        } else {
+            self.effects.push_back(Effect::Disk(ticket, op))
+        }
     }
 
     /// Gives a change to the disk, now or after the installs that it overlaps.
@@ -368,32 +380,46 @@ impl Replica {
         closing.promised = true;
         let epoch = closing.epoch;
         if self.bugs.has(Bug::SealInMemory) {
-            return self.promised(object, epoch, Ok(DiskReply::Done));
+            return self.promised(object, epoch, None, Ok(DiskReply::Done));
         }
         let ticket = self.ticket(Pending::Promise { object, epoch });
+        self.expect(object, ticket);
         self.effects.push_back(Effect::Disk(ticket, DiskOp::SetEpoch { object, epoch }));
     }
 
-    fn promised(&mut self, object: ObjectId, epoch: Epoch, result: Result<DiskReply, DiskError>) {
+    fn expect(&mut self, object: ObjectId, ticket: Ticket) {
+        if let Some(closing) = self.objects.get_mut(&object).and_then(|o| o.closing.as_mut()) {
+            closing.expects = Some(ticket);
+        }
+    }
+
+    fn promised(
+        &mut self,
+        object: ObjectId,
+        epoch: Epoch,
+        ticket: Option<Ticket>,
+        result: Result<DiskReply, DiskError>,
+    ) {
         let Some(entry) = self.objects.get_mut(&object) else { return };
         let Some(closing) = &entry.closing else { return };
-        if closing.epoch != epoch {
-            // A higher seal came meanwhile: its own promise follows.
+        if closing.expects != ticket {
+            // Another seal came meanwhile: its own promise follows.
             return self.promise_if_quiet(object);
         }
         match result {
             Ok(_) => {
                 entry.serving = epoch;
-                let ticket = self.ticket(Pending::Summary { object, epoch });
+                let ticket = self.ticket(Pending::Summary { object });
+                self.expect(object, ticket);
                 self.effects.push_back(Effect::Disk(ticket, DiskOp::Summarise { object }));
             }
             Err(error) => self.end_closing(object, &Err(refusal(error))),
         }
     }
 
-    fn summarised(&mut self, object: ObjectId, epoch: Epoch, result: Result<DiskReply, DiskError>) {
-        let current = self.objects.get(&object).and_then(|o| o.closing.as_ref()).map(|c| c.epoch);
-        if current != Some(epoch) {
+    fn summarised(&mut self, object: ObjectId, ticket: Ticket, result: Result<DiskReply, DiskError>) {
+        let expected = self.objects.get(&object).and_then(|o| o.closing.as_ref()).and_then(|c| c.expects);
+        if expected != Some(ticket) {
             return;
         }
         let reply = match result {
