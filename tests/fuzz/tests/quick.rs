@@ -2,6 +2,7 @@
 //!
 //! A failure prints the input; save it as it says, mend the code, and the case is tested from then on.
 
+use std::fmt::Write;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -72,7 +73,10 @@ fn shrink(target: &Target, input: &[u8]) -> Vec<u8> {
 #[track_caller]
 fn report(target: &Target, input: &[u8], what: &str) -> ! {
     let small = shrink(target, input);
-    let hex: String = small.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut hex = String::with_capacity(2 * small.len());
+    for byte in &small {
+        write!(hex, "{byte:02x}").expect("a string takes everything");
+    }
     let path = format!("tests/fuzz/regressions/{}/NAME.bin", target.name);
     panic!(
         "{}: {what}\nthe input, {} bytes; keep it with `xxd -r -p >{path}`:\n{hex}",
