@@ -54,7 +54,6 @@ enum Content {
 struct Version {
     id: WriteId,
     content: Content,
-    begun: u64,
     ended: Option<u64>,
     /// Since when it is certainly no more there. Kept while a read is under way that began before.
     gone: Option<u64>,
@@ -106,7 +105,7 @@ impl Checker {
 
     fn versions(&mut self, sector: u64) -> &mut Vec<Version> {
         self.sectors.entry(sector).or_insert_with(|| {
-            vec![Version { id: WriteId(0), content: Content::Zero, begun: 0, ended: Some(0), gone: None }]
+            vec![Version { id: WriteId(0), content: Content::Zero, ended: Some(0), gone: None }]
         })
     }
 
@@ -128,7 +127,7 @@ impl Checker {
         for sector in sectors.clone() {
             let versions = self.versions(sector);
             versions.retain(|v| v.gone.is_none_or(|gone| gone > oldest_read));
-            versions.push(Version { id, content: content(id), begun, ended: None, gone: None });
+            versions.push(Version { id, content: content(id), ended: None, gone: None });
         }
         self.writes.insert(id, Write { sectors: sectors.clone(), begun, ended: None });
         id
@@ -156,7 +155,8 @@ impl Checker {
 
     /// Nobody answers the writes under way any more, and none of them can happen after this. Returns how many there were.
     pub fn give_up(&mut self) -> usize {
-        let open: Vec<WriteId> = self.writes.iter().filter(|(_, w)| w.ended.is_none()).map(|(id, _)| *id).collect();
+        let open: Vec<WriteId> =
+            self.writes.iter().filter(|(_, w)| w.ended.is_none()).map(|(id, _)| *id).collect();
         open.iter().for_each(|id| self.end_write(*id, Ending::GivenUp));
         self.reads.clear();
         open.len()
@@ -187,7 +187,11 @@ impl Checker {
     fn check(&mut self, read: ReadId, now: u64, sector: u64, bytes: &[u8]) -> Result<(), Violation> {
         let Some(content) = parse(bytes, sector) else {
             let begin: Vec<String> = bytes.iter().take(32).map(|b| format!("{b:02x}")).collect();
-            return Err(self.violation(sector, read, &format!("bytes that nobody wrote: {}…", begin.join(""))));
+            return Err(self.violation(
+                sector,
+                read,
+                &format!("bytes that nobody wrote: {}…", begin.join("")),
+            ));
         };
         let versions = self.versions(sector);
         let seen = |v: &Version| v.content == content && v.gone.is_none_or(|gone| gone > read.0);
@@ -214,7 +218,8 @@ impl Checker {
             .filter(|(_, w)| w.sectors.contains(&sector))
             .map(|(id, w)| format!("{} ({}..{:?})", id.0, w.begun, w.ended))
             .collect();
-        let may: Vec<String> = self.sectors.get(&sector).into_iter().flatten().map(|v| format!("{v:?}")).collect();
+        let may: Vec<String> =
+            self.sectors.get(&sector).into_iter().flatten().map(|v| format!("{v:?}")).collect();
         let last = &history[history.len().saturating_sub(8)..];
         Violation(format!(
             "sector {sector} holds {found}, seen by a read that began at {}\n  may hold: {}\n  last writes: {}",
@@ -317,7 +322,10 @@ mod tests {
             checker.end_write(id, Ending::Failed);
             let (is, is_not) = if happened { (maybe, old) } else { (old, maybe) };
             assert!(read(&mut checker, &is).is_ok());
-            assert!(read(&mut checker, &is_not).is_err(), "a block changed between two reads without a write");
+            assert!(
+                read(&mut checker, &is_not).is_err(),
+                "a block changed between two reads without a write"
+            );
         }
     }
 

@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use ferro_protocol::api::{OpenedVolume, Status, TokenInfo, VolumeInfo};
 use rustix::process::Signal;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -141,7 +143,15 @@ impl Host {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        self.daemon().as_ref().with_context(|| format!("{}'s vsand does not run", self.name()))?.signal(signal)
+        self.daemon()
+            .as_ref()
+            .with_context(|| format!("{}'s vsand does not run", self.name()))?
+            .signal(signal)
+    }
+
+    /// How the daemon ended by itself, if it has.
+    pub fn end(&self) -> Option<ExitStatus> {
+        self.daemon().as_mut().and_then(|daemon| daemon.ended().ok().flatten())
     }
 
     /// Whether the daemon was started and has not ended by itself.
@@ -160,7 +170,8 @@ impl Host {
 
     /// Nothing reaches this host.
     pub fn cut_in(&self) -> Result<()> {
-        run("tc", &["-n", &self.switch, "qdisc", "replace", "dev", &self.port(), "root", "blackhole"]).map(drop)
+        run("tc", &["-n", &self.switch, "qdisc", "replace", "dev", &self.port(), "root", "blackhole"])
+            .map(drop)
     }
 
     /// The cable is pulled.
@@ -218,7 +229,11 @@ impl Host {
         let output = self.vsanctl(arguments).output().context("can't run vsanctl")?;
         let asked = format!("{}: vsanctl {}", self.name(), arguments.join(" "));
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(!output.status.success(), "{asked} was not refused: {}", String::from_utf8_lossy(&output.stdout));
+        ensure!(
+            !output.status.success(),
+            "{asked} was not refused: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         let line = said.lines().rfind(|line| line.starts_with('{'));
         let refusal: Refusal = line
             .and_then(|line| serde_json::from_str(line).ok())
@@ -229,7 +244,10 @@ impl Host {
             code,
             output.status
         );
-        ensure!(!refusal.message.is_empty() && !refusal.next_step.is_empty(), "{asked}: says too little: {refusal:?}");
+        ensure!(
+            !refusal.message.is_empty() && !refusal.next_step.is_empty(),
+            "{asked}: says too little: {refusal:?}"
+        );
         Ok(refusal)
     }
 
@@ -256,6 +274,11 @@ impl Host {
         self.ctl(&["volume", "show", name])
     }
 
+    /// Makes a volume.
+    pub fn create(&self, name: &str, size: &str, policy: &str) -> Result<()> {
+        self.ctl_ok(&["volume", "create", name, "--size", size, "--policy", policy])
+    }
+
     /// Opens a volume here and gives its socket.
     pub fn open(&self, name: &str) -> Result<PathBuf> {
         let opened: OpenedVolume = self.ctl(&["volume", "open", name])?;
@@ -273,6 +296,16 @@ impl Host {
     pub fn add_disk(&self, path: &Path, size: &str) -> Result<Value> {
         fs::create_dir_all(path)?;
         self.ctl(&["disk", "add", &path.display().to_string(), "--size", size])
+    }
+
+    /// Does something on this host's network: in a thread of its own that lives in the host's namespace.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = fs::File::open(format!("/run/netns/{}", self.namespace))?;
+        let thread = move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(thread).join().map_err(|_| anyhow!("it panicked"))?)
     }
 
     /// Everything that the daemon has logged.

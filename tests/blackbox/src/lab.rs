@@ -106,7 +106,11 @@ fn bin_dir() -> Result<PathBuf> {
         }
     };
     for program in ["vsand", "vsanctl"] {
-        ensure!(dir.join(program).exists(), "{} is not built: cargo build -p vsand -p ferro-tools", dir.join(program).display());
+        ensure!(
+            dir.join(program).exists(),
+            "{} is not built: cargo build -p vsand -p ferro-tools",
+            dir.join(program).display()
+        );
     }
     Ok(dir)
 }
@@ -227,7 +231,12 @@ impl Lab {
                 let sick = status.volumes.iter().find(|v| v.redundancy != Redundancy::Healthy);
                 ensure!(sick.is_none(), "{}: {sick:?}", host.name());
                 let disks = status.capacity.disks_online;
-                ensure!(disks == status.capacity.disks && disks > 0, "{}: {:?}", host.name(), status.capacity);
+                ensure!(
+                    disks == status.capacity.disks && disks > 0,
+                    "{}: {:?}",
+                    host.name(),
+                    status.capacity
+                );
             }
             Ok(())
         })

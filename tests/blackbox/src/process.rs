@@ -97,7 +97,12 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
         .output()
         .with_context(|| format!("can't run {program}"))?;
     if !output.status.success() {
-        bail!("{program} {}: {}: {}", arguments.join(" "), output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{program} {}: {}: {}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -46,16 +46,31 @@ impl Vm {
         // An old CPU: emulated AVX is slower than none. Shared memory: the disk's back end reads and writes it in place.
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-smp", "1"])
-            .args(["-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "Nehalem", "-m", &MEMORY_MIB.to_string()])
+            .args([
+                "-machine",
+                "q35,accel=tcg,memory-backend=ram",
+                "-cpu",
+                "Nehalem",
+                "-m",
+                &MEMORY_MIB.to_string(),
+            ])
             .args(["-object", &format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on")])
             .args(["-chardev", &format!("socket,id=disk0,path={},{}", disk.display(), reconnect_option()?)])
             .args(["-device", "vhost-user-blk-pci,chardev=disk0"])
-            .args(["-chardev", &format!("file,id=console,path={}", console.display()), "-serial", "chardev:console"])
-            .args(["-chardev", &format!(
-                "socket,id=agent,path={},server=on,wait=off,logfile={}",
-                agent.display(),
-                agent_log.display()
-            )])
+            .args([
+                "-chardev",
+                &format!("file,id=console,path={}", console.display()),
+                "-serial",
+                "chardev:console",
+            ])
+            .args([
+                "-chardev",
+                &format!(
+                    "socket,id=agent,path={},server=on,wait=off,logfile={}",
+                    agent.display(),
+                    agent_log.display()
+                ),
+            ])
             .args(["-serial", "chardev:agent", "-kernel"])
             .arg(kernel)
             .arg("-initrd")
@@ -142,7 +157,8 @@ fn last_line(log: &Path) -> Option<String> {
 
 /// What makes QEMU try again after the disk's back end went away; 9.2 renamed it.
 fn reconnect_option() -> Result<&'static str> {
-    let output = Command::new("qemu-system-x86_64").arg("--version").output().context("QEMU is not installed")?;
+    let output =
+        Command::new("qemu-system-x86_64").arg("--version").output().context("QEMU is not installed")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let version = text.split_whitespace().nth(3).context("QEMU does not say its version")?;
     let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));

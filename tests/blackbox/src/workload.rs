@@ -186,14 +186,20 @@ struct Client {
 }
 
 impl Client {
-    fn connect(socket: &Path, checker: Checker, options: WorkloadOptions, stats: Arc<Mutex<Stats>>) -> Result<Self> {
+    fn connect(
+        socket: &Path,
+        checker: Checker,
+        options: WorkloadOptions,
+        stats: Arc<Mutex<Stats>>,
+    ) -> Result<Self> {
         let client = ClientOptions {
             depth: options.depth,
             data_bytes_max: (REQUEST_SECTORS as u32) * SECTOR_BYTES as u32,
             segment_bytes: 16 << 10,
             ..ClientOptions::default()
         };
-        let blk = BlkClient::connect(socket, client).with_context(|| format!("connecting to {}", socket.display()))?;
+        let blk = BlkClient::connect(socket, client)
+            .with_context(|| format!("connecting to {}", socket.display()))?;
         blk.back_channel().set_nonblocking(true)?;
         Ok(Self {
             socket: socket.to_owned(),
@@ -240,7 +246,8 @@ impl Client {
             90..95 => (1, self.dice.random_range(9..64)),
             _ => (8, REQUEST_SECTORS),
         };
-        let first = region.start + self.dice.random_range(0..=(region.end - region.start - count) / unit) * unit;
+        let first =
+            region.start + self.dice.random_range(0..=(region.end - region.start - count) / unit) * unit;
         let sectors = first..first + count;
         match self.dice.random_range(0..100) {
             0..60 => self.write(sectors),
@@ -272,7 +279,8 @@ impl Client {
 
     fn zero(&mut self, sectors: Range<u64>) -> Result<()> {
         let id = self.checker.begin_zero(sectors.clone());
-        let range = [SectorRange { first: Sector(sectors.start), count: (sectors.end - sectors.start) as u32 }];
+        let range =
+            [SectorRange { first: Sector(sectors.start), count: (sectors.end - sectors.start) as u32 }];
         let op = if self.dice.random() { Op::Discard(&range) } else { Op::WriteZeroes(&range, true) };
         self.put(Request::Write(id, sectors), &op)
     }
@@ -316,8 +324,12 @@ impl Client {
             }
             Request::Write(id, _) if status == 0 => self.checker.end_write(id, Ending::Acknowledged),
             Request::Flush if status == 0 => {}
-            Request::Write(_, sectors) => bail!("a write of sectors {sectors:?} failed with status {status} after {took:?}"),
-            Request::Read(_, sectors) => bail!("a read of sectors {sectors:?} failed with status {status} after {took:?}"),
+            Request::Write(_, sectors) => {
+                bail!("a write of sectors {sectors:?} failed with status {status} after {took:?}")
+            }
+            Request::Read(_, sectors) => {
+                bail!("a read of sectors {sectors:?} failed with status {status} after {took:?}")
+            }
             Request::Flush => bail!("a flush failed with status {status} after {took:?}"),
         }
         Ok(())
@@ -346,7 +358,9 @@ impl Client {
             match self.blk.reconnect() {
                 Ok(()) => break,
                 Err(error) if began.elapsed() > ANSWER_MAX => {
-                    return Err(error).with_context(|| format!("no daemon on {} for {ANSWER_MAX:?}", self.socket.display()));
+                    return Err(error).with_context(|| {
+                        format!("no daemon on {} for {ANSWER_MAX:?}", self.socket.display())
+                    });
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }

@@ -1,0 +1,176 @@
+//! Hosts, links and disks fail under a client that writes: no request fails, none waits long, nothing is lost.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ferro_blackbox::checker::Checker;
+use ferro_blackbox::workload::{Workload, WorkloadOptions};
+use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
+use ferro_protocol::api::{ComponentState, DiskList, DiskState, ObjectDetails};
+
+/// What a fault may cost at most: the aim is 2 s. A busy test machine gets twice that.
+const STALL_MAX: Duration = Duration::from_secs(4);
+/// A fault lasts at least so long: longer than any time-out for silence and than a lease is renewed.
+const FAULT: Duration = Duration::from_secs(6);
+const HEAL_MAX: Duration = Duration::from_secs(60);
+
+/// A mirrored volume of two chunks, open on `owner`, with a client.
+fn begin(owner: &Host, seed: u64) -> Result<Workload> {
+    owner.create("data", "2G", "mirror:3")?;
+    let socket = owner.open("data")?;
+    let mut load = Workload::start(&socket, Checker::new(), WorkloadOptions::new(seed))?;
+    load.progress(300, Duration::from_secs(30))?;
+    Ok(load)
+}
+
+/// Brings a fault about, measures what the client sees of it, ends the fault, and waits until all copies are good again.
+fn survive(
+    lab: &Lab,
+    load: &mut Workload,
+    what: &str,
+    fault: impl FnOnce() -> Result<()>,
+    mend: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    load.take_longest();
+    let began = Instant::now();
+    fault().context(what.to_owned())?;
+    load.progress(200, Duration::from_secs(30)).context(what.to_owned())?;
+    std::thread::sleep(FAULT.saturating_sub(began.elapsed()));
+    load.progress(50, Duration::from_secs(10)).context(what.to_owned())?;
+    let stall = load.take_longest();
+    println!("{what}: the longest request took {} ms", stall.as_millis());
+    mend()?;
+    lab.wait_healthy(HEAL_MAX).with_context(|| format!("after: {what}"))?;
+    load.verify().with_context(|| format!("after: {what}"))?;
+    ensure!(stall < STALL_MAX, "{what}: a request took {stall:?}");
+    Ok(())
+}
+
+/// Reads everything on every host, so that every copy is read where it is local.
+fn every_copy_is_right(lab: &Lab, owner: &Host, load: Workload) -> Result<()> {
+    let mut checker = load.finish()?;
+    owner.ctl_ok(&["volume", "close", "data"])?;
+    for host in lab.hosts() {
+        let socket = host.open("data")?;
+        checker = Workload::start(&socket, checker, WorkloadOptions::new(1))?.finish()?;
+        host.ctl_ok(&["volume", "close", "data"])?;
+    }
+    let object: ObjectDetails = owner.ctl(&["object", "show", "data"])?;
+    let components: Vec<_> = object.chunks.iter().flat_map(|c| &c.components).collect();
+    ensure!(components.len() == 6, "two chunks, three copies each: {components:?}");
+    ensure!(components.iter().all(|c| c.state == ComponentState::InSync), "{components:?}");
+    println!("{} writes checked on every copy", checker.writes());
+    Ok(())
+}
+
+#[test]
+fn hosts_that_die_or_freeze_cost_no_request() {
+    with_lab(LabOptions::default(), |lab| {
+        let (leader, owner, other) = (lab.host(1), lab.host(2), lab.host(3));
+        let mut load = begin(owner, 1)?;
+        survive(lab, &mut load, "kill -9 of a replica's host", || other.kill9(), || other.start())?;
+        survive(
+            lab,
+            &mut load,
+            "kill -9 of the directory's first host",
+            || leader.kill9(),
+            || leader.start(),
+        )?;
+        survive(lab, &mut load, "SIGSTOP of a replica's host", || other.stop(), || other.cont())?;
+        every_copy_is_right(lab, owner, load)
+    });
+}
+
+#[test]
+fn links_that_are_cut_cost_no_request() {
+    with_lab(LabOptions::default(), |lab| {
+        let (first, owner, other) = (lab.host(1), lab.host(2), lab.host(3));
+        let mut load = begin(owner, 2)?;
+        survive(lab, &mut load, "a pulled cable", || other.cut_cable(), || other.mend())?;
+        survive(lab, &mut load, "nothing reaches a host", || first.cut_in(), || first.mend())?;
+        survive(lab, &mut load, "nothing leaves a host", || other.cut_out(), || other.mend())?;
+        survive(lab, &mut load, "from the owner to one host only", || owner.cut_to(other), || owner.mend())?;
+        every_copy_is_right(lab, owner, load)
+    });
+}
+
+#[test]
+fn a_disk_that_freezes_and_one_that_fails_cost_no_request() {
+    ferro_blackbox::lab::with_hosts(LabOptions::default(), |lab| {
+        lab.form_without_disks()?;
+        let (owner, host) = (lab.host(2), lab.host(3));
+        for other in [lab.host(1), owner] {
+            other.add_disk(&other.disks_dir().join("a"), "2G")?;
+        }
+        let disk = lab.loop_disk(host, "xfs", 3 << 30)?;
+        host.add_disk(disk.mount(), "2G")?;
+        lab.wait_healthy(HEAL_MAX)?;
+
+        let mut load = begin(owner, 3)?;
+        survive(lab, &mut load, "a frozen disk in another host", || disk.freeze(), || disk.thaw())?;
+        let checker = load.finish()?;
+        owner.ctl_ok(&["volume", "close", "data"])?;
+
+        let owner = host;
+        let mut load = Workload::start(&owner.open("data")?, checker, WorkloadOptions::new(4))?;
+        load.progress(300, Duration::from_secs(30))?;
+        survive(lab, &mut load, "a frozen disk in the owner's host", || disk.freeze(), || disk.thaw())?;
+        let replace = || {
+            let failed = eventually("the failed disk is known", Duration::from_secs(20), || {
+                let disks: DiskList = lab.host(1).ctl(&["disk", "list"])?;
+                let failed = disks.disks.into_iter().find(|d| d.state == DiskState::Failed);
+                failed.context("no disk is said to have failed")
+            })?;
+            owner.add_disk(&owner.disks_dir().join("new"), "2G")?;
+            owner.ctl_ok(&["--yes", "disk", "remove", &failed.id.to_string()])
+        };
+        survive(lab, &mut load, "EIO from a disk in the owner's host, replaced", || disk.fail(), replace)?;
+        every_copy_is_right(lab, owner, load)
+    });
+}
+
+#[test]
+fn the_owner_restarts_under_its_client() {
+    with_lab(LabOptions::default(), |lab| {
+        let owner = lab.host(1);
+        let mut load = begin(owner, 5)?;
+        for round in 0..4 {
+            load.take_longest();
+            let restarts = load.stats().reconnects;
+            if round == 3 {
+                owner.term()?;
+            } else {
+                owner.kill9()?;
+            }
+            owner.start()?;
+            load.progress(200, Duration::from_secs(45))?;
+            ensure!(load.stats().reconnects > restarts, "the client did not notice");
+            println!("restart of the owner: a pause of {} ms", load.take_longest().as_millis());
+            load.verify()?;
+        }
+        lab.wait_healthy(HEAL_MAX)?;
+        every_copy_is_right(lab, owner, load)
+    });
+}
+
+#[test]
+fn all_hosts_lose_power_at_once() {
+    with_lab(LabOptions::default(), |lab| {
+        let owner = lab.host(3);
+        let mut load = begin(owner, 6)?;
+        for _ in 0..2 {
+            load.take_longest();
+            for host in lab.hosts() {
+                host.kill9()?;
+            }
+            for host in lab.hosts() {
+                host.start()?;
+            }
+            load.progress(200, Duration::from_secs(60))?;
+            println!("all hosts at once: a pause of {} ms", load.take_longest().as_millis());
+            load.verify()?;
+        }
+        lab.wait_healthy(HEAL_MAX)?;
+        every_copy_is_right(lab, owner, load)
+    });
+}
