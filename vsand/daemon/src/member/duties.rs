@@ -170,7 +170,8 @@ pub async fn choose_voters(member: Arc<Member>) {
             .map(|host| {
                 let known = status.members.get(&host.id);
                 let silence = known.and_then(|m| m.silence);
-                let alive = silence.is_some_and(|s| s < ALIVE_WITHIN);
+                // A host that was let in and is no member yet has said nothing here: it is asked whether it is up.
+                let alive = known.is_none() || silence.is_some_and(|s| s < ALIVE_WITHIN);
                 Candidate {
                     host: host.id,
                     address: host.address.to_string(),
