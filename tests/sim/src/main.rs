@@ -167,21 +167,14 @@ fn check_bugs(args: &Storage, threads: usize) -> ExitCode {
         let summary = campaign(args.seeds.clone(), settings, |_| {});
         // A seed that fails without the bug too says nothing about it.
         let own = |o: &&Outcome| run(o.seed, Options::default()).violation.is_none();
-        match summary.failed.iter().find(own) {
-            Some(outcome) => {
-                let how = outcome.violation.as_deref().unwrap_or_default();
-                println!(
-                    "{name:24} {:>6}  seed {}: {}",
-                    summary.seeds,
-                    outcome.seed,
-                    how.chars().take(110).collect::<String>().replace('\n', " ")
-                );
-            }
-            None => {
-                blind += 1;
-                println!("{name:24} {:>6}  NOT CAUGHT", summary.seeds);
-            }
-        }
+        let Some(outcome) = summary.failed.iter().find(own) else {
+            blind += 1;
+            println!("{name:24} {:>6}  NOT CAUGHT", summary.seeds);
+            continue;
+        };
+        let how = outcome.violation.as_deref().unwrap_or_default();
+        let how = how.chars().take(110).collect::<String>().replace('\n', " ");
+        println!("{name:24} {:>6}  seed {}: {how}", summary.seeds, outcome.seed);
     }
     if blind == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -319,9 +319,9 @@ impl Replica {
         }
         let ticket = self.ticket(Pending::Request { to: from, id, chunk, change });
         if change {
-            self.submit_in_order(ticket, chunk, op)
+            self.submit_in_order(ticket, chunk, op);
         } else {
-            self.effects.push_back(Effect::Disk(ticket, op))
+            self.effects.push_back(Effect::Disk(ticket, op));
         }
     }
 

@@ -36,7 +36,8 @@ impl World {
             let block = (sector % CHUNK_SECTORS / BLOCK_SECTORS) as u32;
             let Some(components) = record.chunks.get(&index) else {
                 if id != 0 {
-                    return self.violate(format!("a write to chunk {} was completed that has no place", index.0));
+                    return self
+                        .violate(format!("a write to chunk {} was completed that has no place", index.0));
                 }
                 continue;
             };
@@ -136,7 +137,9 @@ impl World {
                 let running = h.owners.get(&object).filter(|r| r.owner.epoch() == record.epoch)?;
                 Some((n, running))
             });
-            let Some((host, running)) = owner else { return Some(format!("o{object} has no owner: {record:?}")) };
+            let Some((host, running)) = owner else {
+                return Some(format!("o{object} has no owner: {record:?}"));
+            };
             let idle = running.session.as_ref().is_none_or(super::guest::Session::is_idle);
             if !idle || !running.owner.is_idle() || !running.owner.is_serving() {
                 return Some(format!("o{object} on h{host} does not answer: {}", brief(&running.owner)));
@@ -214,7 +217,7 @@ fn brief(owner: &vsand_core::owner::Owner) -> String {
     let mut rest = text.as_str();
     while let Some(at) = rest.find("b\"") {
         out.push_str(&rest[..at]);
-        out.push_str("B");
+        out.push('B');
         let tail = &rest[at + 2..];
         let mut end = tail.len();
         let mut escaped = false;

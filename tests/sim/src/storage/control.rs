@@ -108,7 +108,12 @@ impl World {
                     self.lock_request(host, object, Command::Release { object: id, epoch, host: me }, None);
                 }
                 None if !record.fully_redundant() && self.dice.permille(20) => {
-                    self.lock_request(host, object, acquire(LockKind::Background), Some(LockKind::Background));
+                    self.lock_request(
+                        host,
+                        object,
+                        acquire(LockKind::Background),
+                        Some(LockKind::Background),
+                    );
                 }
                 _ => {}
             }
@@ -142,8 +147,8 @@ impl World {
         for disk in disks {
             let dead = self.hosts[host].replicas[&disk].dead().map(ToOwned::to_owned);
             let record = self.hosts[host].view.disks.get(&disk_id(disk));
-            let called_dead = record
-                .is_some_and(|d| matches!(d.health, vsand_core::directory::DiskHealth::Dead(_)));
+            let called_dead =
+                record.is_some_and(|d| matches!(d.health, vsand_core::directory::DiskHealth::Dead(_)));
             let command = match dead {
                 Some(reason) if !called_dead && record.is_some() => {
                     Command::DiskDied { disk: disk_id(disk), reason }

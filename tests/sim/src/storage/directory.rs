@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vsand_core::bugs::Bug;
-use vsand_core::directory::{Basis, Command, Outcome, Refused, State};
+use vsand_core::directory::{Basis, Command, Outcome, Refused, State, SyncChange};
 
 use super::dice::{MS, S};
 use super::event::{Answer, Event, Process};
@@ -60,15 +60,34 @@ impl Directory {
     }
 }
 
+/// The disk that is to join an in-sync set.
+fn joining(ask: &Ask) -> Option<usize> {
+    let Ask::Command(command) = ask else { return None };
+    let Command::ChangeSync { changes, .. } = &**command else { return None };
+    changes.iter().find_map(|change| match change {
+        SyncChange::Add { disk, .. } => Some(disk_of(*disk)),
+        SyncChange::Remove { .. } => None,
+    })
+}
+
 impl World {
     /// Asks the directory; the answer comes as an event, or a time-out does.
     pub(super) fn ask_directory(&mut self, host: usize, ask: Ask) -> u64 {
         let request = self.directory.next;
         self.directory.next += 1;
         let from = self.process(host);
+        let joining = joining(&ask);
         self.directory.requests.insert(request, (from, ask));
-        let late = self.now < self.directory.lossy_until && self.dice.permille(250);
-        let delay = if late { self.dice.between(S / 2, 6 * S) } else { self.dice.delay(2 * MS) };
+        let lossy = self.now < self.directory.lossy_until;
+        let late = lossy && self.dice.permille(250);
+        let delay = if let (Some(disk), true) = (joining, lossy && self.dice.permille(500)) {
+            self.spoil_join(disk);
+            self.dice.between(2 * S, 5 * S)
+        } else if late {
+            self.dice.between(S / 2, 6 * S)
+        } else {
+            self.dice.delay(2 * MS)
+        };
         self.after(delay, Event::DirectoryApply { request });
         self.after(TIMEOUT, Event::DirectoryTimeout { to: from, request });
         request

@@ -151,8 +151,11 @@ impl SimDisk {
     /// The operation takes effect, as far as readers can see. False if there is no such operation.
     pub(super) fn apply(&mut self, now: u64, ticket: Ticket) -> bool {
         let Some(op) = self.pending.get_mut(&ticket).and_then(|p| p.op.take()) else { return false };
-        let result =
-            if self.dead.is_some() { Err(DiskError::Dead("EIO".to_owned())) } else { self.carry_out(now, op) };
+        let result = if self.dead.is_some() {
+            Err(DiskError::Dead("EIO".to_owned()))
+        } else {
+            self.carry_out(now, op)
+        };
         let applied = self.applied;
         if let Some(pending) = self.pending.get_mut(&ticket) {
             pending.result = Some(result);
@@ -220,7 +223,8 @@ impl SimDisk {
         let full = now < self.full_until;
         match op {
             DiskOp::Write { chunk, range, version, watermark, data } => {
-                let new = range.blocks().any(|b| self.volatile.block(chunk, b).is_none_or(|b| b.data.is_none()));
+                let new =
+                    range.blocks().any(|b| self.volatile.block(chunk, b).is_none_or(|b| b.data.is_none()));
                 if full && new {
                     return Err(DiskError::Full);
                 }
@@ -260,7 +264,11 @@ impl SimDisk {
                 for block in range.blocks() {
                     self.read_block(chunk, block, &mut bytes, &mut bad, true);
                 }
-                if bad.is_empty() { Ok(DiskReply::Data(bytes.freeze())) } else { Err(DiskError::BadBlocks(bad)) }
+                if bad.is_empty() {
+                    Ok(DiskReply::Data(bytes.freeze()))
+                } else {
+                    Err(DiskError::BadBlocks(bad))
+                }
             }
             DiskOp::Fetch { chunk, range } => {
                 let mut bytes = BytesMut::new();
@@ -272,47 +280,20 @@ impl SimDisk {
                     push_run(&mut runs, block, version, found.is_some_and(|b| b.data.is_some()));
                     self.read_block(chunk, block, &mut bytes, &mut bad, false);
                 }
-                if bad.is_empty() { Ok(DiskReply::Runs(runs, bytes.freeze())) } else { Err(DiskError::BadBlocks(bad)) }
+                if bad.is_empty() {
+                    Ok(DiskReply::Runs(runs, bytes.freeze()))
+                } else {
+                    Err(DiskError::BadBlocks(bad))
+                }
             }
             DiskOp::List { chunk, since, from_block, runs_max } => {
-                let runs_max = runs_max.min(self.runs_max);
-                let mut runs: Vec<Run> = Vec::new();
-                let component = self.volatile.components.get(&chunk);
-                let above = component
-                    .into_iter()
-                    .flat_map(|c| c.blocks.range(from_block.min(CHUNK_BLOCKS)..))
-                    .filter(|(_, b)| b.version.seq > since);
-                for (block, value) in above {
-                    let was = runs.clone();
-                    push_run(&mut runs, *block, value.version, value.data.is_some());
-                    if runs.len() > runs_max {
-                        return Ok(DiskReply::List(was, Some(*block)));
-                    }
-                }
-                Ok(DiskReply::List(runs, None))
+                Ok(self.list(chunk, since, from_block, runs_max.min(self.runs_max)))
             }
             DiskOp::SetEpoch { object, epoch } => {
                 self.push(Change::Epoch(object, epoch));
                 Ok(DiskReply::Done)
             }
-            DiskOp::Summarise { object } => {
-                let mut chunks = Vec::new();
-                for (chunk, component) in self.volatile.components.iter().filter(|(c, _)| c.object == object) {
-                    let mut tail = Vec::new();
-                    for (block, value) in
-                        component.blocks.iter().filter(|(_, b)| b.version.seq > component.watermark)
-                    {
-                        push_run(&mut tail, *block, value.version, value.data.is_some());
-                    }
-                    chunks.push(ChunkSummary {
-                        index: chunk.index,
-                        watermark: component.watermark,
-                        seq_max: component.blocks.values().map(|b| b.version.seq).max().unwrap_or_default(),
-                        tail,
-                    });
-                }
-                Ok(DiskReply::Summary(chunks))
-            }
+            DiskOp::Summarise { object } => Ok(DiskReply::Summary(self.summarise(object))),
             DiskOp::Remove { object, chunk: Some(index) } => {
                 self.push(Change::RemoveChunk(ChunkId { object, index }));
                 Ok(DiskReply::Done)
@@ -322,6 +303,41 @@ impl SimDisk {
                 Ok(DiskReply::Done)
             }
         }
+    }
+
+    fn list(&self, chunk: ChunkId, since: Seq, from_block: u32, runs_max: usize) -> DiskReply {
+        let mut runs: Vec<Run> = Vec::new();
+        let component = self.volatile.components.get(&chunk);
+        let above = component
+            .into_iter()
+            .flat_map(|c| c.blocks.range(from_block.min(CHUNK_BLOCKS)..))
+            .filter(|(_, b)| b.version.seq > since);
+        for (block, value) in above {
+            push_run(&mut runs, *block, value.version, value.data.is_some());
+            if runs.len() > runs_max {
+                runs.pop();
+                return DiskReply::List(runs, Some(*block));
+            }
+        }
+        DiskReply::List(runs, None)
+    }
+
+    fn summarise(&self, object: ObjectId) -> Vec<ChunkSummary> {
+        let mut chunks = Vec::new();
+        for (chunk, component) in self.volatile.components.iter().filter(|(c, _)| c.object == object) {
+            let mut tail = Vec::new();
+            for (block, value) in component.blocks.iter().filter(|(_, b)| b.version.seq > component.watermark)
+            {
+                push_run(&mut tail, *block, value.version, value.data.is_some());
+            }
+            chunks.push(ChunkSummary {
+                index: chunk.index,
+                watermark: component.watermark,
+                seq_max: component.blocks.values().map(|b| b.version.seq).max().unwrap_or_default(),
+                tail,
+            });
+        }
+        chunks
     }
 
     fn put_newer(&mut self, chunk: ChunkId, block: u32, version: Version, data: Option<Bytes>) {

@@ -41,26 +41,74 @@ pub(super) enum Event {
     HostTick(Process),
     OwnerTick(Process, OwnerKey),
     GuestStep(Process, OwnerKey),
-    DiskApply { disk: usize, incarnation: u64, ticket: Ticket },
-    DiskFinish { disk: usize, incarnation: u64, ticket: Ticket },
-    DiskAnswer { to: Process, disk: usize, ticket: Ticket, result: Result<DiskReply, DiskError> },
-    Deliver { conn: u64, to_server: bool, late: bool, message: Message },
-    Connected { client: Process, server: Process },
-    Reset { conn: u64 },
-    Forget { server: Process, conn: u64 },
-    LinkBack { from: usize, to: usize },
-    DirectoryApply { request: u64 },
-    DirectoryTimeout { to: Process, request: u64 },
-    DirectoryAnswer { to: Process, request: u64, answer: Answer },
+    DiskApply {
+        disk: usize,
+        incarnation: u64,
+        ticket: Ticket,
+    },
+    DiskFinish {
+        disk: usize,
+        incarnation: u64,
+        ticket: Ticket,
+    },
+    DiskAnswer {
+        to: Process,
+        disk: usize,
+        ticket: Ticket,
+        result: Result<DiskReply, DiskError>,
+    },
+    Deliver {
+        conn: u64,
+        to_server: bool,
+        late: bool,
+        message: Message,
+    },
+    Connected {
+        client: Process,
+        server: Process,
+    },
+    Reset {
+        conn: u64,
+    },
+    Forget {
+        server: Process,
+        conn: u64,
+    },
+    LinkBack {
+        from: usize,
+        to: usize,
+    },
+    DirectoryApply {
+        request: u64,
+    },
+    DirectoryTimeout {
+        to: Process,
+        request: u64,
+    },
+    DirectoryAnswer {
+        to: Process,
+        request: u64,
+        answer: Answer,
+    },
     /// The host's copy of the directory is as new as this.
-    News { to: Process, state: Arc<State> },
+    News {
+        to: Process,
+        state: Arc<State>,
+    },
     /// The host's owners hear of this state, perhaps not in order.
-    Record { to: Process, state: Arc<State> },
+    Record {
+        to: Process,
+        state: Arc<State>,
+    },
     Fault,
     /// A step of a composed fault.
     Script(Step),
-    Restart { host: usize },
-    Resume { host: usize },
+    Restart {
+        host: usize,
+    },
+    Resume {
+        host: usize,
+    },
     Heal,
     StopGuests,
     Check,

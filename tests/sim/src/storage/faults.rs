@@ -69,7 +69,7 @@ impl World {
                 self.dice.delay(1_200 * MS)
             }
             Profile::Steal => {
-                if self.dice.permille(500) {
+                if self.dice.permille(600) {
                     self.steal();
                     self.dice.between(5 * S, 14 * S)
                 } else {
@@ -133,12 +133,11 @@ impl World {
                     self.trace(|| format!("d{disk} dies until its host restarts"));
                     self.disks[disk].dead = Some(Death::UntilRestart);
                     let host = self.disks[disk].host;
-                    if !owners.contains(&host) {
-                        self.after(ns, Event::Script(Step::Kill { host, down_ns: S / 2, power: false }));
-                    } else {
-                        // Only at the end; there is another disk or nothing more will fail.
+                    if owners.contains(&host) {
+                        // Its process must go on: nothing more may fail before the end.
                         return 100 * S;
                     }
+                    self.after(ns, Event::Script(Step::Kill { host, down_ns: S / 2, power: false }));
                 }
             }
         }
@@ -149,7 +148,11 @@ impl World {
         self.faults += 1;
         let hosts = self.hosts_that(|_| true);
         let Some(host) = self.dice.pick(&hosts) else { return };
-        let down_ns = if self.dice.permille(500) { self.dice.between(S / 5, 2 * S) } else { self.dice.between(S, 14 * S) };
+        let down_ns = if self.dice.permille(500) {
+            self.dice.between(S / 5, 2 * S)
+        } else {
+            self.dice.between(S, 14 * S)
+        };
         match self.dice.below(100) {
             0..14 => self.script(Step::Kill { host, down_ns, power: false }),
             14..22 => self.script(Step::Kill { host, down_ns, power: true }),
@@ -204,7 +207,7 @@ impl World {
         let Some(host) = self.dice.pick(&hosts) else { return };
         let ns = self.dice.between(S / 10, 3 * S);
         match self.dice.below(10) {
-            0..3 => self.script(Step::Kill { host, down_ns: ns, power: self.now % 2 == 0 }),
+            0..3 => self.script(Step::Kill { host, down_ns: ns, power: self.now.is_multiple_of(2) }),
             3..5 => self.reset_some(),
             5..8 => {
                 let disks = self.live_disks();
@@ -225,7 +228,11 @@ impl World {
         let Some(new) = self.dice.pick(&others) else { return };
         self.faults += 1;
         self.script(Step::Want { object, host: new });
-        let ns = self.dice.between(8 * S, 14 * S);
+        let ns = self.dice.between(10 * S, 14 * S);
+        if self.dice.permille(350) {
+            self.forget_promises(object, old, new, ns);
+            return;
+        }
         match self.dice.below(4) {
             0 => {
                 let away = self.dice.between(2 * S, 6 * S);
@@ -238,8 +245,8 @@ impl World {
             _ => self.directory.cut(old, self.now + ns),
         }
         if self.dice.permille(600) {
-            for host in self.hosts_that(|h| h != old && h != new || h == new) {
-                if host != old && self.dice.permille(800) {
+            for host in self.hosts_that(|h| h != old) {
+                if self.dice.permille(800) {
                     let down_ns = self.dice.between(S / 10, S / 2);
                     let at = self.now + ns - self.dice.between(S / 2, 2 * S) + S;
                     let power = self.dice.permille(300);
@@ -249,6 +256,27 @@ impl World {
         }
         let later = ns + self.dice.between(S, 4 * S);
         self.after(later, Event::Script(Step::Unwant { object, host: old }));
+    }
+
+    /// The owner is stopped, another takes over and serves, then that one and all disks' hosts restart: the old owner goes on
+    /// before the new one does, and only what the disks have written down keeps it out.
+    fn forget_promises(&mut self, object: usize, old: usize, new: usize, ns: u64) {
+        self.pause(old, ns);
+        let away = self.dice.between(3 * S, 6 * S);
+        self.directory.cut(old, self.now + ns + away);
+        let at = self.now + ns - self.dice.between(S / 5, S);
+        for host in self.hosts_that(|h| h != old) {
+            let down_ns =
+                if host == new { self.dice.between(2 * S, 5 * S) } else { self.dice.between(S / 50, S / 5) };
+            self.at(at, Event::Script(Step::Kill { host, down_ns, power: false }));
+        }
+        self.after(ns + away + 3 * S, Event::Script(Step::Unwant { object, host: old }));
+    }
+
+    /// A component joins just now: the directory is slow to say so, and the component goes away meanwhile.
+    pub(super) fn spoil_join(&mut self, disk: usize) {
+        let (wait, ns) = (self.dice.between(0, S / 5), self.dice.between(2 * S, 4 * S));
+        self.after(wait, Event::Script(Step::Freeze { disk, ns }));
     }
 
     pub(super) fn script(&mut self, step: Step) {
@@ -392,14 +420,19 @@ impl World {
                 let chunk_id = ferro_protocol::ids::ChunkId { object: *id, index: *index };
                 let disks: Vec<usize> = chunk.in_sync().map(disk_of).collect();
                 let rotten = disks.iter().any(|d| {
-                    self.disks[*d].durable.components.get(&chunk_id).is_some_and(|c| c.blocks.values().any(|b| b.rotten))
+                    self.disks[*d]
+                        .durable
+                        .components
+                        .get(&chunk_id)
+                        .is_some_and(|c| c.blocks.values().any(|b| b.rotten))
                 });
                 if disks.len() < 3 || rotten {
                     continue;
                 }
                 for disk in disks {
                     let blocks = self.disks[disk].durable.components.get(&chunk_id);
-                    candidates.extend(blocks.iter().flat_map(|c| c.blocks.keys()).map(|b| (disk, chunk_id, *b)));
+                    candidates
+                        .extend(blocks.iter().flat_map(|c| c.blocks.keys()).map(|b| (disk, chunk_id, *b)));
                 }
             }
         }
@@ -438,7 +471,8 @@ impl World {
         if !calm || !self.hosts[by].running || by == victim {
             return;
         }
-        let mine: Vec<usize> = self.live_disks().into_iter().filter(|d| self.disks[*d].host == victim).collect();
+        let mine: Vec<usize> =
+            self.live_disks().into_iter().filter(|d| self.disks[*d].host == victim).collect();
         let unix_s = self.clock(by).unix_s;
         let command = if hosts.len() > copies + 1 && self.dice.permille(500) {
             Command::RemoveHost { host: host_id(victim), unix_s }
@@ -506,7 +540,8 @@ impl World {
         }
         let hosts = self.hosts_that(|_| true);
         for object in 0..self.objects.len() {
-            let wanting: Vec<usize> = hosts.iter().copied().filter(|h| self.hosts[*h].wanted.contains(&object)).collect();
+            let wanting: Vec<usize> =
+                hosts.iter().copied().filter(|h| self.hosts[*h].wanted.contains(&object)).collect();
             let Some(keep) = self.dice.pick(&wanting).or_else(|| self.dice.pick(&hosts)) else { continue };
             for host in &mut self.hosts {
                 host.wanted.remove(&object);
@@ -529,7 +564,12 @@ impl World {
                         continue;
                     }
                     for image in [&mut disk.volatile, &mut disk.durable] {
-                        for block in image.components.get_mut(&chunk_id).into_iter().flat_map(|c| c.blocks.values_mut()) {
+                        for block in image
+                            .components
+                            .get_mut(&chunk_id)
+                            .into_iter()
+                            .flat_map(|c| c.blocks.values_mut())
+                        {
                             block.rotten = false;
                         }
                     }

@@ -10,7 +10,7 @@ use vsand_core::owner::guest::{GuestRequest, GuestResult, GuestTag};
 use super::dice::{Dice, MS, S};
 use super::event::{Event, OwnerKey};
 use super::history::{Kind, OpId};
-use super::world::{World, STALL_MAX};
+use super::world::{STALL_MAX, World};
 
 const SECTOR: usize = SECTOR_BYTES as usize;
 const BLOCK_SECTORS: u64 = (BLOCK_BYTES / SECTOR) as u64;
@@ -29,7 +29,9 @@ impl Layout {
     pub(super) fn roll(dice: &mut Dice, copies: u8) -> Self {
         let chunk = u64::from(CHUNK_BLOCKS);
         let two = dice.permille(600);
-        let start = dice.between(6, 24);
+        // On a wide disk most of what one owner did is not overwritten by the next.
+        let wide = dice.permille(300);
+        let start = if wide { dice.between(80, 200) } else { dice.between(6, 24) };
         let mut hot = vec![(0, start)];
         if two {
             let around = dice.between(2, 8);
@@ -141,7 +143,8 @@ impl World {
     pub(super) fn guest_ended(&mut self, host: usize, key: OwnerKey, tag: GuestTag, result: GuestResult) {
         let session = self.hosts[host].owners.get_mut(&key.object).and_then(|r| r.session.as_mut());
         let Some(waiting) = session.and_then(|s| s.waiting.remove(&tag)) else {
-            return self.violate(format!("o{} completed a request twice or never asked: {tag:?}", key.object));
+            return self
+                .violate(format!("o{} completed a request twice or never asked: {tag:?}", key.object));
         };
         self.completed += 1;
         self.note_wait(self.now - waiting.since, key.object);
@@ -200,7 +203,9 @@ impl World {
             .iter()
             .flat_map(|h| &h.owners)
             .filter(|(_, r)| matches!(r.kind, LockKind::Exclusive { .. }))
-            .flat_map(|(object, r)| r.session.iter().flat_map(|s| s.waiting.values()).map(|w| (w.since, *object)))
+            .flat_map(|(object, r)| {
+                r.session.iter().flat_map(|s| s.waiting.values()).map(|w| (w.since, *object))
+            })
             .min();
         if let Some((since, object)) = oldest
             && self.now - since > 2 * S

@@ -5,9 +5,9 @@
 //! an operation that ends must have taken effect in some order, else the state is dropped; when no state is left, the history is
 //! impossible. It is exact, and quick because few operations of one sector are open at once.
 //!
-//! An operation whose owner went away without an answer may have taken effect or not, but it is settled by the time the
-//! next owner serves the chunk: from then on it changes nothing (DESIGN.md, Storage, rule 5: a block read twice without a
-//! write between never changes).
+//! Nothing of one owner may take effect after something of a later owner has. So an operation whose owner went away without
+//! an answer may have taken effect or not, but is settled by the time the next owner serves the chunk (DESIGN.md, Storage,
+//! rule 5: a block read twice without a write between never changes), and an owner that was overtaken completes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,6 +45,9 @@ pub(super) struct History {
     served: BTreeMap<(usize, ChunkIndex), BTreeMap<Epoch, u64>>,
 }
 
+/// What a sector may be: its value, the latest owner whose operation took effect, and which open operations did.
+type State = (u64, Epoch, BTreeSet<usize>);
+
 /// Names an operation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct OpId(pub usize);
@@ -68,7 +71,16 @@ impl History {
         sectors: u64,
     ) -> OpId {
         self.at += 1;
-        self.ops.push(Op { object, epoch, kind, first_sector, sectors, began: self.at, ended: None, saw: Vec::new() });
+        self.ops.push(Op {
+            object,
+            epoch,
+            kind,
+            first_sector,
+            sectors,
+            began: self.at,
+            ended: None,
+            saw: Vec::new(),
+        });
         OpId(self.ops.len() - 1)
     }
 
@@ -153,7 +165,7 @@ impl History {
         }
         marks.sort_unstable();
         let mut open: BTreeSet<usize> = BTreeSet::new();
-        let mut states: BTreeSet<(u64, BTreeSet<usize>)> = BTreeSet::from([(0, BTreeSet::new())]);
+        let mut states: BTreeSet<State> = BTreeSet::from([(0, Epoch(0), BTreeSet::new())]);
         for (_, mark) in &marks {
             match *mark {
                 Mark::Begin(n) => {
@@ -162,18 +174,19 @@ impl History {
                 Mark::Settle(n) => {
                     let mut next = BTreeSet::new();
                     // Whoever has not used it may still do so at this last moment.
-                    for (value, mut done) in self.reach(&states, &open, sector) {
+                    let settled = Epoch(self.ops[n].epoch.0 + 1);
+                    for (value, epoch, mut done) in self.reach(&states, &open, sector) {
                         done.remove(&n);
-                        next.insert((value, done));
+                        next.insert((value, epoch.max(settled), done));
                     }
                     open.remove(&n);
                     states = next;
                 }
                 Mark::End(n) => {
                     let mut next = BTreeSet::new();
-                    for (value, mut done) in self.reach(&states, &open, sector) {
+                    for (value, epoch, mut done) in self.reach(&states, &open, sector) {
                         if done.remove(&n) {
-                            next.insert((value, done));
+                            next.insert((value, epoch, done));
                         }
                     }
                     open.remove(&n);
@@ -188,25 +201,22 @@ impl History {
     }
 
     /// All states that these can become by open operations taking effect.
-    fn reach(
-        &self,
-        states: &BTreeSet<(u64, BTreeSet<usize>)>,
-        open: &BTreeSet<usize>,
-        sector: u64,
-    ) -> BTreeSet<(u64, BTreeSet<usize>)> {
+    fn reach(&self, states: &BTreeSet<State>, open: &BTreeSet<usize>, sector: u64) -> BTreeSet<State> {
         let mut reached = states.clone();
-        let mut new: Vec<(u64, BTreeSet<usize>)> = states.iter().cloned().collect();
-        while let Some((value, done)) = new.pop() {
-            for n in open.iter().filter(|n| !done.contains(n)) {
-                let value = match self.ops[*n].kind {
+        let mut new: Vec<State> = states.iter().cloned().collect();
+        while let Some((value, epoch, done)) = new.pop() {
+            for n in open.iter().filter(|n| !done.contains(n) && self.ops[**n].epoch >= epoch) {
+                let op = &self.ops[*n];
+                let value = match op.kind {
                     Kind::Write(id) => id,
                     Kind::Read if self.saw(*n, sector) == Some(value) => value,
                     Kind::Read => continue,
                 };
                 let mut done = done.clone();
                 done.insert(*n);
-                if reached.insert((value, done.clone())) {
-                    new.push((value, done));
+                let state = (value, op.epoch, done);
+                if reached.insert(state.clone()) {
+                    new.push(state);
                 }
             }
         }
@@ -219,10 +229,10 @@ impl History {
         sector: u64,
         bad: usize,
         ops: &[usize],
-        states: &BTreeSet<(u64, BTreeSet<usize>)>,
+        states: &BTreeSet<State>,
     ) -> String {
         use std::fmt::Write as _;
-        let values: BTreeSet<u64> = states.iter().map(|(v, _)| *v).collect();
+        let values: BTreeSet<u64> = states.iter().map(|(value, ..)| *value).collect();
         let mut text = format!(
             "object {object} sector {sector} (chunk {}, block {}): no order explains operation {bad}; the value may be {values:?}",
             chunk_of(sector).0,
@@ -287,6 +297,15 @@ mod tests {
         assert!(history.check().is_ok());
         read(&mut history, 2, 7);
         assert!(history.check().is_err(), "nor come back after the next owner has shown it gone");
+    }
+
+    #[test]
+    fn an_owner_that_was_overtaken_completes_nothing() {
+        let mut history = History::default();
+        read(&mut history, 2, 0);
+        assert!(history.check().is_ok());
+        read(&mut history, 1, 0);
+        assert!(history.check().is_err());
     }
 
     #[test]

@@ -145,7 +145,11 @@ impl World {
         self.trace(|| format!("h{host} {}", if power { "loses power" } else { "is killed" }));
         self.hosts[host].running = false;
         for disk in self.disks.iter_mut().filter(|d| d.host == host) {
-            let survive = if power { self.dice.between(0, 1_000) as u32 } else { 1_000 - self.dice.between(0, 300) as u32 };
+            let survive = if power {
+                self.dice.between(0, 1_000) as u32
+            } else {
+                1_000 - self.dice.between(0, 300) as u32
+            };
             disk.cut(&mut self.dice, survive);
         }
         let mine: Vec<u64> = self
@@ -232,7 +236,12 @@ impl World {
         self.trace(|| {
             let op = match &op {
                 DiskOp::Write { chunk, range, version, watermark, .. } => {
-                    format!("write {}+{}/{} {version:?} {watermark:?}", chunk.index.0, range.first(), range.count())
+                    format!(
+                        "write {}+{}/{} {version:?} {watermark:?}",
+                        chunk.index.0,
+                        range.first(),
+                        range.count()
+                    )
                 }
                 DiskOp::Install { chunk, runs, .. } => format!("install {} {runs:?}", chunk.index.0),
                 other => format!("{other:?}"),
@@ -455,7 +464,6 @@ impl World {
             self.with_owner(host, object, |owner, now| owner.handle_record(now, record));
         }
     }
-
 }
 
 fn is_dead(state: &State, disk: usize) -> bool {

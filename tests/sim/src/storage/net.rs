@@ -120,7 +120,10 @@ impl World {
             let Some(id) = self.hosts[host].conns.get(&server).copied() else {
                 if running && !paused && !cut && self.net.connecting.insert((host, server)) {
                     let delay = self.dice.between(2 * MS, 60 * MS);
-                    self.after(delay, Event::Connected { client: me, server: Process { host: server, life } });
+                    self.after(
+                        delay,
+                        Event::Connected { client: me, server: Process { host: server, life } },
+                    );
                 }
                 continue;
             };

@@ -79,8 +79,10 @@ impl Owner {
         let Some(copy) = self.copies.get_mut(&id) else { return };
         let (chunk, range) = (copy.chunk, copy.range);
         // While the copy waited for its range, a source may have missed a write to it, and left the in-sync set.
-        let in_sync: BTreeSet<DiskId> = self.groups.get(&chunk).map(|g| g.in_sync().collect()).unwrap_or_default();
-        let good = |disk| in_sync.contains(&disk) && self.links.get(&disk).is_some_and(super::links::Link::usable);
+        let in_sync: BTreeSet<DiskId> =
+            self.groups.get(&chunk).map(|g| g.in_sync().collect()).unwrap_or_default();
+        let good =
+            |disk| in_sync.contains(&disk) && self.links.get(&disk).is_some_and(super::links::Link::usable);
         let mut source = copy.sources.pop();
         while source.is_some_and(|disk| !good(disk)) {
             source = copy.sources.pop();

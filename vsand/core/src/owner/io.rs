@@ -77,17 +77,20 @@ impl Owner {
         }
     }
 
-    /// Lets a part in: it waits for the lease (reads), for the chunk, then for its range.
+    /// Lets a part in: it waits for the lease (reads, and what a chunk without a place answers), for the chunk, then for its range.
     pub(super) fn admit(&mut self, now: Instant, id: PartId) {
         let Some(part) = self.parts.get(&id) else { return };
         let piece = &part.piece;
         let (chunk, range) = (piece.chunk, piece.range);
         let read = matches!(piece.kind, PieceKind::Read { .. });
         let zero = matches!(piece.kind, PieceKind::Zero);
-        if read && !self.lease_runs(now) {
+        let lease_runs = self.lease_runs(now);
+        let group = self.groups.entry(chunk).or_insert_with(|| Group::fresh(chunk, None));
+        // No component is asked about a chunk without a place: only the lease says that it still has none.
+        let by_lease = read || zero && matches!(group.phase, Phase::Unplaced);
+        if by_lease && !lease_runs {
             return self.lease_wait.push(id);
         }
-        let group = self.groups.entry(chunk).or_insert_with(|| Group::fresh(chunk, None));
         match group.phase {
             Phase::Unplaced if read => return self.end_part(id, Ok(Some(zeros(range.bytes())))),
             Phase::Unplaced if zero && group.backlog.is_empty() => return self.end_part(id, Ok(None)),

@@ -1,0 +1,134 @@
+//! The order that a replica keeps among requests: across connections and around installs. (What it promises across restarts
+//! and owners, the simulator checks.)
+
+use bytes::Bytes;
+use ferro_protocol::ids::{ChunkId, ChunkIndex, DiskId, Epoch, ObjectId, Seq, Version};
+use ferro_protocol::peer::{Refusal, Reply, Request, RequestId, Run};
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
+use vsand_core::bugs::Bugs;
+use vsand_core::disk::{DiskOp, DiskReply, Ticket};
+use vsand_core::replica::{Asker, Effect, Replica};
+
+const OBJECT: ObjectId = ObjectId::from_bytes([8; 16]);
+const CHUNK: ChunkId = ChunkId { object: OBJECT, index: ChunkIndex(0) };
+
+fn replica() -> Replica {
+    Replica::new(DiskId::from_bytes([4; 16]), [], Bugs::NONE)
+}
+
+fn ask(replica: &mut Replica, from: u64, id: u64, request: Request) -> Vec<Effect> {
+    let payload = Bytes::from(vec![0; request.payload_bytes().unwrap()]);
+    replica.handle_request(Asker(from), RequestId(id), request, payload);
+    std::iter::from_fn(|| replica.poll()).collect()
+}
+
+fn answer(replica: &mut Replica, ticket: Ticket, reply: DiskReply) -> Vec<Effect> {
+    replica.handle_disk(ticket, Ok(reply));
+    std::iter::from_fn(|| replica.poll()).collect()
+}
+
+/// The only effect is an operation of the disk: its ticket.
+fn disk_op(effects: &[Effect], expected: fn(&DiskOp) -> bool) -> Ticket {
+    match effects {
+        [Effect::Disk(ticket, op)] if expected(op) => *ticket,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn unsealed(effects: &[Effect]) -> bool {
+    matches!(effects, [Effect::Answer { reply: Err(Refusal::Unsealed { .. }), .. }])
+}
+
+fn seal(replica: &mut Replica, from: u64, epoch: u32) {
+    let effects = ask(replica, from, 0, Request::Seal { object: OBJECT, epoch: Epoch(epoch) });
+    let promise = disk_op(&effects, |op| matches!(op, DiskOp::SetEpoch { .. }));
+    let effects = answer(replica, promise, DiskReply::Done);
+    let summary = disk_op(&effects, |op| matches!(op, DiskOp::Summarise { .. }));
+    let effects = answer(replica, summary, DiskReply::Summary(Vec::new()));
+    assert!(matches!(effects[..], [Effect::Answer { reply: Ok(Reply::Sealed { .. }), .. }]), "{effects:?}");
+}
+
+fn range(first: u32, count: u32) -> BlockRange {
+    BlockRange::new(first, count).unwrap()
+}
+
+fn write(first: u32, count: u32, seq: u64) -> Request {
+    let version = Version { epoch: Epoch(1), seq: Seq(seq) };
+    Request::Write { chunk: CHUNK, range: range(first, count), version, watermark: Seq(0) }
+}
+
+fn install(first: u32, count: u32) -> Request {
+    let version = Version { epoch: Epoch(1), seq: Seq(1) };
+    let runs = vec![Run { range: range(first, count), version, mapped: true }];
+    Request::Install { chunk: CHUNK, epoch: Epoch(1), runs }
+}
+
+#[test]
+fn what_an_earlier_connection_still_brings_is_refused() {
+    let mut replica = replica();
+    seal(&mut replica, 1, 1);
+    assert!(!unsealed(&ask(&mut replica, 1, 1, write(0, 1, 1))));
+    // The owner has lost the connection and made another: all that the first one asked, it asks again.
+    replica.handle_disk(Ticket(2), Ok(DiskReply::Done));
+    while replica.poll().is_some() {}
+    seal(&mut replica, 2, 1);
+    assert!(
+        unsealed(&ask(&mut replica, 1, 2, install(0, 1))),
+        "a late install would undo what was written since"
+    );
+    assert!(unsealed(&ask(&mut replica, 1, 3, Request::Seal { object: OBJECT, epoch: Epoch(1) })));
+    assert!(!unsealed(&ask(&mut replica, 2, 1, write(0, 1, 2))));
+    // Another owner is another matter, whatever its connection is called.
+    assert!(matches!(
+        ask(&mut replica, 1, 4, Request::Seal { object: OBJECT, epoch: Epoch(2) })[..],
+        [] | [Effect::Disk(..)]
+    ));
+}
+
+#[test]
+fn changes_wait_for_the_installs_that_they_overlap() {
+    let mut replica = replica();
+    seal(&mut replica, 1, 1);
+    let first = disk_op(&ask(&mut replica, 1, 1, install(0, 4)), |op| matches!(op, DiskOp::Install { .. }));
+    assert!(
+        ask(&mut replica, 1, 2, write(3, 2, 5)).is_empty(),
+        "the disk might carry it out before the install"
+    );
+    assert!(ask(&mut replica, 1, 3, install(3, 4)).is_empty());
+    assert!(ask(&mut replica, 1, 4, write(6, 1, 6)).is_empty(), "nor before an install that waits itself");
+    let free = disk_op(&ask(&mut replica, 1, 5, write(8, 1, 7)), |op| matches!(op, DiskOp::Write { .. }));
+    assert_eq!(answer(&mut replica, free, DiskReply::Done).len(), 1, "it waits for nothing");
+
+    let effects = answer(&mut replica, first, DiskReply::Done);
+    let [
+        Effect::Answer { .. },
+        Effect::Disk(_, DiskOp::Write { .. }),
+        Effect::Disk(second, DiskOp::Install { .. }),
+    ] = &effects[..]
+    else {
+        panic!("{effects:?}")
+    };
+    let effects = answer(&mut replica, *second, DiskReply::Done);
+    let [Effect::Answer { .. }, Effect::Disk(_, DiskOp::Write { range, data, .. })] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((range.first(), data.len()), (6, BLOCK_BYTES));
+}
+
+#[test]
+fn a_seal_waits_for_changes_that_wait() {
+    let mut replica = replica();
+    seal(&mut replica, 1, 1);
+    let first = disk_op(&ask(&mut replica, 1, 1, install(0, 4)), |op| matches!(op, DiskOp::Install { .. }));
+    assert!(ask(&mut replica, 1, 2, write(3, 2, 5)).is_empty());
+    assert!(ask(&mut replica, 9, 0, Request::Seal { object: OBJECT, epoch: Epoch(2) }).is_empty());
+    let effects = answer(&mut replica, first, DiskReply::Done);
+    let [Effect::Answer { .. }, Effect::Disk(write, DiskOp::Write { .. })] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    let effects = answer(&mut replica, *write, DiskReply::Done);
+    assert!(
+        matches!(&effects[..], [Effect::Answer { .. }, Effect::Disk(_, DiskOp::SetEpoch { .. })]),
+        "{effects:?}"
+    );
+}
