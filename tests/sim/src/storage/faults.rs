@@ -233,7 +233,7 @@ impl World {
             self.forget_promises(object, old, new, ns);
             return;
         }
-        match self.dice.below(4) {
+        match self.dice.below(6) {
             0 => {
                 let away = self.dice.between(2 * S, 6 * S);
                 self.script(Step::Pause { host: old, ns });
@@ -241,7 +241,7 @@ impl World {
                 self.directory.cut(old, self.now + ns + away);
             }
             1 => self.script(Step::Pause { host: old, ns }),
-            2 => self.script(Step::Isolate { host: old, ns, directory: true }),
+            2..5 => self.script(Step::Isolate { host: old, ns, directory: true }),
             _ => self.directory.cut(old, self.now + ns),
         }
         if self.dice.permille(600) {

@@ -90,7 +90,7 @@ impl World {
         let sectors = sectors.min(sectors_end - at);
         let choice = self.dice.below(100);
         if choice < 45 {
-            if reads < 4 {
+            if reads < 10 {
                 self.begin(host, key, Kind::Read, at, sectors);
             }
         } else if choice < 95 {
