@@ -148,12 +148,17 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    /// Refuses if a chunk has no in-sync component outside of `disks`.
+    /// Refuses if a chunk has an in-sync component on `disks` and none on another disk that works.
     fn check_expendable(&self, what: &str, disks: &[DiskId]) -> Result<(), Refused> {
         let mut chunks = 0;
         let mut example = None;
+        let works = |disk| self.disks.get(&disk).is_some_and(|d| d.health == DiskHealth::Healthy);
+        let needed = |chunk: &ChunkRecord| {
+            chunk.in_sync().any(|d| disks.contains(&d))
+                && !chunk.in_sync().any(|d| !disks.contains(&d) && works(d))
+        };
         for object in self.objects.values() {
-            let lost = object.chunks.values().filter(|c| c.in_sync().all(|d| disks.contains(&d))).count();
+            let lost = object.chunks.values().filter(|c| needed(c)).count();
             if lost > 0 {
                 chunks += lost;
                 example.get_or_insert_with(|| object.name.clone());
