@@ -243,6 +243,10 @@ impl Replica {
     /// Forgets who asked: the connection is gone, answers to it go nowhere.
     pub fn forget_asker(&mut self, asker: Asker) {
         for object in self.objects.values_mut() {
+            if object.asker == Some(asker) {
+                // Should an earlier number belong to a later connection, that one may seal now.
+                object.asker = None;
+            }
             if let Some(closing) = &mut object.closing {
                 closing.askers.retain(|(to, ..)| *to != asker);
             }

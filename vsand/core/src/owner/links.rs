@@ -133,10 +133,13 @@ impl Owner {
         let Some(ask) = self.asks.get(&id) else { return };
         let disk = ask.disk;
         let link = self.link(now.mono, disk);
-        link.progress = now.mono;
-        if std::mem::take(&mut link.silent) {
-            self.disk_recovered(disk);
-            self.unstall(now.mono);
+        // One that only ever wants to be sealed again is no use: it counts as silent in the end.
+        if !matches!(reply, Err(Refusal::Unsealed { .. })) {
+            link.progress = now.mono;
+            if std::mem::take(&mut link.silent) {
+                self.disk_recovered(disk);
+                self.unstall(now.mono);
+            }
         }
         match &reply {
             Err(Refusal::Fenced { .. }) => return self.fence(),
@@ -280,6 +283,10 @@ impl Owner {
         let retry = now + self.config.retry_after / 4;
         if let Some(ask) = self.asks.get_mut(&id) {
             ask.sent = false;
+            if ask.purpose == Purpose::Seal {
+                // A later connection of ours has sealed it, as far as the disk knows.
+                ask.not_before = retry;
+            }
         }
         let link = self.link(now, disk);
         if link.seal == Seal::Done {
@@ -351,7 +358,7 @@ impl Owner {
             if !ask.sent
                 && ask.not_before > Instant(0)
                 && ask.not_before <= now
-                && link.is_some_and(|l| l.up && l.seal == Seal::Done)
+                && link.is_some_and(|l| l.up && (l.seal == Seal::Done || ask.purpose == Purpose::Seal))
             {
                 ask.sent = true;
                 again.push((ask.disk, *id, ask.request.clone(), ask.payload.clone()));
@@ -359,7 +366,9 @@ impl Owner {
         }
         for (disk, id, request, payload) in again {
             // A full disk answers, at once: it does not count as silent while it waits.
-            self.link(now, disk).progress = now;
+            if !matches!(request, Request::Seal { .. }) {
+                self.link(now, disk).progress = now;
+            }
             self.effects.push_back(Effect::Ask { disk, id, request, payload });
         }
         for link in self.links.values_mut() {
