@@ -29,7 +29,7 @@ pub const PEER_PORT: u16 = 7400;
 /// What begins the names of our namespaces.
 const PREFIX: &str = "fbb-";
 /// Lines of each log that a failure shows.
-const LOG_LINES: usize = 40;
+const LOG_LINES: usize = 25;
 /// How long a cluster may take to form or to heal.
 const SETTLE_MAX: Duration = Duration::from_secs(90);
 
@@ -73,7 +73,7 @@ pub fn with_hosts(options: LabOptions, test: impl FnOnce(&Lab) -> Result<()>) {
     let lab = Lab::new(options).expect("the laboratory can't be made (it needs root, ip, tc)");
     if let Err(error) = test(&lab) {
         // While the laboratory is alive, so that it sees the panic and prints its logs.
-        panic!("{error:?}");
+        panic!("{error:#}");
     }
 }
 

@@ -23,14 +23,15 @@ pub struct Process {
 pub fn command(namespace: Option<&str>, program: &Path) -> Command {
     let mut command = match namespace {
         Some(namespace) => {
-            let mut command = Command::new("ip");
-            command.args(["netns", "exec", namespace, "setpriv"]);
+            // Not `ip netns exec`: that makes a mount namespace too, and a disk mounted later is not seen there.
+            let mut command = Command::new("nsenter");
+            command.args([&format!("--net=/run/netns/{namespace}"), "setpriv"]);
             command
         }
         None => Command::new("setpriv"),
     };
     // Each of these becomes the next one: the process id is the program's.
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program).env("NO_COLOR", "1");
     command
 }
 
