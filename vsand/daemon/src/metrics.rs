@@ -1,4 +1,4 @@
-//! What Prometheus reads: the counters of this host's data loop, disks, directory and resyncs, in OpenMetrics text.
+//! What Prometheus reads: the counters of this host's data loop, disks, directory and resyncs, in `OpenMetrics` text.
 //!
 //! The data loop counts without atomics and hands out a copy; each scrape encodes that copy. What it must not know: how
 //! anything is counted.
@@ -27,15 +27,18 @@ type Row<T> = (Labels, T);
 
 /// All metrics of this host.
 pub async fn text(member: Option<&Member>) -> Result<String, ferro_protocol::api::ApiError> {
-    let mut registry = Registry::with_prefix("vsand");
     let sample = match member {
         Some(member) => Some(Sample::take(member).await?),
         None => None,
     };
+    encode(sample).map_err(|error| fail::internal("writing the metrics", error))
+}
+
+fn encode(sample: Option<Sample>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("vsand");
     registry.register_collector(Box::new(Scrape { sample }));
     let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry)
-        .map_err(|error| fail::internal("writing the metrics", error))?;
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
 }
 
@@ -125,7 +128,7 @@ impl Collector for Scrape {
         let out = &mut encoder;
         let version = vec![(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1)];
         gauge(out, "build", "The version that runs", version)?;
-        gauge(out, "member", "Whether this host is in a cluster", one(i64::from(self.sample.is_some())))?;
+        gauge(out, "member", "Whether this host is in a cluster", one(u64::from(self.sample.is_some())))?;
         let Some(sample) = &self.sample else { return Ok(()) };
         volumes(out, sample)?;
         stages(out, sample)?;
@@ -141,17 +144,17 @@ fn volumes(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     let histograms = sample.operations(|io| Seconds(&io.latency));
     histogram(out, "volume_latency_seconds", "From a request's descriptor to its completion", histograms)?;
     let views = || sample.volume_names.iter().zip(&sample.snapshot.volumes);
-    let each = |of: &dyn Fn(&crate::data::port::VolumeView) -> i64| {
+    let each = |of: &dyn Fn(&crate::data::port::VolumeView) -> u64| {
         views().map(|(name, (view, _))| (vec![("volume", name.clone())], of(view))).collect::<Vec<_>>()
     };
-    gauge(out, "volume_in_flight", "Requests under way", each(&|v| v.in_flight as i64))?;
-    gauge(out, "volume_serving", "Whether every placed chunk serves", each(&|v| i64::from(v.serving)))?;
-    gauge(out, "volume_troubles", "What keeps I/O waiting", each(&|v| v.troubles.len() as i64))?;
-    gauge(out, "volume_attached", "Whether a VMM is connected", each(&|v| i64::from(v.attached)))?;
+    gauge(out, "volume_in_flight", "Requests under way", each(&|v| v.in_flight as u64))?;
+    gauge(out, "volume_serving", "Whether every placed chunk serves", each(&|v| u64::from(v.serving)))?;
+    gauge(out, "volume_troubles", "What keeps I/O waiting", each(&|v| v.troubles.len() as u64))?;
+    gauge(out, "volume_attached", "Whether a VMM is connected", each(&|v| u64::from(v.attached)))?;
     let blocks = |of: &dyn Fn(&vsand_core::owner::ResyncView) -> u32| {
-        each(&|v| v.resyncs.iter().map(|r| i64::from(of(r)) * BLOCK_BYTES as i64).sum())
+        each(&|v| v.resyncs.iter().map(|r| u64::from(of(r)) * BLOCK_BYTES as u64).sum())
     };
-    gauge(out, "resync_running", "Components that are being resynced", each(&|v| v.resyncs.len() as i64))?;
+    gauge(out, "resync_running", "Components that are being resynced", each(&|v| v.resyncs.len() as u64))?;
     gauge(out, "resync_total_bytes", "What running resyncs have to copy", blocks(&|r| r.blocks_total))?;
     gauge(out, "resync_done_bytes", "What running resyncs have copied", blocks(&|r| r.blocks_done))
 }
@@ -175,27 +178,27 @@ fn stages(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
 }
 
 fn disks(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
-    let extents = |n: u32| i64::from(n) * EXTENT_BYTES as i64;
+    let extents = |n: u32| u64::from(n) * EXTENT_BYTES;
     gauge(out, "disk_capacity_bytes", "Size of the disk", sample.disks(|d| extents(d.extents)))?;
     gauge(out, "disk_used_bytes", "Taken", sample.disks(|d| extents(d.extents_used)))?;
     let paths = sample.disk_paths.iter().zip(&sample.snapshot.disks);
     let dead =
-        paths.map(|(path, (_, _, dead))| (vec![("disk", path.clone())], i64::from(dead.is_some()))).collect();
+        paths.map(|(path, (_, _, dead))| (vec![("disk", path.clone())], u64::from(dead.is_some()))).collect();
     gauge(out, "disk_dead", "Whether the disk has failed", dead)?;
-    gauge(out, "disk_in_flight", "Requests under way on the disk", sample.disks(|d| d.in_flight as i64))?;
-    gauge(out, "disk_queued", "Changes that wait for a batch", sample.disks(|d| d.queued as i64))?;
-    gauge(out, "journal_bytes", "Size of the journal", sample.disks(|d| d.journal_bytes as i64))?;
+    gauge(out, "disk_in_flight", "Requests under way on the disk", sample.disks(|d| d.in_flight as u64))?;
+    gauge(out, "disk_queued", "Changes that wait for a batch", sample.disks(|d| d.queued as u64))?;
+    gauge(out, "journal_bytes", "Size of the journal", sample.disks(|d| d.journal_bytes))?;
     gauge(
         out,
         "journal_used_bytes",
         "What the next checkpoint frees",
-        sample.disks(|d| d.journal_used_bytes as i64),
+        sample.disks(|d| d.journal_used_bytes),
     )?;
     gauge(
         out,
         "journal_overlay_blocks",
         "Blocks that wait for their place",
-        sample.disks(|d| d.overlay_blocks as i64),
+        sample.disks(|d| d.overlay_blocks as u64),
     )?;
     counter(out, "journal_batches", "Batches written, a flush each", sample.disks(|d| d.batches))?;
     counter(out, "journal_records", "Changes in them", sample.disks(|d| d.records))?;
@@ -221,65 +224,76 @@ fn disks(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
 
 fn cluster(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     let directory = &sample.directory;
-    gauge(out, "directory_leader", "Whether this host leads the directory", one(i64::from(sample.leads)))?;
-    let quorum = i64::from(!directory.without_quorum);
+    gauge(out, "directory_leader", "Whether this host leads the directory", one(u64::from(sample.leads)))?;
+    let quorum = u64::from(!directory.without_quorum);
     gauge(out, "directory_quorum", "Whether the directory has a quorum", one(quorum))?;
-    gauge(out, "directory_term", "Number of the leadership", one(directory.term as i64))?;
-    gauge(out, "directory_applied_index", "Last entry applied here", one(directory.applied_index as i64))?;
+    gauge(out, "directory_term", "Number of the leadership", one(directory.term))?;
+    gauge(out, "directory_applied_index", "Last entry applied here", one(directory.applied_index))?;
     let behind = directory.last_log_index.saturating_sub(directory.applied_index);
-    gauge(
-        out,
-        "directory_unapplied_entries",
-        "Entries in the log that are not applied yet",
-        one(behind as i64),
-    )?;
-    gauge(out, "directory_voters", "Hosts that vote", one(directory.voters().len() as i64))?;
+    gauge(out, "directory_unapplied_entries", "Entries in the log that are not applied yet", one(behind))?;
+    gauge(out, "directory_voters", "Hosts that vote", one(directory.voters().len() as u64))?;
     let lag = directory
         .members
         .iter()
-        .filter_map(|(host, member)| Some((vec![("host", host.to_string())], member.lag_entries? as i64)))
+        .filter_map(|(host, member)| Some((vec![("host", host.to_string())], member.lag_entries?)))
         .collect();
     gauge(out, "directory_lag_entries", "Entries that a member lacks, as its leader sees it", lag)?;
-    gauge(out, "hosts", "Hosts of the cluster", one(sample.hosts as i64))?;
-    let stale = sample.stale_components as i64;
+    gauge(out, "hosts", "Hosts of the cluster", one(sample.hosts as u64))?;
+    let stale = sample.stale_components as u64;
     gauge(out, "stale_components", "Components of the cluster that are not in sync", one(stale))?;
-    let age = sample.lease_age.map_or(f64::NAN, |age| age.as_secs_f64());
-    let mut family = out.encode_descriptor(
-        "lease_age_seconds",
-        "Since the last renewal of this host's lease",
-        None,
-        MetricType::Gauge,
-    )?;
-    ConstGauge::new(age).encode(family.encode_family(&NO_LABELS)?)
+    let age = sample.lease_age.into_iter().map(|age| (Vec::new(), age.as_secs_f64())).collect();
+    seconds_gauge(out, "lease_age_seconds", "Since the last renewal of this host's lease", age)
 }
-
-const NO_LABELS: [(&str, String); 0] = [];
 
 fn one<T>(value: T) -> Vec<Row<T>> {
     vec![(Vec::new(), value)]
 }
 
-fn gauge(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, rows: Vec<Row<i64>>) -> fmt::Result {
-    let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    rows.into_iter()
-        .try_for_each(|(labels, value)| ConstGauge::new(value).encode(family.encode_family(&labels)?))
+fn rows<T>(
+    out: &mut DescriptorEncoder<'_>,
+    (name, help, kind): (&str, &str, MetricType),
+    rows: Vec<Row<T>>,
+    mut write: impl FnMut(T, MetricEncoder<'_>) -> fmt::Result,
+) -> fmt::Result {
+    let mut metric = out.encode_descriptor(name, help, None, kind)?;
+    for (labels, value) in rows {
+        if labels.is_empty() {
+            // The only row: without labels there is nothing to tell another from it.
+            return write(value, metric);
+        }
+        write(value, metric.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
-fn counter(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, rows: Vec<Row<u64>>) -> fmt::Result {
-    let mut family = out.encode_descriptor(name, help, None, MetricType::Counter)?;
-    rows.into_iter()
-        .try_for_each(|(labels, value)| ConstCounter::new(value).encode(family.encode_family(&labels)?))
+fn gauge(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, all: Vec<Row<u64>>) -> fmt::Result {
+    rows(out, (name, help, MetricType::Gauge), all, |value, to| ConstGauge::new(value).encode(to))
+}
+
+fn seconds_gauge(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, all: Vec<Row<f64>>) -> fmt::Result {
+    rows(out, (name, help, MetricType::Gauge), all, |value, to| ConstGauge::new(value).encode(to))
+}
+
+fn counter(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, all: Vec<Row<u64>>) -> fmt::Result {
+    rows(out, (name, help, MetricType::Counter), all, |value, to| ConstCounter::new(value).encode(to))
 }
 
 fn seconds_counter(
     out: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    rows: Vec<Row<f64>>,
+    all: Vec<Row<f64>>,
 ) -> fmt::Result {
-    let mut family = out.encode_descriptor(name, help, None, MetricType::Counter)?;
-    rows.into_iter()
-        .try_for_each(|(labels, value)| ConstCounter::new(value).encode(family.encode_family(&labels)?))
+    rows(out, (name, help, MetricType::Counter), all, |value, to| ConstCounter::new(value).encode(to))
+}
+
+fn histogram(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    all: Vec<Row<Seconds<'_>>>,
+) -> fmt::Result {
+    rows(out, (name, help, MetricType::Histogram), all, |value, to| value.write(to))
 }
 
 /// A histogram in the unit of Prometheus.
@@ -288,18 +302,60 @@ struct Seconds<'a>(&'a Histogram);
 impl Seconds<'_> {
     fn write(&self, mut to: MetricEncoder<'_>) -> fmt::Result {
         // The last bucket is the one without a bound; the crate writes it as +Inf.
-        let bounds = BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+        let bounds = BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(self.0.buckets).collect();
         to.encode_histogram::<NoLabelSet>(self.0.sum_ns as f64 / 1e9, self.0.count, &buckets, None)
     }
 }
 
-fn histogram(
-    out: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    rows: Vec<Row<Seconds<'_>>>,
-) -> fmt::Result {
-    let mut family = out.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    rows.into_iter().try_for_each(|(labels, value)| value.write(family.encode_family(&labels)?))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn sample() -> Sample {
+        let mut snapshot = Snapshot { turns: 7, ..Snapshot::default() };
+        snapshot.network.add(Duration::from_micros(15));
+        snapshot.network.add(Duration::from_secs(60));
+        let directory = Status {
+            role: Role::Leader,
+            leader: None,
+            term: 3,
+            members: BTreeMap::new(),
+            last_log_index: 12,
+            applied_index: 10,
+            snapshot_index: 0,
+            contact: None,
+            without_quorum: true,
+            fault: None,
+        };
+        Sample {
+            snapshot,
+            volume_names: Vec::new(),
+            disk_paths: Vec::new(),
+            directory,
+            leads: true,
+            hosts: 1,
+            lease_age: None,
+            stale_components: 0,
+        }
+    }
+
+    #[test]
+    fn a_scrape_reads_as_prometheus_wants_it() {
+        let text = encode(Some(sample())).unwrap();
+        for line in [
+            "vsand_member 1",
+            "vsand_loop_turns_total 7",
+            "vsand_directory_term 3",
+            "vsand_directory_unapplied_entries 2",
+            "vsand_stage_latency_seconds_count{stage=\"network\"} 2",
+            "vsand_stage_latency_seconds_bucket{le=\"0.00002\",stage=\"network\"} 1",
+            "vsand_stage_latency_seconds_bucket{le=\"+Inf\",stage=\"network\"} 2",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+        assert!(encode(None).unwrap().contains("vsand_member 0\n"));
+    }
 }

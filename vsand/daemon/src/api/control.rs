@@ -138,6 +138,6 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn resyncs(&self) -> Result<ResyncList>;
     /// This host's counters now.
     async fn top(&self) -> Result<TopSample>;
-    /// This host's counters now, as Prometheus reads them (OpenMetrics text).
+    /// This host's counters now, as Prometheus reads them (`OpenMetrics` text).
     async fn metrics(&self) -> Result<String>;
 }

@@ -202,7 +202,7 @@ pub(super) async fn top(State(api): State<Api>) -> Answer<TopSample> {
     Ok(Json(api.control.top().await?))
 }
 
-/// The counters of this host in OpenMetrics text, for Prometheus.
+/// The counters of this host in `OpenMetrics` text, for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "cluster",
     responses((status = 200, body = String, content_type = "application/openmetrics-text"),
         (status = "default", body = ApiError)))]

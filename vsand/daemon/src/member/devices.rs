@@ -180,12 +180,12 @@ fn describe(device: LsblkDevice, signatures: Vec<Signature>) -> Probe {
         let names: Vec<&str> = device.children.iter().map(|c| c.name.as_str()).collect();
         found.push(format!("the partitions {}", names.join(", ")));
     }
-    let ours = match signatures.as_slice() {
-        [all @ ..] if device.children.is_empty() => all
-            .iter()
-            .find(|s| s.label.as_deref() == Some(LABEL) && matches!(s.kind.as_str(), "xfs" | "ext4"))
-            .and_then(|s| s.uuid.clone()),
-        _ => None,
+    let made_here =
+        |s: &&Signature| s.label.as_deref() == Some(LABEL) && matches!(s.kind.as_str(), "xfs" | "ext4");
+    let ours = if device.children.is_empty() {
+        signatures.iter().find(made_here).and_then(|s| s.uuid.clone())
+    } else {
+        None
     };
     Probe { name: device.name, bytes: device.size, found, ours }
 }

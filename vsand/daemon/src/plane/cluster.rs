@@ -34,6 +34,9 @@ const APPEAR_MAX: Duration = Duration::from_secs(20);
 /// An answer waits no longer to show the newest state.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
 
+/// A change of leader takes up to 1.5 s; that alone is nothing to alarm anybody with.
+const QUORUM_SILENCE_MAX: Duration = Duration::from_secs(4);
+
 type Slot = watch::Sender<Option<Arc<Member>>>;
 
 /// Where this host's certificates are.
@@ -51,7 +54,7 @@ pub(super) async fn view(member: &Member) -> View {
         state.hosts.keys().filter_map(|host| Some((*host, watcher.silent_for(now, *host)?))).collect()
     };
     // Hosts that are known to be away are not waited for. Without a quorum no lease moves: then everybody is asked.
-    let quorum = !status.without_quorum;
+    let quorum = status.contact.is_some_and(|silence| silence < QUORUM_SILENCE_MAX);
     let asked: Vec<HostId> = state
         .hosts
         .keys()
@@ -133,7 +136,7 @@ fn host_name(config: &Config, asked: Option<String>) -> Result<String> {
         .or_else(|| config.name.clone())
         .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
     let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
-    if (1..=join_name_max()).contains(&name.len()) && name.bytes().all(good) {
+    if (1..=join::NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(good) {
         return Ok(name);
     }
     Err(ApiError::new(
@@ -141,10 +144,6 @@ fn host_name(config: &Config, asked: Option<String>) -> Result<String> {
         format!("{name:?} is not a name that a host can have"),
         "choose one of 1 to 63 characters of a-z, A-Z, 0-9, '-', '_' and '.' with `--host-name`",
     ))
-}
-
-const fn join_name_max() -> usize {
-    join::NAME_BYTES_MAX
 }
 
 fn fault_domain(config: &Config, asked: Option<String>, host: HostId) -> String {

@@ -1,7 +1,6 @@
 //! Health at a glance: what is not as it should be, with the object and the next step, the worst first.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use ferro_protocol::api::{DiskState, Health, HealthLevel, HealthReason, HostState, Redundancy};
 use vsand_core::directory::{LockKind, ObjectRecord};
@@ -37,22 +36,23 @@ pub(super) fn without_cluster() -> Health {
 /// Of the cluster.
 pub(super) fn of(view: &View) -> Health {
     let mut reasons = Vec::new();
+    if view.removed {
+        // What it last heard of the others says nothing any more.
+        let error = super::errors::removed();
+        let one = reason(HealthLevel::Critical, "host_removed", error.message, error.next_step);
+        return Health { level: one.level, reasons: vec![one] };
+    }
     directory(view, &mut reasons);
     hosts(view, &mut reasons);
     disks(view, &mut reasons);
     for record in view.state.objects.values() {
         volume(view, record, &mut reasons);
     }
-    reasons.sort_by(|a, b| b.level.cmp(&a.level));
+    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.level));
     Health { level: reasons.first().map_or(HealthLevel::Ok, |r| r.level), reasons }
 }
 
 fn directory(view: &View, reasons: &mut Vec<HealthReason>) {
-    if view.removed {
-        let error = super::errors::removed();
-        reasons.push(reason(HealthLevel::Critical, "host_removed", error.message, error.next_step));
-        return;
-    }
     if view.quorum {
         return;
     }
@@ -190,6 +190,18 @@ fn volume(view: &View, record: &ObjectRecord, reasons: &mut Vec<HealthReason>) {
             ),
         )),
     }
+    if let Some(lock) = record.lock.filter(|l| l.kind != LockKind::Background && !view.is_online(l.host)) {
+        let host = host_name(&view.state, lock.host);
+        reasons.push(reason(
+            HealthLevel::Warning,
+            "owner_offline",
+            format!("volume {name} is open on host {host}, which is offline"),
+            format!(
+                "to start its virtual machine on another host, break the lock first: `vsanctl lock break {}`",
+                record.id
+            ),
+        ));
+    }
     let importing = record.lock.is_some_and(|lock| lock.kind == LockKind::Transfer);
     if record.content == vsand_core::directory::Content::Importing && !importing {
         reasons.push(reason(
@@ -259,12 +271,11 @@ fn stalled(view: &View, record: &ObjectRecord, trouble: TroubleReport) -> Health
 
 /// A length of time for people.
 fn span(seconds: u64) -> String {
-    let whole = Duration::from_secs(seconds).as_secs();
-    match whole {
-        0..120 => format!("{whole} s"),
-        120..7_200 => format!("{} min", whole / 60),
-        7_200..172_800 => format!("{} h", whole / 3_600),
-        _ => format!("{} days", whole / 86_400),
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 
@@ -320,6 +331,24 @@ mod tests {
             codes(&health).contains(&"disk_failed") && codes(&health).contains(&"disk_full"),
             "{health:?}"
         );
+    }
+
+    #[test]
+    fn a_volume_of_a_dead_owner_says_how_to_get_it_back() {
+        let mut view = healthy();
+        view.me = host_id(2);
+        kill(&mut view, 1);
+        let health = of(&view);
+        let owner = health.reasons.iter().find(|r| r.code == "owner_offline").unwrap();
+        assert!(owner.next_step.contains("vsanctl lock break"), "{owner:?}");
+    }
+
+    #[test]
+    fn a_removed_host_says_only_that() {
+        let mut view = healthy();
+        view.removed = true;
+        kill(&mut view, 2);
+        assert_eq!(codes(&of(&view)), ["host_removed"]);
     }
 
     #[test]

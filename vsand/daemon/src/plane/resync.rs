@@ -62,9 +62,9 @@ fn one(
     running: Option<&ResyncReport>,
 ) -> ResyncInfo {
     let host = view.state.disks.get(&disk).map(|d| d.host);
-    let state = match running {
+    let progress = match running {
         Some(_) => ResyncState::Running,
-        None if view.is_disk_online(disk) => ResyncState::Queued,
+        None if view.is_disk_reachable(disk) => ResyncState::Queued,
         None => ResyncState::Delayed,
     };
     let (mut total_bytes, done_bytes, bytes_per_second, copying) = match running {
@@ -75,7 +75,7 @@ fn one(
     if copying > 0 {
         total_bytes += total_bytes / u64::from(copying) * u64::from(stale.chunks.saturating_sub(copying));
     }
-    let eta_seconds = match state {
+    let eta_seconds = match progress {
         ResyncState::Running => eta(total_bytes - done_bytes, bytes_per_second),
         ResyncState::Queued => None,
         ResyncState::Delayed => Some((stale.since_unix_s + view.repair_delay_s).saturating_sub(view.unix_s)),
@@ -87,7 +87,7 @@ fn one(
         host: host.unwrap_or(HostId::from_bytes([0; 16])),
         host_name: host.map_or_else(String::new, |host| host_name(&view.state, host)),
         kind: if stale.full { ResyncKind::Full } else { ResyncKind::Delta },
-        state,
+        state: progress,
         chunks_remaining: stale.chunks,
         done_bytes,
         total_bytes,

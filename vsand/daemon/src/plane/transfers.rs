@@ -148,12 +148,11 @@ async fn end_when_idle(transfers: Arc<Transfers>, session: Arc<Session>) {
         if !idle {
             continue;
         }
-        match transfers.end(&session.name, session.id, TransferOutcome::Abort).await {
-            Ok(_) => {
-                tracing::warn!(volume = %session.name, "an import or export that nobody used any more was aborted")
-            }
+        let volume = &session.name;
+        match transfers.end(volume, session.id, TransferOutcome::Abort).await {
+            Ok(_) => tracing::warn!(%volume, "an import or export that nobody used any more was aborted"),
             Err(error) => {
-                tracing::warn!(volume = %session.name, %error, "an import or export could not be aborted; trying again")
+                tracing::warn!(%volume, %error, "an import or export could not be aborted; trying again");
             }
         }
     }

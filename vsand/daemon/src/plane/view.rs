@@ -126,19 +126,25 @@ impl View {
             let reason = format!("host {} is offline", host_name(&self.state, disk.host));
             return (DiskState::Offline, Some(reason));
         }
-        match (self.reports.get(&disk.host), self.disk_report(disk)) {
-            // A host that did not answer in time still serves its disks as long as its lease runs.
-            (None, _) => (DiskState::Online, None),
-            (Some(_), Some(DiskReport { failure: Some(reason), .. })) => {
-                (DiskState::Offline, Some(reason.clone()))
-            }
-            (Some(_), Some(_)) => (DiskState::Online, None),
-            (Some(_), None) => (DiskState::Offline, Some("its host does not serve it".to_owned())),
+        // A host that did not answer in time still serves its disks as long as its lease runs.
+        if !self.reports.contains_key(&disk.host) {
+            return (DiskState::Online, None);
+        }
+        match self.disk_report(disk) {
+            Some(DiskReport { failure: None, .. }) => (DiskState::Online, None),
+            Some(DiskReport { failure, .. }) => (DiskState::Offline, failure.clone()),
+            None => (DiskState::Offline, Some("its host does not serve it".to_owned())),
         }
     }
 
     pub(super) fn is_disk_online(&self, disk: DiskId) -> bool {
         self.state.disks.get(&disk).is_some_and(|d| self.disk_state(d).0 == DiskState::Online)
+    }
+
+    /// Whether a disk can be used and its host has just answered: a lease runs on for some seconds after its host's death.
+    pub(super) fn is_disk_reachable(&self, disk: DiskId) -> bool {
+        self.is_disk_online(disk)
+            && self.state.disks.get(&disk).is_some_and(|d| self.reports.contains_key(&d.host))
     }
 
     pub(super) fn disks(&self) -> Vec<DiskInfo> {
@@ -188,7 +194,7 @@ impl View {
 
     /// Whether the component's data is being brought up to date, or its turn comes.
     fn is_being_repaired(&self, record: &ObjectRecord, component: &Component) -> bool {
-        !component.in_sync() && record.lock.is_some() && self.is_disk_online(component.disk)
+        !component.in_sync() && record.lock.is_some() && self.is_disk_reachable(component.disk)
     }
 
     pub(super) fn redundancy(&self, record: &ObjectRecord) -> Redundancy {
@@ -433,6 +439,9 @@ pub(super) mod tests {
         let mut view = healthy();
         stale(&mut view, 3, 5);
         assert_eq!(redundancy(&view), Redundancy::Resyncing, "its host is back");
+        let report = view.reports.remove(&host_id(3)).unwrap();
+        assert_eq!(redundancy(&view), Redundancy::Degraded, "its lease runs, but it does not answer");
+        view.reports.insert(host_id(3), report);
         let state = Arc::make_mut(&mut view.state);
         Arc::make_mut(state.objects.values_mut().next().unwrap()).lock = None;
         assert_eq!(redundancy(&view), Redundancy::Degraded, "nobody repairs it yet");
