@@ -155,7 +155,7 @@ pub async fn announce(member: Arc<Member>) {
         if done && !removed {
             member.disks.announce(&member).await;
         }
-        tokio::time::sleep(Duration::from_secs(if done { 10 } else { 1 })).await;
+        tokio::time::sleep(Duration::from_secs(if done && !removed { 10 } else { 1 })).await;
     }
 }
 
