@@ -8,8 +8,8 @@
 //! - at each read: the bytes are ones that a guest wrote there;
 //! - at the end, after all faults have healed: everything that guests asked has been answered, every component is in sync
 //!   and all of a chunk are byte for byte and version for version the same, nothing is left over on any disk, and each
-//!   sector's history is linearizable ([`history`]);
-//! - in runs with one failure at a time: no guest waits longer than [`world::STALL_MAX`].
+//!   sector's history is linearizable (`history`);
+//! - in runs with one failure at a time: no guest waits longer than two seconds.
 
 mod check;
 mod control;
