@@ -82,7 +82,10 @@ fn hosts_join_and_strangers_are_kept_out() {
                 .map(|t| t.to_string())
         };
         refused("a forged secret", &forged(TokenSecret::from_bytes([7; 32]), parsed.ca())?)?;
-        refused("another CA", &forged(parsed.secret().clone(), CaFingerprint([7; 32]))?)?;
+        let wrong_ca = forged(parsed.secret().clone(), CaFingerprint([7; 32]))?;
+        let refusal = third.ctl_refused(&["cluster", "join", &wrong_ca], "host_unreachable", 6)?;
+        ensure!(refusal.message.contains("not a host of this cluster"), "{refusal:?}");
+        is_alone(third)?;
         refused("a token that was cut", &good[..good.len() - 9])?;
         refused("no token at all", "hello")?;
         third
@@ -245,10 +248,10 @@ fn what_is_asked_wrongly_is_refused_with_the_next_step() {
         host.ctl_refused(&["volume", "open", "none"], "volume_not_found", 3)?;
         host.ctl_refused(&["volume", "close", "one"], "volume_not_open", 4)?;
         host.ctl_refused(&["host", "remove", "nobody", "--yes"], "host_not_found", 3)?;
+        host.ctl_refused(&["volume", "export", "one", "/nowhere/at/all/x.raw"], "file", 3)?;
         host.open("one")?;
         other.ctl_refused(&["volume", "open", "one"], "object_in_use", 4)?;
         other.ctl_refused(&["--yes", "volume", "delete", "one"], "object_in_use", 4)?;
-        host.ctl_refused(&["volume", "export", "one", "/nowhere/at/all/x.raw"], "file", 3)?;
         other.ctl_refused(
             &["volume", "export", "one", &lab.dir().join("x.raw").display().to_string()],
             "object_in_use",
@@ -301,7 +304,7 @@ fn one_host_alone_works_and_says_when_it_is_full() {
             5,
         )?;
         let image = lab.dir().join("image.raw");
-        let (count, size) = ("count=880", "880M");
+        let (count, size) = ("count=780", "780M");
         run("dd", &["if=/dev/urandom", &format!("of={}", image.display()), "bs=1M", count, "status=none"])?;
         let path = image.display().to_string();
         host.create("filler", size, "mirror:1")?;

@@ -18,7 +18,7 @@ const SECTOR: u64 = 8 << 11;
 fn steal(thief: &Host) -> Result<bool> {
     eventually(&format!("{} or the other has the volume", thief.name()), BREAK_MAX, || {
         // Refused while the lease may run, and when there is nothing to break any more.
-        let broken = thief.ctl_ok(&["lock", "break", "data"]);
+        let broken = thief.ctl_ok(&["--yes", "lock", "break", "data"]);
         match thief.open("data") {
             Ok(_) => Ok(true),
             Err(error) => {
@@ -95,7 +95,7 @@ fn a_stale_owner_that_wakes_up_does_no_harm() {
         let late_read = stale.submit(0, &Op::Read(Sector(SECTOR), 4096))?;
         let late_write = stale.submit(0, &Op::Write(Sector(SECTOR), &[0x22; 4096]))?;
 
-        let refusal = lab.host(2).ctl_refused(&["lock", "break", "data"], "lease_running", 4)?;
+        let refusal = lab.host(2).ctl_refused(&["--yes", "lock", "break", "data"], "lease_running", 4)?;
         ensure!(refusal.next_step.contains("repeat") || refusal.next_step.contains("close"), "{refusal:?}");
         lab.host(3).ctl_refused(&["volume", "open", "data"], "object_in_use", 4)?;
 

@@ -60,6 +60,14 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
                 None => drop(answer.send(None)),
             }
         }
+        Command::Abandon(object, answer) => {
+            let key = data.by_object.get(&object).copied();
+            let attached = key.and_then(|key| data.volumes.get(&key)).is_some_and(Volume::is_attached);
+            if let Some(key) = key.filter(|_| !attached) {
+                data.drop_volume(key);
+            }
+            let _gone = answer.send(!attached);
+        }
         Command::Transfer { object, request, answer } => {
             if let Some(volume) = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
                 volume.transfer(now, request, answer);

@@ -73,6 +73,8 @@ pub enum Command {
     },
     /// Give the object up once no request is under way; answered with its epoch, or nothing if it is not owned here.
     Disown(ObjectId, oneshot::Sender<Option<Epoch>>),
+    /// Give the object up with requests under way, unless a guest waits for them; answered with whether it is given up.
+    Abandon(ObjectId, oneshot::Sender<bool>),
     /// An import or export reads or writes.
     Transfer {
         /// The object.

@@ -106,6 +106,11 @@ impl Volume {
         self.owner.is_idle() && self.origins.is_empty()
     }
 
+    /// Whether a VMM is connected.
+    pub(super) fn is_attached(&self) -> bool {
+        self.device.as_ref().is_some_and(|d| d.rings().is_attached())
+    }
+
     /// Closes the guest's socket: what it asked is neither done nor failed, as when a cable is pulled.
     pub(super) fn drop_socket(&mut self) {
         self.device = None;
@@ -120,7 +125,7 @@ impl Volume {
             troubles: self.owner.troubles().cloned().collect(),
             resyncs: self.owner.resyncs(now),
             socket: self.path.clone(),
-            attached: self.device.as_ref().is_some_and(|d| d.rings().is_attached()),
+            attached: self.is_attached(),
             in_flight: self.origins.len(),
         };
         (view, self.stats.clone())

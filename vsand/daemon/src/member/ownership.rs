@@ -140,14 +140,20 @@ impl Member {
     pub async fn release(&self, object: ObjectId, name: &VolumeName) -> Result<(), OwnError> {
         let _one_at_a_time = self.opening.lock().await;
         let disowned = self.data.ask(|answer| DataCommand::Disown(object, answer));
-        let epoch = tokio::time::timeout(DISOWN_MAX, disowned)
-            .await
-            .map_err(|_| OwnError::Busy(name.clone()))??;
+        match tokio::time::timeout(DISOWN_MAX, disowned).await {
+            Ok(answer) => drop(answer?),
+            // Nobody waits for what is under way if no guest is there: it may end as in a crash, and whoever owns the object
+            // next recovers from it.
+            Err(_) if self.data.ask(|answer| DataCommand::Abandon(object, answer)).await? => {
+                tracing::warn!(volume = %name, "requests that can't be done now were given up with the volume");
+            }
+            Err(_) => return Err(OwnError::Busy(name.clone())),
+        }
         let open = self.open_volumes().remove(&object);
-        if let Some(path) = open.and_then(|o| o.socket) {
+        let Some(OpenVolume { epoch, socket, .. }) = open else { return Ok(()) };
+        if let Some(path) = socket {
             remove_socket(&path);
         }
-        let Some(epoch) = epoch else { return Ok(()) };
         match self.propose(&Command::Release { object, epoch, host: self.host() }).await? {
             // Lost meanwhile: there is nothing to give back.
             Ok(_) | Err(Refused::NotHolder(_) | Refused::NoObject(_)) => Ok(()),

@@ -19,6 +19,7 @@ use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 use uuid::Uuid;
 use vsand_core::directory::{Command, Content};
+use vsand_core::owner::Trouble;
 use vsand_core::owner::guest::{GuestError, GuestRequest, GuestResult};
 
 use super::errors;
@@ -33,6 +34,10 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const IDLE_LOOK: Duration = Duration::from_secs(5);
 /// A request that the cluster can't answer for so long fails; it waits for hosts to come back until then.
 const REQUEST_MAX: Duration = Duration::from_secs(60);
+/// A request that is not answered is looked after so often: perhaps there is no space for it.
+const FULL_LOOK: Duration = Duration::from_secs(1);
+/// Seen so often in a row, the lack of space is not about to end by itself.
+const FULL_LOOKS: u32 = 4;
 /// Pieces of one request under way at once.
 const PIECES_AT_ONCE: usize = 4;
 /// Bytes in a piece.
@@ -299,19 +304,43 @@ impl Session {
     async fn ask(&self, what: &str, request: GuestRequest) -> Result<GuestResult> {
         let asked =
             self.member.data.ask(|answer| DataCommand::Transfer { object: self.object, request, answer });
-        match tokio::time::timeout(REQUEST_MAX, asked).await {
-            Ok(Ok(GuestResult::Failed(error))) => Err(failed(what, error)),
-            Ok(Ok(result)) => Ok(result),
-            Ok(Err(gone)) => Err(match self.member.open_volumes().get(&self.object) {
+        tokio::pin!(asked);
+        let (until, mut full) = (Instant::now() + REQUEST_MAX, 0);
+        let answer = loop {
+            match tokio::time::timeout(FULL_LOOK, &mut asked).await {
+                Ok(answer) => break answer,
+                Err(_) if Instant::now() >= until => {
+                    return Err(ApiError::new(
+                        ErrorCode::DataUnavailable,
+                        format!("{what}: no good copy could be reached for {} s", REQUEST_MAX.as_secs()),
+                        "see `vsanctl status` for which hosts are missing; bring one back, then repeat",
+                    ));
+                }
+                Err(_) => full = if self.is_full().await { full + 1 } else { 0 },
+            }
+            if full >= FULL_LOOKS {
+                return Err(ApiError::new(
+                    ErrorCode::ClusterFull,
+                    format!("{what}: the disks where its policy lets it go are full"),
+                    "add disks (`vsanctl disk add`) or delete volumes that nobody needs, then repeat the import; or delete this volume",
+                ));
+            }
+        };
+        match answer {
+            Ok(GuestResult::Failed(error)) => Err(failed(what, error)),
+            Ok(result) => Ok(result),
+            Err(gone) => Err(match self.member.open_volumes().get(&self.object) {
                 Some(open) if open.epoch == self.epoch => errors::stopping(gone),
                 _ => self.lost(),
             }),
-            Err(_) => Err(ApiError::new(
-                ErrorCode::DataUnavailable,
-                format!("{what}: no good copy could be reached for {} s", REQUEST_MAX.as_secs()),
-                "see `vsanctl status` for which hosts are missing; bring one back, then repeat",
-            )),
         }
+    }
+
+    /// Whether the volume's writes wait for space. A guest waits until there is some; whoever imports is told.
+    async fn is_full(&self) -> bool {
+        let Ok(snapshot) = self.member.data.ask(DataCommand::Snapshot).await else { return false };
+        let waits = |trouble: &Trouble| matches!(trouble, Trouble::Full(_) | Trouble::NoPlace(_));
+        snapshot.volumes.iter().any(|(view, _)| view.object == self.object && view.troubles.iter().any(waits))
     }
 
     fn lost(&self) -> ApiError {
