@@ -157,7 +157,9 @@ impl Checker {
     pub fn give_up(&mut self) -> usize {
         let open: Vec<WriteId> =
             self.writes.iter().filter(|(_, w)| w.ended.is_none()).map(|(id, _)| *id).collect();
-        open.iter().for_each(|id| self.end_write(*id, Ending::GivenUp));
+        for id in &open {
+            self.end_write(*id, Ending::GivenUp);
+        }
         self.reads.clear();
         open.len()
     }

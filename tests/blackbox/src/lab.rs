@@ -98,12 +98,11 @@ pub fn guest_dir() -> Result<PathBuf> {
 
 /// The folder with our programs: beside this test's own, unless told otherwise.
 fn bin_dir() -> Result<PathBuf> {
-    let dir = match std::env::var_os("FERRO_BIN_DIR") {
-        Some(dir) => dir.into(),
-        None => {
-            let own = std::env::current_exe()?;
-            own.ancestors().nth(2).context("a test is in target/PROFILE/deps")?.to_owned()
-        }
+    let dir = if let Some(dir) = std::env::var_os("FERRO_BIN_DIR") {
+        dir.into()
+    } else {
+        let own = std::env::current_exe()?;
+        own.ancestors().nth(2).context("a test is in target/PROFILE/deps")?.to_owned()
     };
     for program in ["vsand", "vsanctl"] {
         ensure!(
@@ -160,10 +159,10 @@ impl Lab {
         }
         fs::write(&host.log, "")?;
         let config = format!(
-            "listen = \"{}:{PEER_PORT}\"\nstate_dir = {:?}\nrun_dir = {:?}\nname = \"{}\"\n{}",
+            "listen = \"{}:{PEER_PORT}\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\nname = \"{}\"\n{}",
             host.address(),
-            host.state_dir(),
-            host.dir.join("run"),
+            host.state_dir().display(),
+            host.dir.join("run").display(),
             host.name(),
             self.options.config
         );

@@ -312,9 +312,9 @@ impl Client {
         let pending = self.pending.remove(&ticket).context("an answer to no question")?;
         let took = pending.began.elapsed();
         {
-            let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
-            stats.done += 1;
-            stats.longest = stats.longest.max(took);
+            let mut so_far = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+            so_far.done += 1;
+            so_far.longest = so_far.longest.max(took);
         }
         match pending.request {
             Request::Read(read, sectors) if status == 0 => {

@@ -42,7 +42,7 @@ fn files_are_private(dir: &Path) -> Result<()> {
         let is_key = fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("PRIVATE KEY"));
         keys += u32::from(is_key);
         ensure!(
-            mode & 0o022 == 0 && (!is_key || mode & 0o177 == 0),
+            mode & 0o022 == 0 && (!is_key || matches!(mode, 0o400 | 0o600)),
             "{} has mode {mode:o}",
             entry.path().display()
         );

@@ -1,6 +1,7 @@
 //! Who owns a volume: of several that want it one gets it; one that was thought dead and wakes up does no harm.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -55,13 +56,13 @@ fn of_two_that_open_at_once_one_gets_it() {
         for round in 0..4 {
             let name = format!("v{round}");
             lab.host(1).create(&name, "64M", "mirror:2")?;
-            let open = |host: &Host| match host.open(&name) {
-                Ok(_) => Ok(true),
-                Err(_) => {
-                    let refusal = host.ctl_refused(&["volume", "open", &name], "object_in_use", 4)?;
-                    ensure!(refusal.message.contains("host"), "it does not say who has it: {refusal:?}");
-                    Ok(false)
+            let open = |host: &Host| {
+                if host.open(&name).is_ok() {
+                    return Ok(true);
                 }
+                let refusal = host.ctl_refused(&["volume", "open", &name], "object_in_use", 4)?;
+                ensure!(refusal.message.contains("host"), "it does not say who has it: {refusal:?}");
+                Ok(false)
             };
             let won = race(lab.host(2), lab.host(3), open)?;
             ensure!(won.0 != won.1, "round {round}: {won:?}");
@@ -134,7 +135,7 @@ fn a_stale_owner_that_wakes_up_does_no_harm() {
             Err(FrontendError::Timeout(_)) => {}
             Ok(done) if done.status != 0 => {}
             Ok(done) => {
-                ensure!(done.ticket != late_read && done.ticket != late_write, "answered after the fence")
+                ensure!(done.ticket != late_read && done.ticket != late_write, "answered after the fence");
             }
             Err(error) => return Err(error.into()),
         }
@@ -152,4 +153,70 @@ fn a_stale_owner_that_wakes_up_does_no_harm() {
         holder.ctl_refused(&["volume", "open", "data"], "object_in_use", 4)?;
         Ok(())
     });
+}
+
+/// Alive and cut off, it has a client that goes on asking: it may answer from its own copy only while its lease runs.
+#[test]
+fn an_owner_that_is_cut_off_answers_nothing_stale() {
+    with_lab(LabOptions::default(), |lab| {
+        let (holder, thief) = (lab.host(1), lab.host(2));
+        holder.create("data", "64M", "mirror:3")?;
+        let stale_socket = holder.open("data")?;
+        let mut stale = connect(&stale_socket)?;
+        stale.write(Sector(0), &[0x11; 4096])?;
+        holder.cut_cable()?;
+
+        // What the new owner acknowledged, and when: from then on the old value is gone.
+        let overwritten = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| read_on(&mut stale, &overwritten));
+            let taken = eventually("the other host takes the volume over", BREAK_MAX, || {
+                thief.ctl_ok(&["--yes", "lock", "break", "data"])?;
+                let mut new = connect(&thief.open("data")?)?;
+                new.write(Sector(0), &[0x33; 4096])?;
+                Ok(())
+            });
+            overwritten.store(true, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_secs(2));
+            // Only now can it hear what has happened.
+            holder.mend()?;
+            let answered = reader.join().map_err(|_| anyhow::anyhow!("the reader has panicked"))??;
+            println!("{answered} reads were answered before the lease ended, none afterwards");
+            ensure!(answered > 0, "the lease allows reads for a while");
+            taken
+        })?;
+        eventually("the stale owner's socket is closed", Duration::from_secs(20), || {
+            ensure!(!stale_socket.exists(), "{} is still there", stale_socket.display());
+            Ok(())
+        })?;
+        holder.ctl_refused(&["volume", "open", "data"], "object_in_use", 4)?;
+        lab.wait_healthy(Duration::from_secs(60))
+    });
+}
+
+/// Reads again and again until nothing is answered any more for a while after the overwriting.
+fn read_on(client: &mut BlkClient, overwritten: &AtomicBool) -> Result<u32> {
+    let mut answered = 0;
+    loop {
+        let late = overwritten.load(Ordering::SeqCst);
+        let ticket = client.submit(0, &Op::Read(Sector(0), 4096))?;
+        let limit = Duration::from_secs(12);
+        match client.wait(0, limit) {
+            Ok(done) if done.ticket == ticket && done.status == 0 => {
+                let mut data = [0; 4096];
+                client.data(ticket, &mut data)?;
+                ensure!(!late, "a read that began after the overwriting was answered with {:#x}", data[0]);
+                ensure!(data == [0x11; 4096], "it reads {:#x}", data[0]);
+                answered += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // Not answered, or failed as it loses its socket: both are right.
+            Ok(_) | Err(FrontendError::Timeout(_)) => {
+                if overwritten.load(Ordering::SeqCst) {
+                    return Ok(answered);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use ferro_blackbox::checker::Checker;
+use ferro_blackbox::disk::LoopDisk;
+use ferro_blackbox::lab::with_hosts;
 use ferro_blackbox::workload::{Workload, WorkloadOptions};
-use ferro_blackbox::{Host, LabOptions, with_lab};
+use ferro_blackbox::{Host, LabOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -27,12 +29,14 @@ enum Fault {
     In,
     Out,
     Pair,
+    Freeze,
 }
 
 impl Fault {
-    const ALL: [Self; 7] = [Self::Kill, Self::Term, Self::Stop, Self::Cable, Self::In, Self::Out, Self::Pair];
+    const ALL: [Self; 8] =
+        [Self::Kill, Self::Term, Self::Stop, Self::Cable, Self::In, Self::Out, Self::Pair, Self::Freeze];
 
-    fn begin(self, host: &Host, other: &Host) -> Result<()> {
+    fn begin(self, host: &Host, other: &Host, disk: &LoopDisk) -> Result<()> {
         match self {
             Self::Kill => host.kill9(),
             Self::Term => host.term(),
@@ -41,21 +45,31 @@ impl Fault {
             Self::In => host.cut_in(),
             Self::Out => host.cut_out(),
             Self::Pair => host.cut_to(other),
+            Self::Freeze => disk.freeze(),
         }
     }
 
-    fn end(self, host: &Host) -> Result<()> {
+    fn end(self, host: &Host, disk: &LoopDisk) -> Result<()> {
         match self {
             Self::Kill | Self::Term => host.start(),
             Self::Stop => host.cont(),
             Self::Cable | Self::In | Self::Out | Self::Pair => host.mend(),
+            Self::Freeze => disk.thaw(),
         }
     }
 }
 
 #[test]
 fn random_faults_lose_nothing() {
-    with_lab(LabOptions::default(), |lab| {
+    with_hosts(LabOptions::default(), |lab| {
+        lab.form_without_disks()?;
+        let mut disks = Vec::new();
+        for host in lab.hosts() {
+            let disk = lab.loop_disk(host, "xfs", 3 << 30)?;
+            host.add_disk(disk.mount(), "2G")?;
+            disks.push(disk);
+        }
+        lab.wait_healthy(Duration::from_secs(60))?;
         let seconds = number("FERRO_THRASH_SECONDS", SECONDS_DEFAULT)?;
         let seed = number("FERRO_THRASH_SEED", StdRng::from_os_rng().random_range(0..1_000_000))?;
         println!("FERRO_THRASH_SEED={seed}");
@@ -65,24 +79,30 @@ fn random_faults_lose_nothing() {
         let mut load = Workload::start(&owner.open("data")?, Checker::new(), WorkloadOptions::new(seed))?;
         let (began, mut faults) = (Instant::now(), 0);
         while began.elapsed() < Duration::from_secs(seconds) {
-            let host = lab.host(dice.random_range(1..=3));
-            let other = lab.hosts().iter().filter(|h| h.name() != host.name()).nth(dice.random_range(0..2));
+            let at = dice.random_range(0..lab.hosts().len());
+            let (host, disk) = (&lab.hosts()[at], &disks[at]);
+            let other = &lab.hosts()[(at + dice.random_range(1..lab.hosts().len())) % lab.hosts().len()];
             let fault = Fault::ALL[dice.random_range(0..Fault::ALL.len())];
             let lasts = Duration::from_millis(dice.random_range(50..4_000));
-            println!("{:6.1} s: {fault:?} of {} for {lasts:?}", began.elapsed().as_secs_f64(), host.name());
-            fault.begin(host, other.context("three hosts")?)?;
+            let now = began.elapsed().as_secs_f64();
+            println!("{now:6.1} s: {fault:?} of {} for {lasts:?}", host.name());
+            fault.begin(host, other, disk)?;
             std::thread::sleep(lasts);
             // Sometimes everything loses power in the middle of it.
             let blackout = dice.random_range(0..10) == 0;
             if blackout {
-                println!("         and all of them lose power");
+                println!("          and all of them lose power");
+                // A process that waits for a frozen disk does not die.
+                if matches!(fault, Fault::Freeze) {
+                    fault.end(host, disk)?;
+                }
                 lab.hosts().iter().for_each(Host::kill9_if_running);
+                for host in lab.hosts() {
+                    host.start()?;
+                }
             }
-            if !blackout || !matches!(fault, Fault::Kill | Fault::Term | Fault::Stop) {
-                fault.end(host)?;
-            }
-            for host in lab.hosts().iter().filter(|_| blackout) {
-                host.start()?;
+            if !blackout || matches!(fault, Fault::Cable | Fault::In | Fault::Out | Fault::Pair) {
+                fault.end(host, disk)?;
             }
             // The next one comes when the last is hardly over.
             load.progress(dice.random_range(1..200), PROGRESS_MAX)
