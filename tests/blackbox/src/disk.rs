@@ -74,3 +74,41 @@ impl Drop for LoopDisk {
         let _unmounted = run("umount", &["--lazy", &self.path()]);
     }
 }
+
+/// A whole block device over a file. Dropped, it goes as soon as nobody has it mounted.
+#[derive(Debug)]
+pub struct LoopDevice(String);
+
+impl LoopDevice {
+    /// Makes one of `bytes`, empty.
+    pub fn make(image: &Path, bytes: u64) -> Result<Self> {
+        fs::File::create(image)?.set_len(bytes)?;
+        Ok(Self(run("losetup", &["--find", "--show", &image.display().to_string()])?.trim().to_owned()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &str {
+        &self.0
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        self.0.trim_start_matches("/dev/")
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _detached = run("losetup", &["--detach", &self.0]);
+    }
+}
+
+/// Unmounts whatever is mounted under a folder.
+pub fn unmount_all(folder: &Path) {
+    for mount in run("findmnt", &["-rno", "TARGET"]).unwrap_or_default().lines().rev() {
+        if Path::new(mount).starts_with(folder) {
+            // What can't be unmounted now is as soon as nobody uses it.
+            let _unmounted = run("umount", &["--lazy", mount]);
+        }
+    }
+}

@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ferro_protocol::api::{HealthLevel, HostState, Redundancy};
 
-use crate::disk::LoopDisk;
+use crate::disk::{LoopDisk, unmount_all};
 use crate::host::Host;
 use crate::process::run;
 use crate::wait::eventually;
@@ -292,6 +292,7 @@ impl Drop for Lab {
             self.keep_logs();
         }
         remove(&self.run);
+        unmount_all(&self.dir);
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             eprintln!("{} is left: {error}", self.dir.display());
         }
@@ -326,11 +327,7 @@ fn sweep() {
     }
     let folders = fs::read_dir(cache().join("lab")).into_iter().flatten().flatten();
     for folder in folders.filter(|f| gone(&f.file_name().to_string_lossy()).is_some()) {
-        for mount in run("findmnt", &["-rno", "TARGET"]).unwrap_or_default().lines() {
-            if Path::new(mount).starts_with(folder.path()) {
-                let _gone = run("umount", &["--lazy", mount]);
-            }
-        }
+        unmount_all(&folder.path());
         let _gone = fs::remove_dir_all(folder.path());
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use ferro_blackbox::disk::LoopDevice;
 use ferro_blackbox::lab::{PEER_PORT, with_hosts};
 use ferro_blackbox::process::run;
 use ferro_blackbox::{Host, LabOptions, eventually, with_lab};
@@ -209,16 +210,13 @@ fn what_is_asked_wrongly_is_refused_with_the_next_step() {
         fs::write(disk.mount().join("letter"), "mine")?;
         let refusal = host.ctl(&["disk", "add", disk.device()]).map(|_: serde_json::Value| ());
         ensure!(refusal.is_err(), "a device with a file system was taken");
-        let image = host.disks_dir().join("device.img");
-        fs::File::create(&image)?.set_len(2 << 30)?;
-        run("mkfs.ext4", &["-q", &image.display().to_string()])?;
-        let device = run("losetup", &["--find", "--show", &image.display().to_string()])?.trim().to_owned();
-        let refusal = host.ctl_refused(&["disk", "add", &device], "disk_not_empty", 4);
-        let kept = run("blkid", &["-o", "value", "-s", "TYPE", &device]);
-        run("losetup", &["--detach", &device])?;
-        let refusal = refusal?;
+        let device = LoopDevice::make(&host.disks_dir().join("device.img"), 2 << 30)?;
+        run("mkfs.ext4", &["-q", device.path()])?;
+        let refusal = host.ctl_refused(&["disk", "add", device.path()], "disk_not_empty", 4)?;
         ensure!(refusal.next_step.contains("--confirm") && refusal.message.contains("ext4"), "{refusal:?}");
-        ensure!(kept?.trim() == "ext4", "a refused device was touched");
+        host.ctl_refused(&["disk", "add", device.path(), "--confirm", "sda"], "disk_not_empty", 4)?;
+        let kept = run("blkid", &["-o", "value", "-s", "TYPE", device.path()])?;
+        ensure!(kept.trim() == "ext4", "a refused device was touched");
 
         host.create("one", "64M", "mirror:2")?;
         host.ctl_refused(

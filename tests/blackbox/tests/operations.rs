@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ferro_blackbox::disk::{LoopDevice, unmount_all};
 use ferro_blackbox::process::run;
 use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
 use ferro_protocol::api::{AddedDisk, ObjectDetails, Redundancy};
@@ -113,6 +114,33 @@ fn a_disk_moves_and_a_host_leaves() {
         let again = lab.dir().join("again.raw").display().to_string();
         stays.ctl_ok(&["volume", "export", "three", &again])?;
         run("cmp", &[&raw, &again])?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_device_becomes_a_disk_and_is_there_after_a_restart() {
+    with_lab(LabOptions { hosts: 1, ..LabOptions::default() }, |lab| {
+        let host = lab.host(1);
+        let device = LoopDevice::make(&host.disks_dir().join("device.img"), 3 << 30)?;
+        run("mkfs.ext4", &["-q", device.path()])?;
+        let added: AddedDisk = host.ctl(&["disk", "add", device.path(), "--confirm", device.name()])?;
+        ensure!(!added.adopted && added.disk.capacity_bytes > 1 << 30, "{added:?}");
+        // The trial disk goes; what is written lies on the device.
+        let trial = host.disks_dir().join("a").display().to_string();
+        host.ctl_ok(&["--yes", "disk", "remove", &trial])?;
+        let raw = image(lab, "in.raw")?;
+        host.ctl_ok(&["volume", "import", "data", &raw, "--create", "--policy", "mirror:1"])?;
+        host.kill9()?;
+        unmount_all(&host.state_dir());
+        host.start()?;
+        lab.wait_healthy(SETTLE_MAX)?;
+        let out = lab.dir().join("out.raw").display().to_string();
+        host.ctl_ok(&["volume", "export", "data", &out])?;
+        run("cmp", &[&raw, &out])?;
+        let refusal =
+            host.ctl_refused(&["--yes", "disk", "remove", &added.disk.id.to_string()], "would_lose_data", 5)?;
+        ensure!(refusal.message.contains("data"), "{refusal:?}");
         Ok(())
     });
 }
