@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -71,13 +72,13 @@ pub struct Stats {
 enum Command {
     Verify(Sender<()>),
     Stop,
-    Abandon,
 }
 
 /// A running client.
 pub struct Workload {
     commands: Sender<Command>,
     stats: Arc<Mutex<Stats>>,
+    abandoned: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<Checker>>>,
 }
 
@@ -86,12 +87,14 @@ impl Workload {
     pub fn start(socket: &Path, checker: Checker, options: WorkloadOptions) -> Result<Self> {
         let (commands, orders) = channel();
         let stats = Arc::new(Mutex::new(Stats::default()));
-        let mut client = Client::connect(socket, checker, options, Arc::clone(&stats))?;
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let mut client =
+            Client::connect(socket, checker, options, Arc::clone(&stats), Arc::clone(&abandoned))?;
         let thread = std::thread::Builder::new().name("workload".to_owned()).spawn(move || {
             client.run(&orders)?;
             Ok(client.checker)
         })?;
-        Ok(Self { commands, stats, thread: Some(thread) })
+        Ok(Self { commands, stats, abandoned, thread: Some(thread) })
     }
 
     fn stats_now(&self) -> MutexGuard<'_, Stats> {
@@ -155,9 +158,10 @@ impl Workload {
         self.join()
     }
 
-    /// Ends at once, with writes under way, as when a virtual machine is killed.
+    /// Ends at once, with writes under way, as when a virtual machine is killed. They may happen or not, until the checker is
+    /// told otherwise ([`Checker::give_up`]).
     pub fn abandon(mut self) -> Result<Checker> {
-        let _ended = self.commands.send(Command::Abandon);
+        self.abandoned.store(true, Ordering::SeqCst);
         self.join()
     }
 }
@@ -181,6 +185,7 @@ struct Client {
     dice: StdRng,
     pending: HashMap<Ticket, Pending>,
     stats: Arc<Mutex<Stats>>,
+    abandoned: Arc<AtomicBool>,
     began: Instant,
     begun: u64,
 }
@@ -191,6 +196,7 @@ impl Client {
         checker: Checker,
         options: WorkloadOptions,
         stats: Arc<Mutex<Stats>>,
+        abandoned: Arc<AtomicBool>,
     ) -> Result<Self> {
         let client = ClientOptions {
             depth: options.depth,
@@ -209,6 +215,7 @@ impl Client {
             options,
             pending: HashMap::new(),
             stats,
+            abandoned,
             began: Instant::now(),
             begun: 0,
         })
@@ -223,7 +230,8 @@ impl Client {
                     let _gone = done.send(());
                 }
                 Ok(Command::Stop) => return self.drain(),
-                Ok(Command::Abandon) | Err(TryRecvError::Disconnected) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Ok(()),
+                Err(TryRecvError::Empty) if self.is_abandoned() => return Ok(()),
                 Err(TryRecvError::Empty) => {}
             }
             let due = (self.began.elapsed().as_secs_f64() * f64::from(self.options.per_second)) as u64;
@@ -234,6 +242,10 @@ impl Client {
             self.begun = self.begun.max(due.saturating_sub(u64::from(self.options.depth)));
             self.reap()?;
         }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst)
     }
 
     fn begin_any(&mut self) -> Result<()> {
@@ -357,6 +369,7 @@ impl Client {
         loop {
             match self.blk.reconnect() {
                 Ok(()) => break,
+                Err(_) if self.is_abandoned() => return Ok(()),
                 Err(error) if began.elapsed() > ANSWER_MAX => {
                     return Err(error).with_context(|| {
                         format!("no daemon on {} for {ANSWER_MAX:?}", self.socket.display())

@@ -324,6 +324,11 @@ fn one_host_alone_works_and_says_when_it_is_full() {
         let out = lab.dir().join("out.raw");
         host.ctl_ok(&["volume", "export", "filler", &out.display().to_string()])?;
         run("cmp", &[&path, &out.display().to_string()])?;
-        Ok(())
+        for _ in 0..8 {
+            host.term().context("told to stop, it ends well")?;
+            host.start()?;
+        }
+        host.ctl_ok(&["--yes", "volume", "delete", "filler"])?;
+        lab.wait_healthy(Duration::from_secs(40)).context("the space of deleted volumes comes back")
     });
 }

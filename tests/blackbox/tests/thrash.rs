@@ -8,7 +8,7 @@ use ferro_blackbox::checker::Checker;
 use ferro_blackbox::disk::LoopDisk;
 use ferro_blackbox::lab::with_hosts;
 use ferro_blackbox::workload::{Workload, WorkloadOptions};
-use ferro_blackbox::{Host, LabOptions};
+use ferro_blackbox::{Host, LabOptions, eventually};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -59,6 +59,20 @@ impl Fault {
     }
 }
 
+/// After the death of a volume's host and client: what the next owner says is checked on both hosts, against each other too.
+fn move_to(from: &Host, to: &Host, mut checker: Checker, seed: u64) -> Result<Workload> {
+    let socket = eventually("the volume is served again", PROGRESS_MAX, || from.open("data"))?;
+    let given_up = checker.give_up();
+    println!("          {given_up} writes were under way");
+    let checker =
+        Workload::start(&socket, checker, WorkloadOptions { per_second: 0, ..WorkloadOptions::new(seed) })?
+            .finish()?;
+    from.ctl_ok(&["volume", "close", "data"])?;
+    let mut load = Workload::start(&to.open("data")?, checker, WorkloadOptions::new(seed))?;
+    load.verify()?;
+    Ok(load)
+}
+
 #[test]
 fn random_faults_lose_nothing() {
     with_hosts(LabOptions::default(), |lab| {
@@ -74,9 +88,10 @@ fn random_faults_lose_nothing() {
         let seed = number("FERRO_THRASH_SEED", StdRng::from_os_rng().random_range(0..1_000_000))?;
         println!("FERRO_THRASH_SEED={seed}");
         let mut dice = StdRng::seed_from_u64(seed);
-        let owner = lab.host(2);
+        let mut owner = lab.host(2);
         owner.create("data", "2G", "mirror:3")?;
-        let mut load = Workload::start(&owner.open("data")?, Checker::new(), WorkloadOptions::new(seed))?;
+        let load = Workload::start(&owner.open("data")?, Checker::new(), WorkloadOptions::new(seed))?;
+        let mut load = Some(load);
         let (began, mut faults) = (Instant::now(), 0);
         while began.elapsed() < Duration::from_secs(seconds) {
             let at = dice.random_range(0..lab.hosts().len());
@@ -97,20 +112,33 @@ fn random_faults_lose_nothing() {
                     fault.end(host, disk)?;
                 }
                 lab.hosts().iter().for_each(Host::kill9_if_running);
-                for host in lab.hosts() {
-                    host.start()?;
-                }
+            }
+            // The virtual machine may die with its host: then nobody asks again what was under way.
+            let owner_died = blackout || (matches!(fault, Fault::Kill) && host.name() == owner.name());
+            let mut orphan = None;
+            if owner_died && dice.random() {
+                orphan = Some(load.take().context("it runs")?.abandon()?);
+            }
+            for host in lab.hosts().iter().filter(|_| blackout) {
+                host.start()?;
             }
             if !blackout || matches!(fault, Fault::Cable | Fault::In | Fault::Out | Fault::Pair) {
                 fault.end(host, disk)?;
             }
+            if let Some(checker) = orphan {
+                let next = &lab.hosts()[dice.random_range(0..lab.hosts().len())];
+                println!("          and its virtual machine, which is started again on {}", next.name());
+                load = Some(move_to(owner, next, checker, seed + faults)?);
+                owner = next;
+            }
+            let load = load.as_mut().context("it runs")?;
             // The next one comes when the last is hardly over.
             load.progress(dice.random_range(1..200), PROGRESS_MAX)
                 .with_context(|| format!("after {fault:?}"))?;
             faults += 1;
         }
         lab.wait_healthy(Duration::from_secs(90))?;
-        let mut checker = load.finish()?;
+        let mut checker = load.context("it runs")?.finish()?;
         owner.ctl_ok(&["volume", "close", "data"])?;
         for host in lab.hosts() {
             checker = Workload::start(&host.open("data")?, checker, WorkloadOptions::new(1))?.finish()?;

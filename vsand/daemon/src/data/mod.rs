@@ -396,6 +396,8 @@ impl DataLoop {
         if self.stopping.is_none() || !self.disks.values().all(|d| d.store.is_shut_down()) {
             return false;
         }
+        // Closed before the answer: the process ends soon after it, and RocksDB does not bear being used meanwhile.
+        self.disks.clear();
         if let Some(answer) = self.stopping.take() {
             let _gone = answer.send(());
         }
