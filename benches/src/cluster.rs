@@ -170,7 +170,8 @@ fn config_text(host: &Host, listen: SocketAddr) -> anyhow::Result<String> {
         Ok(serde_json::to_string(path.to_str().context("a path that is not UTF-8")?)?)
     };
     Ok(format!(
-        "listen = \"{listen}\"\nstate_dir = {}\nrun_dir = {}\nfault_domain = \"{}\"\n",
+        "listen = \"{listen}\"\nname = \"{}\"\nstate_dir = {}\nrun_dir = {}\nfault_domain = \"{}\"\n",
+        host.name,
         quoted(&host.directory.join("state"))?,
         quoted(&host.run_dir)?,
         host.name,

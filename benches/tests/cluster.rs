@@ -86,7 +86,7 @@ fn three_hosts_are_formed_as_an_operator_would_and_leave_nothing() {
     );
     let config = fs::read_to_string(lab.path("last.toml")).unwrap();
     let keys: Vec<&str> = config.lines().filter_map(|line| line.split(" = ").next()).collect();
-    assert_eq!(keys, ["listen", "state_dir", "run_dir", "fault_domain"]);
+    assert_eq!(keys, ["listen", "name", "state_dir", "run_dir", "fault_domain"]);
     let watched = cluster.watched();
     assert_eq!(watched.len(), 3);
     drop(cluster);

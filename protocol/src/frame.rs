@@ -89,7 +89,8 @@ pub enum FrameError {
 impl Head {
     /// Reads a head; exactly [`HEAD_BYTES`] are needed.
     pub fn parse(bytes: &[u8; HEAD_BYTES]) -> Result<Self, FrameError> {
-        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;
+        let u32_at =
+            |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;
         let (header, payload) = (u32_at(0), u32_at(4));
         if bytes[8] != CHANNEL_VERSION {
             return Err(FrameError::Version(bytes[8]));
@@ -153,7 +154,14 @@ pub fn put_empty(out: &mut Vec<u8>, kind: Kind, id: RequestId) {
     Head { kind, id, disk: DiskId::from_bytes([0; 16]), header_len: 0, payload_len: 0 }.write(out);
 }
 
-fn put<T: Serialize>(out: &mut Vec<u8>, kind: Kind, id: RequestId, disk: DiskId, message: &T, payload_len: usize) {
+fn put<T: Serialize>(
+    out: &mut Vec<u8>,
+    kind: Kind,
+    id: RequestId,
+    disk: DiskId,
+    message: &T,
+    payload_len: usize,
+) {
     assert!(payload_len <= PAYLOAD_BYTES_MAX && payload_len.is_multiple_of(BLOCK_BYTES));
     let start = out.len();
     let mut head = Head { kind, id, disk, header_len: 0, payload_len };
@@ -171,7 +179,9 @@ pub fn parse_request(header: &[u8], payload_len: usize) -> Result<Request, Frame
     let request: Request = decode(header)?;
     match request.payload_bytes() {
         Ok(expected) if expected == payload_len => Ok(request),
-        Ok(expected) => Err(FrameError::Header(format!("{payload_len} bytes of payload where {expected} belong"))),
+        Ok(expected) => {
+            Err(FrameError::Header(format!("{payload_len} bytes of payload where {expected} belong")))
+        }
         Err(refusal) => Err(FrameError::Header(refusal.to_string())),
     }
 }

@@ -48,8 +48,8 @@ fn string(text: &str, before: &str) -> Option<usize> {
     if text.starts_with('"') {
         return Some(escaped(text, '"'));
     }
-    let in_word = before.ends_with(|c: char| c.is_alphanumeric() || c == '_')
-        && !before.ends_with(['b', 'c']);
+    let in_word =
+        before.ends_with(|c: char| c.is_alphanumeric() || c == '_') && !before.ends_with(['b', 'c']);
     let hashes = text.strip_prefix('r')?;
     let opening = hashes.trim_start_matches('#');
     if in_word || !opening.starts_with('"') {

@@ -44,7 +44,9 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It can't be read.
-    #[error("can't read the configuration {path}: {source}; write it (see /usr/share/doc/vsand/vsand.toml) or name another with --config")]
+    #[error(
+        "can't read the configuration {path}: {source}; write it (see /usr/share/doc/vsand/vsand.toml) or name another with --config"
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -108,14 +110,21 @@ impl Config {
             return bad("listen", "has port 0; name a port, such as 7400".to_owned());
         }
         if is_wildcard(self.advertised().ip()) {
-            let problem = "is an address that other hosts can't connect to; set `advertise` to one that they can";
+            let problem =
+                "is an address that other hosts can't connect to; set `advertise` to one that they can";
             return bad("listen", problem.to_owned());
         }
         if self.resync_mib_per_s == 0 {
-            return bad("resync_mib_per_s", "is 0: nothing would ever be repaired; use at least 1".to_owned());
+            return bad(
+                "resync_mib_per_s",
+                "is 0: nothing would ever be repaired; use at least 1".to_owned(),
+            );
         }
         if self.repair_delay_s < 10 {
-            return bad("repair_delay_s", "is below 10: every restart would rebuild the host's data".to_owned());
+            return bad(
+                "repair_delay_s",
+                "is below 10: every restart would rebuild the host's data".to_owned(),
+            );
         }
         for (key, dir) in [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)] {
             if !dir.is_absolute() {

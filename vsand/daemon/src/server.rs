@@ -20,7 +20,8 @@ const STOP_MAX: Duration = Duration::from_secs(20);
 pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = Arc::new(Config::load(config_path)?);
     for dir in [&config.state_dir, &config.run_dir, &config.volumes_dir()] {
-        std::fs::create_dir_all(dir).with_context(|| format!("can't make the directory {}", dir.display()))?;
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("can't make the directory {}", dir.display()))?;
     }
     tracing::info!(config = %config_path.display(), "configuration read");
 

@@ -27,7 +27,11 @@ enum Who {
 }
 
 fn who(asker: Asker) -> Who {
-    if asker.0 & 1 == 1 { Who::Connection(ConnectionId(asker.0 >> 1)) } else { Who::Volume(VolumeKey((asker.0 >> 1) as u32)) }
+    if asker.0 & 1 == 1 {
+        Who::Connection(ConnectionId(asker.0 >> 1))
+    } else {
+        Who::Volume(VolumeKey((asker.0 >> 1) as u32))
+    }
 }
 
 impl DataLoop {
@@ -76,7 +80,15 @@ impl DataLoop {
 
     /// Passes an owner's request to a disk, here or elsewhere. One that can't be passed on is dropped: the owner finds out by
     /// the disk's going down, or by its silence.
-    fn ask(&mut self, now: Now, key: VolumeKey, disk: DiskId, id: RequestId, request: Request, payload: Bytes) {
+    fn ask(
+        &mut self,
+        now: Now,
+        key: VolumeKey,
+        disk: DiskId,
+        id: RequestId,
+        request: Request,
+        payload: Bytes,
+    ) {
         if let Some(local) = self.disks.get_mut(&disk) {
             local.replica.handle_request(asker_of_volume(key), id, request, payload);
             return;
@@ -106,7 +118,8 @@ impl DataLoop {
             None => {
                 let Some(peer) = self.peers.get_mut(&from) else { return };
                 // What can't be sent is found broken at the next flush.
-                let _broken = peer.connection.send_reply(id, disk, &Err(Refusal::NoDisk(disk)), &Bytes::new());
+                let _broken =
+                    peer.connection.send_reply(id, disk, &Err(Refusal::NoDisk(disk)), &Bytes::new());
             }
         }
     }
@@ -129,7 +142,9 @@ impl DataLoop {
                 };
                 moved = true;
                 match effect {
-                    ReplicaEffect::Disk(ticket, op) => disk.store.submit(now.mono.0, &mut self.ring, ticket, op),
+                    ReplicaEffect::Disk(ticket, op) => {
+                        disk.store.submit(now.mono.0, &mut self.ring, ticket, op)
+                    }
                     ReplicaEffect::Answer { to, id: request, reply, payload } => {
                         self.answer(now, id, to, request, &reply, payload);
                     }
@@ -178,8 +193,12 @@ impl DataLoop {
 
     /// Ends what was to be closed and has come to rest.
     fn end_closed(&mut self, now: Now) {
-        let idle: Vec<VolumeKey> =
-            self.volumes.iter().filter(|(_, v)| v.closing.is_some() && v.is_idle()).map(|(k, _)| *k).collect();
+        let idle: Vec<VolumeKey> = self
+            .volumes
+            .iter()
+            .filter(|(_, v)| v.closing.is_some() && v.is_idle())
+            .map(|(k, _)| *k)
+            .collect();
         for key in idle {
             if let Some(volume) = self.volumes.get_mut(&key) {
                 let epoch = volume.owner.epoch();

@@ -45,7 +45,8 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
         Command::Own { record, config, socket } => {
             let mut owner = Owner::new(now, config, record, Bugs::NONE);
             let here = data.disks.keys().map(|disk| (*disk, true));
-            let elsewhere = data.outbound.keys().flat_map(|host| data.disks_of(*host)).map(|disk| (disk, false));
+            let elsewhere =
+                data.outbound.keys().flat_map(|host| data.disks_of(*host)).map(|disk| (disk, false));
             for (disk, local) in here.chain(elsewhere) {
                 owner.handle_disk_up(now, disk, local);
                 if is_dead(&data.state, disk) {

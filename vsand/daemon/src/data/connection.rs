@@ -145,7 +145,12 @@ impl Connection {
         Ok(true)
     }
 
-    fn take_in(&mut self, mut input: &[u8], pool: &BufPool, out: &mut Vec<Message>) -> Result<(), ConnectionError> {
+    fn take_in(
+        &mut self,
+        mut input: &[u8],
+        pool: &BufPool,
+        out: &mut Vec<Message>,
+    ) -> Result<(), ConnectionError> {
         while !input.is_empty() {
             self.tls.read_tls(&mut input)?;
             self.tls.process_new_packets()?;
@@ -290,7 +295,10 @@ impl Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("host", &self.host).field("outbound", &self.outbound).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("host", &self.host)
+            .field("outbound", &self.outbound)
+            .finish_non_exhaustive()
     }
 }
 

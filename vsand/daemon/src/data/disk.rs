@@ -1,8 +1,8 @@
 //! One disk of this host: the store and, above it, the replica that keeps its promises.
 
+use tokio::sync::oneshot;
 use vsand_core::replica::Replica;
 use vsand_store::Store;
-use tokio::sync::oneshot;
 
 /// A disk that is served.
 pub(super) struct LocalDisk {

@@ -297,7 +297,9 @@ impl DataLoop {
                 self.asked_by_peer(from, id, disk, request, payload);
             }
             Message::Reply { id, reply, payload } => {
-                let Some(remote) = self.peers.get_mut(&from).and_then(|p| p.asked.remove(&id)) else { return };
+                let Some(remote) = self.peers.get_mut(&from).and_then(|p| p.asked.remove(&id)) else {
+                    return;
+                };
                 self.network.add(now.mono.since(remote.sent));
                 if let Some(volume) = self.volumes.get_mut(&remote.volume) {
                     volume.owner.handle_reply(now, remote.id, reply, payload);

@@ -8,8 +8,10 @@ use vsand_store::StoreStats;
 use super::port::VolumeView;
 
 /// Upper bounds of a histogram's buckets, in microseconds; one more bucket holds what is above.
-pub const BOUNDS_US: [u64; 18] =
-    [10, 20, 50, 100, 200, 300, 500, 750, 1_000, 1_500, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 500_000, 2_000_000];
+pub const BOUNDS_US: [u64; 18] = [
+    10, 20, 50, 100, 200, 300, 500, 750, 1_000, 1_500, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000,
+    500_000, 2_000_000,
+];
 
 /// A latency histogram.
 #[derive(Clone, Debug, Default)]

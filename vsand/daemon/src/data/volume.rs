@@ -179,7 +179,9 @@ impl Volume {
             },
             RequestKind::Flush => (Kind::Flush, vec![GuestRequest::Flush]),
             RequestKind::Discard(ranges) => (Kind::Zero, ranges.iter().map(zero).collect()),
-            RequestKind::WriteZeroes { ranges } => (Kind::Zero, ranges.iter().map(|(r, _)| zero(r)).collect()),
+            RequestKind::WriteZeroes { ranges } => {
+                (Kind::Zero, ranges.iter().map(|(r, _)| zero(r)).collect())
+            }
         };
         if asks.is_empty() {
             if let Some(device) = &mut self.device {

@@ -114,7 +114,12 @@ impl Dialer {
     }
 }
 
-async fn dial(member: Arc<Member>, host: HostId, address: SocketAddr, mut breaks: mpsc::UnboundedReceiver<()>) {
+async fn dial(
+    member: Arc<Member>,
+    host: HostId,
+    address: SocketAddr,
+    mut breaks: mpsc::UnboundedReceiver<()>,
+) {
     let mut pause = RETRY_MIN;
     loop {
         let connected = connect(address, Some(host), Channel::Data, &member.identity).await;

@@ -151,7 +151,12 @@ impl Disks {
 
     /// Makes a disk of an empty directory, or takes up one that is there, and serves it. True if it was there; its id is then
     /// its own.
-    pub async fn add(&self, member: &Member, new: &Listed, capacity_bytes: u64) -> Result<(DiskId, bool), DiskError> {
+    pub async fn add(
+        &self,
+        member: &Member,
+        new: &Listed,
+        capacity_bytes: u64,
+    ) -> Result<(DiskId, bool), DiskError> {
         if self.inner().open.values().any(|(open, _)| *open == new.path) {
             return Err(DiskError::AlreadyHere(new.path.clone()));
         }
@@ -254,11 +259,14 @@ impl Disks {
                 continue;
             }
             let used_extents = state.disks.get(&disk).map_or(0, |d| d.used_extents);
-            let command = Command::PutDisk { disk, host: member.host(), path, capacity_extents, used_extents };
+            let command =
+                Command::PutDisk { disk, host: member.host(), path, capacity_extents, used_extents };
             match member.propose(&command).await {
                 Ok(Ok(_)) => tracing::info!(%disk, "the cluster knows the disk now"),
                 Ok(Err(refused)) => tracing::error!(%disk, %refused, "the cluster does not take the disk"),
-                Err(error) => tracing::warn!(%disk, %error, "the cluster could not be told of the disk; trying again"),
+                Err(error) => {
+                    tracing::warn!(%disk, %error, "the cluster could not be told of the disk; trying again")
+                }
             }
         }
     }
@@ -286,4 +294,3 @@ impl Disks {
         self.inner().listed.iter().find(|l| l.disk == disk).map(|l| l.path.clone())
     }
 }
-

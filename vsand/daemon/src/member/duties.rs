@@ -68,7 +68,9 @@ pub async fn events(member: Arc<Member>, mut events: UnboundedReceiver<Event>) {
                 let member = Arc::clone(&member);
                 tokio::spawn(async move {
                     let answer = member.directory.propose_within(&command, OWNER_PROPOSE_MAX).await;
-                    let result = answer.inspect_err(|error| tracing::warn!(%object, %error, "the directory gave no answer")).ok();
+                    let result = answer
+                        .inspect_err(|error| tracing::warn!(%object, %error, "the directory gave no answer"))
+                        .ok();
                     let _stopping = member.data.send(DataCommand::Proposed { object, epoch, id, result });
                 });
             }
@@ -91,7 +93,9 @@ async fn tell_dead_disk(member: Arc<Member>, disk: DiskId, reason: String) {
     loop {
         match member.propose(&Command::DiskDied { disk, reason: reason.clone() }).await {
             Ok(Ok(_) | Err(_)) => return,
-            Err(error) => tracing::warn!(%disk, %error, "the cluster could not be told of a dead disk; trying again"),
+            Err(error) => {
+                tracing::warn!(%disk, %error, "the cluster could not be told of a dead disk; trying again")
+            }
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
@@ -227,17 +231,31 @@ pub async fn remove_leftovers(member: Arc<Member>) {
         tokio::time::sleep(Duration::from_secs(10)).await;
         let Ok(inventory) = member.data.ask(DataCommand::Inventory).await else { return };
         let known = |state: &State, disk: DiskId, chunk: &ChunkId| {
-            state.objects.get(&chunk.object).and_then(|o| o.chunks.get(&chunk.index)).is_some_and(|c| c.components.iter().any(|c| c.disk == disk))
+            state
+                .objects
+                .get(&chunk.object)
+                .and_then(|o| o.chunks.get(&chunk.index))
+                .is_some_and(|c| c.components.iter().any(|c| c.disk == disk))
         };
         let state = member.state();
         let suspects: BTreeMap<DiskId, Vec<ChunkId>> = inventory
             .into_iter()
-            .map(|(disk, chunks)| (disk, chunks.into_iter().map(|e| e.chunk).filter(|c| !known(&state, disk, c)).collect::<Vec<_>>()))
+            .map(|(disk, chunks)| {
+                (
+                    disk,
+                    chunks
+                        .into_iter()
+                        .map(|e| e.chunk)
+                        .filter(|c| !known(&state, disk, c))
+                        .collect::<Vec<_>>(),
+                )
+            })
             .filter(|(_, chunks)| !chunks.is_empty())
             .collect();
         for (disk, chunks) in suspects {
             // Condemned first, looked up again afterwards: nothing can come to be placed here in between and be lost.
-            let condemned = member.data.ask(|answer| DataCommand::Condemn(disk, chunks.clone(), answer)).await;
+            let condemned =
+                member.data.ask(|answer| DataCommand::Condemn(disk, chunks.clone(), answer)).await;
             if condemned.is_err() {
                 return;
             }

@@ -23,9 +23,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferro_protocol::ids::{ClusterId, HostId, ObjectId};
+use ferro_transport::UnixTime;
 use ferro_transport::identity::{CaError, HOST_CERT_LIFETIME, IdentityDir, IdentityError, IdentityHandle};
 use ferro_transport::tls::{BindError, Endpoint};
-use ferro_transport::UnixTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
 use vsand_core::directory::{Command, HostRecord, Outcome, Refused, State};

@@ -32,9 +32,9 @@ impl Peers {
     /// The connection to a host at this address; made when it is first used.
     pub fn peer(&self, host: HostId, address: SocketAddr) -> Arc<ControlPeer> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let peer = peers.entry(host).or_insert_with(|| {
-            Arc::new(ControlPeer::new(host, vec![address], self.identity.clone()))
-        });
+        let peer = peers
+            .entry(host)
+            .or_insert_with(|| Arc::new(ControlPeer::new(host, vec![address], self.identity.clone())));
         peer.set_addrs(vec![address]);
         Arc::clone(peer)
     }
@@ -66,7 +66,9 @@ impl Transport for Peers {
                 .map_err(|_| DirectoryCallError::NotSent(format!("{address} is not an address")))?;
             let peer = self.peer(target, address);
             peer.call(ServiceId(service), &payload, CALL_MAX).await.map_err(|error| match error {
-                CallError::Unreachable { .. } | CallError::TooLong(_) => DirectoryCallError::NotSent(error.to_string()),
+                CallError::Unreachable { .. } | CallError::TooLong(_) => {
+                    DirectoryCallError::NotSent(error.to_string())
+                }
                 _ => DirectoryCallError::NoAnswer(error.to_string()),
             })
         })

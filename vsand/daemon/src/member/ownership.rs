@@ -215,7 +215,11 @@ impl Member {
     }
 
     /// Takes the lock in the directory; the epoch may have moved on since this host last heard.
-    async fn acquire(&self, mut record: Arc<ObjectRecord>, kind: LockKind) -> Result<Arc<ObjectRecord>, OwnError> {
+    async fn acquire(
+        &self,
+        mut record: Arc<ObjectRecord>,
+        kind: LockKind,
+    ) -> Result<Arc<ObjectRecord>, OwnError> {
         let mut tries = 0;
         loop {
             let command = Command::Acquire {
@@ -240,7 +244,8 @@ impl Member {
 
     fn bind(&self, record: &ObjectRecord, read_only: bool) -> Result<GuestSocket, OwnError> {
         let dir = self.config.volumes_dir();
-        std::fs::create_dir_all(&dir).map_err(|source| OwnError::Directories { path: dir.clone(), source })?;
+        std::fs::create_dir_all(&dir)
+            .map_err(|source| OwnError::Directories { path: dir.clone(), source })?;
         let path = dir.join(format!("{}.sock", record.name));
         let listener = local::bind(&path, Some(&self.config.group))?;
         let mut settings = BlkSettings::new(Sector(record.size_bytes / 512), record.name.as_str());
@@ -279,8 +284,12 @@ pub async fn reopen(member: Arc<Member>) {
             LockKind::Transfer | LockKind::Background => member.give_back(record.id, record.epoch).await,
         };
         match result {
-            Ok(()) => tracing::info!(volume = %name, kind = ?lock.kind, "a volume of before the restart is taken up again"),
-            Err(error) => tracing::error!(volume = %name, %error, "a volume of before the restart can't be served"),
+            Ok(()) => {
+                tracing::info!(volume = %name, kind = ?lock.kind, "a volume of before the restart is taken up again")
+            }
+            Err(error) => {
+                tracing::error!(volume = %name, %error, "a volume of before the restart can't be served")
+            }
         }
     }
 }
@@ -334,7 +343,8 @@ fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
     let alive = |host| watcher.silent_for(now, host).is_some_and(|silent| silent < Duration::from_secs(5));
     let host_of = |disk| state.disks.get(&disk).map(|d| d.host);
     let chunk = record.chunks.values().find(|c| {
-        c.components.len() < record.policy.components() || !c.components.iter().all(vsand_core::directory::Component::in_sync)
+        c.components.len() < record.policy.components()
+            || !c.components.iter().all(vsand_core::directory::Component::in_sync)
     });
     let Some(chunk) = chunk else { return false };
     let overdue = |component: &vsand_core::directory::Component| match component.sync {
