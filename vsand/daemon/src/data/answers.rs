@@ -113,23 +113,19 @@ impl DataLoop {
         request: Request,
         payload: Bytes,
     ) {
-        match self.disks.get_mut(&disk) {
-            Some(local) => local.replica.handle_request(asker_of(from), id, request, payload),
-            None => {
-                let Some(peer) = self.peers.get_mut(&from) else { return };
-                // What can't be sent is found broken at the next flush.
-                let _broken =
-                    peer.connection.send_reply(id, disk, &Err(Refusal::NoDisk(disk)), &Bytes::new());
-            }
+        if let Some(local) = self.disks.get_mut(&disk) {
+            return local.replica.handle_request(asker_of(from), id, request, payload);
         }
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        // What can't be sent is found broken at the next flush.
+        let _broken = peer.connection.send_reply(id, disk, &Err(Refusal::NoDisk(disk)), &Bytes::new());
     }
 
     fn pump_disks(&mut self, now: Now) -> bool {
         let mut moved = false;
         let ids: Vec<DiskId> = self.disks.keys().copied().collect();
         for id in ids {
-            loop {
-                let Some(disk) = self.disks.get_mut(&id) else { break };
+            while let Some(disk) = self.disks.get_mut(&id) {
                 if let Some((ticket, result)) = disk.store.poll() {
                     disk.replica.handle_disk(ticket, result);
                     moved = true;
@@ -143,7 +139,7 @@ impl DataLoop {
                 moved = true;
                 match effect {
                     ReplicaEffect::Disk(ticket, op) => {
-                        disk.store.submit(now.mono.0, &mut self.ring, ticket, op)
+                        disk.store.submit(now.mono.0, &mut self.ring, ticket, op);
                     }
                     ReplicaEffect::Answer { to, id: request, reply, payload } => {
                         self.answer(now, id, to, request, &reply, payload);

@@ -21,7 +21,7 @@ use super::{DataLoop, Peer, is_dead, owner};
 pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
     match command {
         Command::Connected { id, host, outbound, raw } => {
-            let connection = Connection::new(now.mono, id, host, outbound, raw);
+            let connection = Connection::new(now.mono, id, host, outbound, *raw);
             data.connected(now, id, connection);
         }
         Command::State(state) => data.state_changed(now, state),

@@ -47,7 +47,7 @@ pub enum Command {
         /// Who asks.
         outbound: bool,
         /// Socket and TLS state.
-        raw: RawTls,
+        raw: Box<RawTls>,
     },
     /// The directory has changed.
     State(Arc<State>),

@@ -66,7 +66,8 @@ fn data(member: &Arc<Member>, host: HostId, incoming: Incoming) {
     match RawTls::take_apart(incoming.stream) {
         Ok(raw) => {
             let id = member.fresh_connection();
-            let _stopping = member.data.send(Command::Connected { id, host, outbound: false, raw });
+            let _stopping =
+                member.data.send(Command::Connected { id, host, outbound: false, raw: Box::new(raw) });
         }
         Err(error) => tracing::warn!(%host, %error, "a data connection could not be taken over"),
     }
@@ -128,7 +129,11 @@ async fn dial(
                 pause = RETRY_MIN;
                 let id = member.fresh_connection();
                 while breaks.try_recv().is_ok() {}
-                if member.data.send(Command::Connected { id, host, outbound: true, raw }).is_err() {
+                if member
+                    .data
+                    .send(Command::Connected { id, host, outbound: true, raw: Box::new(raw) })
+                    .is_err()
+                {
                     return;
                 }
                 if breaks.recv().await.is_none() {
