@@ -8,5 +8,6 @@
 pub mod api;
 pub mod frame;
 pub mod ids;
+pub mod net;
 pub mod peer;
 pub mod units;

@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "vsand",
         &["vsand-core", "vsand-store", "vsand-directory", "ferro-protocol", "ferro-transport", "ferro-vhost"],
     ),
+    ("vswitch-core", &["ferro-protocol"]),
     ("ferro-tools", &["ferro-protocol", "ferro-transport"]),
 ];
 

@@ -16,6 +16,7 @@ use ferro_deps::{Kind, SourceFile, Workspace, code_only, rust_files};
 const PURE: &[(&str, &[&str])] = &[
     ("ferro-protocol", &["bytes", "postcard", "serde", "thiserror", "utoipa", "uuid"]),
     ("vsand-core", &["bytes", "postcard", "serde", "thiserror", "uuid"]),
+    ("vswitch-core", &["serde", "thiserror"]),
 ];
 
 /// What the core's `clippy.toml` must forbid at the least, by kind.
@@ -69,18 +70,27 @@ fn pure_crates_use_only_what_is_pure() {
 }
 
 #[test]
-fn the_core_is_linted_for_clocks_threads_files_sockets_and_randomness() {
+fn the_cores_are_linted_for_clocks_threads_files_sockets_and_randomness() {
+    for core in ["vsand-core", "vswitch-core"] {
+        linted(core);
+    }
+}
+
+fn linted(core: &str) {
     let workspace = Workspace::read();
-    let path = workspace.crates["vsand-core"].folder().join("clippy.toml");
-    let text = std::fs::read_to_string(&path).expect("the core has a clippy.toml");
+    let path = workspace.crates[core].folder().join("clippy.toml");
+    let text = std::fs::read_to_string(&path).expect("each core has a clippy.toml");
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.starts_with('#')).collect();
     for (kind, paths) in FORBIDDEN {
         for path in *paths {
             let entry = format!("path = \"{path}\"");
-            assert!(lines.iter().any(|l| l.contains(&entry)), "{kind}: clippy.toml does not forbid {path}");
+            assert!(
+                lines.iter().any(|l| l.contains(&entry)),
+                "{core}, {kind}: clippy.toml does not forbid {path}"
+            );
         }
     }
-    for file in sources(&workspace, "vsand-core") {
+    for file in sources(&workspace, core) {
         let code = code_only(&file.text);
         let excepted =
             ["allow", "expect"].iter().any(|how| code.contains(&format!("{how}(clippy::disallowed")));
