@@ -10,4 +10,7 @@ pub mod bugs;
 pub mod config;
 pub mod frame;
 pub mod hash;
+pub mod shaping;
+pub mod table;
+pub mod team;
 pub mod time;
