@@ -177,6 +177,12 @@ pub enum Refusal {
     /// The request breaks the rules of this module.
     #[error("malformed request: {0}")]
     Malformed(String),
+    /// The disk has promised the epochs of as many objects as it may without holding anything of them.
+    #[error("the disk has promised the epochs of {promises_max} objects of which it holds nothing, and promises no more")]
+    TooManyObjects {
+        /// The most that it promises.
+        promises_max: u32,
+    },
 }
 
 impl Request {

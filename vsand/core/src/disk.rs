@@ -6,6 +6,8 @@
 //!   that is not answered may survive or not, block by block, but never as a mixture within a block.
 //! - Operations may be answered in any order. Two that overlap and are under way at once may take effect in either order,
 //!   except that `Write` and `Zero` never replace a block of an equal or higher version: they skip it and count as done.
+//! - `List` and `Summarise` tell of changes that are stable, and of no other: a block that a resync finds alike on two disks is
+//!   not copied.
 //! - A read never returns bytes that were not written there: a block that fails its checksum is named in
 //!   [`DiskError::BadBlocks`] instead.
 //! - After [`DiskError::Dead`] the disk answers nothing else, ever, until the process is started again.

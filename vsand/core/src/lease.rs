@@ -13,12 +13,12 @@
 //!
 //! Seeing comes after sending and `BREAK_AFTER` is longer than `LEASE` by more than two clocks may drift apart, so the holder
 //! has stopped before anyone breaks. The command carries the counter: had the holder renewed in between, it would fail. A
-//! holder that renews later hears from the answer which locks it still has, before it serves again.
+//! holder that renews later hears from the answer which locks it still has, before it serves again ([`Renewal`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ferro_protocol::ids::HostId;
+use ferro_protocol::ids::{Epoch, HostId, ObjectId};
 
 use crate::time::Instant;
 
@@ -44,6 +44,46 @@ impl Holder {
     /// Until when reads may be served.
     pub fn valid_until(&self) -> Instant {
         self.valid_until
+    }
+}
+
+/// The directory's answer to a renewal of this host's lease.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Renewal {
+    /// When the renewal was sent.
+    pub sent: Instant,
+    /// The locks that the host held when it was applied.
+    pub locks: Vec<(ObjectId, Epoch)>,
+}
+
+/// What a renewal says about one owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// It holds its lock: it may serve reads until then.
+    Valid(Instant),
+    /// Its lock is gone, or is one of another epoch: it must end, and serve nothing more.
+    Lost,
+    /// The renewal was sent before the owner's lock was known to be taken, and may have been applied before: it proves nothing.
+    Unknown,
+}
+
+impl Renewal {
+    /// What this says about the owner of this epoch, whose `Acquire` was answered at `acquired`.
+    pub fn standing(&self, object: ObjectId, epoch: Epoch, acquired: Instant) -> Standing {
+        if acquired > self.sent {
+            Standing::Unknown
+        } else if self.locks.contains(&(object, epoch)) {
+            Standing::Valid(self.sent + LEASE)
+        } else {
+            Standing::Lost
+        }
+    }
+
+    /// Locks of objects that this host does not own: of an earlier life, or of an `Acquire` that was carried out after its asker
+    /// had given up. Nobody else can open these objects until the locks are released; a release names the epoch, so it can't
+    /// take away a lock that is taken meanwhile.
+    pub fn leftovers(&self, owned: impl Fn(ObjectId) -> bool) -> Vec<(ObjectId, Epoch)> {
+        self.locks.iter().filter(|(object, _)| !owned(*object)).copied().collect()
     }
 }
 
@@ -101,6 +141,18 @@ mod tests {
         assert!(at(t) > holder.valid_until(), "broken at {t} ms");
         watcher.observe(at(t), host, 2);
         assert!(watcher.ended(at(t + 1), host).is_err(), "a renewal begins a new wait");
+    }
+
+    #[test]
+    fn a_renewal_speaks_of_locks_that_were_there_when_it_was_sent() {
+        let [one, other, third] = [1, 2, 3].map(|n| ObjectId::from_bytes([n; 16]));
+        let renewal = Renewal { sent: Instant(100), locks: vec![(one, Epoch(3)), (third, Epoch(1))] };
+        assert_eq!(renewal.standing(one, Epoch(3), Instant(99)), Standing::Valid(Instant(100) + LEASE));
+        assert_eq!(renewal.standing(one, Epoch(2), Instant(50)), Standing::Lost, "an owner of before");
+        assert_eq!(renewal.standing(other, Epoch(1), Instant(100)), Standing::Lost);
+        assert_eq!(renewal.standing(other, Epoch(1), Instant(101)), Standing::Unknown, "taken since");
+        assert_eq!(renewal.standing(one, Epoch(3), Instant(101)), Standing::Unknown);
+        assert_eq!(renewal.leftovers(|object| object == one), [(third, Epoch(1))]);
     }
 
     #[test]

@@ -17,7 +17,9 @@
 //! - within an epoch only the latest connection that sealed is served: what an earlier one still brings, after its owner has
 //!   reconnected and asked everything anew, is refused. (A late `Install` would put old blocks over newer ones.);
 //! - a change that overlaps an `Install` which the disk has not answered waits for it, since the disk may carry out the two in
-//!   either order.
+//!   either order;
+//! - of objects of which the disk holds no data it keeps no more than [`PROMISES_MAX`] promises: a peer that makes names up
+//!   can't fill the disk's metadata.
 //!
 //! Polling: call [`Replica::poll`] until it returns `None` after each input.
 //!
@@ -62,6 +64,8 @@ pub struct Replica {
     disk: DiskId,
     bugs: Bugs,
     objects: BTreeMap<ObjectId, Object>,
+    /// How many of them were never written here.
+    unwritten: usize,
     pending: BTreeMap<Ticket, Pending>,
     next_ticket: u64,
     dead: Option<String>,
@@ -89,6 +93,10 @@ struct Object {
     changes: u32,
     /// Seals that wait, the highest epoch last; requests are refused while there are any.
     closing: Option<Closing>,
+    /// Data of it was written here.
+    written: bool,
+    /// Its promise is being removed from the disk; requests are refused meanwhile.
+    leaving: bool,
 }
 
 #[derive(Debug)]
@@ -103,23 +111,33 @@ struct Closing {
 
 #[derive(Debug)]
 enum Pending {
-    Request { to: Asker, id: RequestId, chunk: ChunkId, change: bool },
+    Request { to: Asker, id: RequestId, chunk: ChunkId, change: bool, data: bool },
     Promise { object: ObjectId, epoch: Epoch },
     Summary { object: ObjectId },
     Removal { chunk: ChunkId },
+    Forgetting { object: ObjectId },
 }
 
+/// The most objects without data here whose epochs a disk promises. Far more than there are volumes that were sealed and never
+/// written, and than are deleted between two looks at the directory ([`Replica::forget_object`]).
+pub const PROMISES_MAX: u32 = 16_384;
 /// The most seals of one object that may wait at once; there is one a host.
 const SEALS_MAX: usize = 64;
 
 impl Replica {
-    /// A replica over a disk that was opened with these promises on it.
-    pub fn new(disk: DiskId, sealed: impl IntoIterator<Item = (ObjectId, Epoch)>, bugs: Bugs) -> Self {
-        let objects =
-            sealed.into_iter().map(|(id, serving)| (id, Object { serving, ..Object::default() })).collect();
+    /// A replica over a disk that was opened with these promises on it; `holds` tells of which objects it has data.
+    pub fn new(
+        disk: DiskId,
+        sealed: impl IntoIterator<Item = (ObjectId, Epoch)>,
+        holds: impl Fn(ObjectId) -> bool,
+        bugs: Bugs,
+    ) -> Self {
+        let object = |(id, serving)| (id, Object { serving, written: holds(id), ..Object::default() });
+        let objects: BTreeMap<ObjectId, Object> = sealed.into_iter().map(object).collect();
         Self {
             disk,
             bugs,
+            unwritten: objects.values().filter(|object| !object.written).count(),
             objects,
             pending: BTreeMap::new(),
             next_ticket: 0,
@@ -194,7 +212,10 @@ impl Replica {
         }
         let Some(pending) = self.pending.remove(&ticket) else { return };
         match pending {
-            Pending::Request { to, id, chunk, change } => {
+            Pending::Request { to, id, chunk, change, data } => {
+                if data && result.is_ok() && !std::mem::replace(&mut self.entry(chunk.object).written, true) {
+                    self.unwritten -= 1;
+                }
                 self.answer(to, id, result);
                 if change {
                     self.install_ended(ticket, chunk);
@@ -206,6 +227,14 @@ impl Replica {
             Pending::Removal { chunk } => {
                 self.condemned.remove(&chunk);
                 self.change_ended(chunk.object);
+            }
+            Pending::Forgetting { object } => {
+                if result.is_ok() {
+                    let gone = self.objects.remove(&object);
+                    self.unwritten -= usize::from(gone.is_some_and(|object| !object.written));
+                } else if let Some(entry) = self.objects.get_mut(&object) {
+                    entry.leaving = false;
+                }
             }
         }
     }
@@ -227,7 +256,7 @@ impl Replica {
         if self.dead.is_some() || !self.condemned.contains(&chunk) {
             return;
         }
-        self.objects.entry(chunk.object).or_default().changes += 1;
+        self.entry(chunk.object).changes += 1;
         let ticket = self.ticket(Pending::Removal { chunk });
         self.effects.push_back(Effect::Disk(
             ticket,
@@ -238,6 +267,27 @@ impl Replica {
     /// The chunks that are condemned now.
     pub fn condemned(&self) -> impl Iterator<Item = ChunkId> {
         self.condemned.iter().copied()
+    }
+
+    /// The objects whose epochs the disk has promised.
+    pub fn promises(&self) -> impl Iterator<Item = ObjectId> {
+        self.objects.iter().filter(|(_, object)| !object.leaving).map(|(id, _)| *id)
+    }
+
+    /// The promise of an object goes, and whatever the disk has of it. Right only if the directory, looked up *after* the object
+    /// was seen in [`Self::promises`], does not know it: then it was deleted, or never was, and as no name is given twice
+    /// nobody will ever own it. Does nothing while requests of it are under way; the driver will see it again.
+    pub fn forget_object(&mut self, object: ObjectId) {
+        if self.dead.is_some() {
+            return;
+        }
+        let Some(entry) = self.objects.get_mut(&object) else { return };
+        if entry.leaving || entry.closing.is_some() || entry.changes > 0 {
+            return;
+        }
+        entry.leaving = true;
+        let ticket = self.ticket(Pending::Forgetting { object });
+        self.effects.push_back(Effect::Disk(ticket, DiskOp::Remove { object, chunk: None }));
     }
 
     /// Forgets who asked: the connection is gone, answers to it go nowhere.
@@ -262,10 +312,17 @@ impl Replica {
         if epoch == Epoch(0) {
             return self.refuse(from, id, Refusal::Malformed("no owner has epoch 0".to_owned()));
         }
-        let entry = self.objects.entry(object).or_default();
+        if self.unwritten >= PROMISES_MAX as usize && !self.objects.contains_key(&object) {
+            return self.refuse(from, id, Refusal::TooManyObjects { promises_max: PROMISES_MAX });
+        }
+        let entry = self.entry(object);
         let latest = entry.closing.as_ref().map_or(entry.serving, |closing| closing.epoch.max(entry.serving));
         if epoch < latest {
             return self.refuse(from, id, Refusal::Fenced { sealed: latest });
+        }
+        if entry.leaving {
+            let sealed = entry.serving;
+            return self.refuse(from, id, Refusal::Unsealed { sealed });
         }
         if epoch == latest && entry.asker.is_some_and(|asker| asker > from) {
             let sealed = entry.serving;
@@ -303,25 +360,30 @@ impl Replica {
         if !self.objects.contains_key(&chunk.object) && !self.bugs.has(Bug::NoSeal) {
             return self.refuse(from, id, Refusal::Unsealed { sealed: Epoch(0) });
         }
-        let entry = self.objects.entry(chunk.object).or_default();
+        let (bugs, condemned) = (self.bugs, self.condemned.contains(&chunk));
+        let entry = self.entry(chunk.object);
         let latest = entry.closing.as_ref().map_or(entry.serving, |closing| closing.epoch.max(entry.serving));
-        if epoch < latest && !self.bugs.has(Bug::NoSeal) {
+        if epoch < latest && !bugs.has(Bug::NoSeal) {
             return self.refuse(from, id, Refusal::Fenced { sealed: latest });
         }
         // Epoch 0 stands for "never opened": no owner has it, and a seal that failed leaves it behind.
         let sealed = epoch == entry.serving && epoch > Epoch(0) && entry.asker == Some(from);
-        let unsealed = !sealed || entry.closing.is_some();
-        if unsealed && !self.bugs.has(Bug::NoSeal) {
+        let unsealed = !sealed || entry.closing.is_some() || entry.leaving;
+        if unsealed && !bugs.has(Bug::NoSeal) {
             let sealed = entry.serving;
             return self.refuse(from, id, Refusal::Unsealed { sealed });
         }
-        if self.condemned.contains(&chunk) {
+        if condemned {
             return self.refuse(from, id, Refusal::Unsealed { sealed: Epoch(0) });
         }
         if change {
             entry.changes += 1;
         }
-        let ticket = self.ticket(Pending::Request { to: from, id, chunk, change });
+        let data = match &op {
+            DiskOp::Write { data, .. } | DiskOp::Install { data, .. } => !data.is_empty(),
+            _ => false,
+        };
+        let ticket = self.ticket(Pending::Request { to: from, id, chunk, change, data });
         if change {
             self.submit_in_order(ticket, chunk, op);
         } else {
@@ -369,7 +431,7 @@ impl Replica {
     }
 
     fn change_ended(&mut self, object: ObjectId) {
-        let entry = self.objects.entry(object).or_default();
+        let entry = self.entry(object);
         entry.changes = entry.changes.saturating_sub(1);
         self.promise_if_quiet(object);
     }
@@ -460,6 +522,13 @@ impl Replica {
 
     fn refuse(&mut self, to: Asker, id: RequestId, refusal: Refusal) {
         self.effects.push_back(Effect::Answer { to, id, reply: Err(refusal), payload: Bytes::new() });
+    }
+
+    fn entry(&mut self, object: ObjectId) -> &mut Object {
+        self.objects.entry(object).or_insert_with(|| {
+            self.unwritten += 1;
+            Object::default()
+        })
     }
 
     fn ticket(&mut self, pending: Pending) -> Ticket {

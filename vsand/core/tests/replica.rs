@@ -7,13 +7,13 @@ use ferro_protocol::peer::{Refusal, Reply, Request, RequestId, Run};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
 use vsand_core::bugs::Bugs;
 use vsand_core::disk::{DiskOp, DiskReply, Ticket};
-use vsand_core::replica::{Asker, Effect, Replica};
+use vsand_core::replica::{Asker, Effect, PROMISES_MAX, Replica};
 
 const OBJECT: ObjectId = ObjectId::from_bytes([8; 16]);
 const CHUNK: ChunkId = ChunkId { object: OBJECT, index: ChunkIndex(0) };
 
 fn replica() -> Replica {
-    Replica::new(DiskId::from_bytes([4; 16]), [], Bugs::NONE)
+    Replica::new(DiskId::from_bytes([4; 16]), [], |_| false, Bugs::NONE)
 }
 
 fn ask(replica: &mut Replica, from: u64, id: u64, request: Request) -> Vec<Effect> {
@@ -131,4 +131,50 @@ fn a_seal_waits_for_changes_that_wait() {
         matches!(&effects[..], [Effect::Answer { .. }, Effect::Disk(_, DiskOp::SetEpoch { .. })]),
         "{effects:?}"
     );
+}
+
+#[test]
+fn names_that_are_made_up_do_not_fill_the_disk() {
+    let mut replica = replica();
+    seal(&mut replica, 1, 1);
+    let write = disk_op(&ask(&mut replica, 1, 1, write(0, 1, 1)), |op| matches!(op, DiskOp::Write { .. }));
+    answer(&mut replica, write, DiskReply::Done);
+    let made_up = |n: u32| {
+        let mut bytes = [1; 16];
+        bytes[..4].copy_from_slice(&n.to_be_bytes());
+        ObjectId::from_bytes(bytes)
+    };
+    let seal_of = |object| Request::Seal { object, epoch: Epoch(1) };
+    for n in 0..PROMISES_MAX {
+        assert!(matches!(ask(&mut replica, 2, 0, seal_of(made_up(n)))[..], [Effect::Disk(..)]));
+    }
+    let refused = |effects: &[Effect]| {
+        matches!(effects, [Effect::Answer { reply: Err(Refusal::TooManyObjects { promises_max }), .. }]
+            if *promises_max == PROMISES_MAX)
+    };
+    assert!(refused(&ask(&mut replica, 2, 0, seal_of(made_up(PROMISES_MAX)))));
+    // What is known goes on, and what has data does not count.
+    seal(&mut replica, 1, 2);
+    assert!(matches!(ask(&mut replica, 2, 0, seal_of(made_up(0)))[..], []), "its first seal is under way");
+}
+
+#[test]
+fn a_promise_to_an_object_that_is_gone_goes() {
+    let mut replica = replica();
+    seal(&mut replica, 1, 1);
+    assert_eq!(replica.promises().collect::<Vec<_>>(), [OBJECT]);
+    let read = Request::Read { chunk: CHUNK, epoch: Epoch(1), range: range(0, 1) };
+    let under_way =
+        disk_op(&ask(&mut replica, 1, 1, write(0, 1, 1)), |op| matches!(op, DiskOp::Write { .. }));
+    replica.forget_object(OBJECT);
+    assert!(replica.poll().is_none(), "a change of it is under way");
+    answer(&mut replica, under_way, DiskReply::Done);
+    replica.forget_object(OBJECT);
+    let effects: Vec<Effect> = std::iter::from_fn(|| replica.poll()).collect();
+    let removal = disk_op(&effects, |op| matches!(op, DiskOp::Remove { object: OBJECT, chunk: None }));
+    assert!(unsealed(&ask(&mut replica, 1, 2, read.clone())));
+    assert!(unsealed(&ask(&mut replica, 2, 0, Request::Seal { object: OBJECT, epoch: Epoch(2) })));
+    assert!(answer(&mut replica, removal, DiskReply::Done).is_empty());
+    assert_eq!(replica.promises().count(), 0);
+    assert!(unsealed(&ask(&mut replica, 1, 3, read)));
 }

@@ -13,6 +13,10 @@ use crate::meta::Meta;
 use crate::superblock::Superblock;
 use crate::tables::{ApplyError, Tables};
 
+/// A disk that counts one batch or one start a nanosecond gets here after a century: a higher number is not one of ours, and
+/// counting on from it would overflow.
+const COUNT_MAX: u64 = 1 << 62;
+
 /// Where the journal goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct JournalEnd {
@@ -46,6 +50,12 @@ pub(crate) fn recover(
         || !checkpoint.offset.is_multiple_of(BLOCK_BYTES as u64)
     {
         return Err(damaged("the checkpoint lies outside the journal".to_owned()));
+    }
+    if checkpoint.batch > COUNT_MAX || loaded.incarnation > COUNT_MAX {
+        return Err(damaged(format!(
+            "it says that it was started {} times and has written {} batches, which can't be",
+            loaded.incarnation, checkpoint.batch
+        )));
     }
     let mut end = JournalEnd {
         tail: checkpoint.offset,
@@ -152,4 +162,42 @@ fn check_end(dir: &Path, file: &File, superblock: &Superblock, end: &JournalEnd)
         offset += len as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use ferro_protocol::ids::{ClusterId, DiskId, HostId};
+
+    use super::*;
+    use crate::meta::{self, Checkpoint, MetaOp};
+    use crate::{FormatOptions, Store, StoreConfig};
+
+    fn reopened_after(op: MetaOp) -> Result<(), OpenError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let options = FormatOptions {
+            disk: DiskId::from_bytes([1; 16]),
+            cluster: ClusterId::from_bytes([2; 16]),
+            host: HostId::from_bytes([3; 16]),
+            capacity_bytes: 16 << 20,
+            journal_bytes: Some(5 << 20),
+            tiny: true,
+        };
+        Store::format(&path, &options).unwrap();
+        let meta = Meta::open(&path.join("meta"), false, false).unwrap();
+        meta.commit(&[op]).unwrap();
+        drop(meta);
+        Store::open(&path, StoreConfig::default()).map(|_| ())
+    }
+
+    #[test]
+    fn counters_that_can_not_be_are_damage() {
+        let damaged = |op| matches!(reopened_after(op), Err(OpenError::Damaged { .. }));
+        let batch = |batch| meta::put_checkpoint(Checkpoint { offset: 0, batch, incarnation: 0 });
+        for count in [u64::MAX, u64::MAX - 1, COUNT_MAX + 1] {
+            assert!(damaged(meta::put_incarnation(count)) && damaged(batch(count)), "{count}");
+        }
+        assert!(reopened_after(meta::put_incarnation(COUNT_MAX - 1)).is_ok());
+        assert!(reopened_after(batch(COUNT_MAX - 1)).is_ok());
+    }
 }

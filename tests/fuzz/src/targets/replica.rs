@@ -38,7 +38,7 @@ pub(super) fn requests(data: &[u8]) {
     let mut source = Source::new(data);
     let remembered = [(object(0), Epoch(3))];
     let mut bench = Bench {
-        replica: Replica::new(DiskId::from_bytes([9; 16]), remembered, Bugs::NONE),
+        replica: Replica::new(DiskId::from_bytes([9; 16]), remembered, |_| false, Bugs::NONE),
         next_id: 0,
         asked: BTreeMap::new(),
         forgotten: BTreeSet::new(),

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferro_protocol::ids::{ChunkId, Epoch};
+use ferro_protocol::ids::ChunkId;
 use vsand_core::directory::{Command, LockKind, Outcome, Refused, State};
-use vsand_core::lease::RENEW_EVERY;
+use vsand_core::lease::{RENEW_EVERY, Renewal, Standing};
 use vsand_core::owner::ProposalId;
 use vsand_core::time::Instant;
 
@@ -57,21 +57,19 @@ impl World {
     }
 
     /// The lease was renewed: owners whose lock is gone are dropped before the others hear of it.
-    fn renewed(&mut self, host: usize, sent: Instant, locks: &[(ferro_protocol::ids::ObjectId, Epoch)]) {
-        self.hosts[host].lease.renewed(sent);
-        let until = self.hosts[host].lease.valid_until();
+    fn renewed(&mut self, host: usize, renewal: &Renewal) {
         let objects: Vec<usize> = self.hosts[host].owners.keys().copied().collect();
         for object in objects {
             let running = &self.hosts[host].owners[&object];
-            if running.created > sent {
-                // The renewal may be older than the lock: it proves nothing about it.
-                continue;
-            }
-            if locks.contains(&(object_id(object), running.owner.epoch())) {
-                self.with_owner(host, object, |owner, now| owner.handle_lease(now, until));
-            } else {
-                self.trace(|| format!("h{host} o{object} lost its lock"));
-                self.hosts[host].owners.remove(&object);
+            match renewal.standing(object_id(object), running.owner.epoch(), running.acquired) {
+                Standing::Valid(until) => {
+                    self.with_owner(host, object, |owner, now| owner.handle_lease(now, until));
+                }
+                Standing::Lost => {
+                    self.trace(|| format!("h{host} o{object} lost its lock"));
+                    self.with_owner(host, object, |owner, _| owner.handle_lock_lost());
+                }
+                Standing::Unknown => {}
             }
         }
     }
@@ -200,7 +198,7 @@ impl World {
             Purpose::Renew { sent } => {
                 self.hosts[host].renewing = false;
                 match applied {
-                    Some(Ok(Outcome::Lease { locks, .. })) => self.renewed(host, sent, &locks),
+                    Some(Ok(Outcome::Lease { locks, .. })) => self.renewed(host, &Renewal { sent, locks }),
                     _ => self.hosts[host].renew_at = self.clock(host).mono + Duration::from_millis(200),
                 }
             }

@@ -307,7 +307,9 @@ impl SimDisk {
 
     fn list(&self, chunk: ChunkId, since: Seq, from_block: u32, runs_max: usize) -> DiskReply {
         let mut runs: Vec<Run> = Vec::new();
-        let component = self.volatile.components.get(&chunk);
+        // Only what is stable; with the bug that is all.
+        let image = if self.early_answers { &self.volatile } else { &self.durable };
+        let component = image.components.get(&chunk);
         let above = component
             .into_iter()
             .flat_map(|c| c.blocks.range(from_block.min(CHUNK_BLOCKS)..))

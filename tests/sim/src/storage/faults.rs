@@ -389,7 +389,7 @@ impl World {
         self.trace(|| format!("d{disk} is added to h{host}"));
         let bugs = self.bugs();
         if self.hosts[host].running {
-            let replica = vsand_core::replica::Replica::new(disk_id(disk), [], bugs);
+            let replica = vsand_core::replica::Replica::new(disk_id(disk), [], |_| false, bugs);
             self.hosts[host].replicas.insert(disk, replica);
         }
         let request = self.ask_directory(host, Ask::Command(Box::new(command)));

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ferro_protocol::peer::{Refusal, Request, RequestId};
 use vsand_core::directory::{LockKind, State};
 use vsand_core::disk::{DiskError, DiskOp, DiskReply, Ticket};
-use vsand_core::lease::{Holder, Watcher};
+use vsand_core::lease::Watcher;
 use vsand_core::owner::{self, Owner};
 use vsand_core::replica::{self, Asker, Replica};
 use vsand_core::time::{Instant, Now};
@@ -27,8 +27,8 @@ pub(super) struct Running {
     pub session: Option<Session>,
     /// It is given back as soon as it is idle.
     pub closing: bool,
-    /// Leases whose renewal was sent before this say nothing about it.
-    pub created: Instant,
+    /// When its `Acquire` was answered.
+    pub acquired: Instant,
     next_tick: u64,
 }
 
@@ -55,7 +55,6 @@ pub(super) struct Host {
     pub owners: BTreeMap<usize, Running>,
     /// The connection to each host.
     pub conns: BTreeMap<usize, u64>,
-    pub lease: Holder,
     pub watcher: Watcher,
     pub view: Arc<State>,
     pub requests: BTreeMap<u64, Purpose>,
@@ -83,7 +82,6 @@ impl Host {
             replicas: BTreeMap::new(),
             owners: BTreeMap::new(),
             conns: BTreeMap::new(),
-            lease: Holder::default(),
             watcher: Watcher::default(),
             view: Arc::default(),
             requests: BTreeMap::new(),
@@ -116,7 +114,6 @@ impl World {
         h.pause_armed = None;
         h.owners.clear();
         h.conns.clear();
-        h.lease = Holder::default();
         h.watcher = Watcher::default();
         h.view = state;
         h.requests.clear();
@@ -128,7 +125,8 @@ impl World {
         h.replicas.clear();
         for (n, disk) in self.disks.iter().enumerate().filter(|(_, d)| d.host == host && !d.removed) {
             let sealed = disk.durable.epochs.iter().map(|(o, e)| (*o, *e));
-            h.replicas.insert(n, Replica::new(disk_id(n), sealed, bugs));
+            let holds = |object| disk.durable.components.keys().any(|chunk| chunk.object == object);
+            h.replicas.insert(n, Replica::new(disk_id(n), sealed, holds, bugs));
         }
         self.trace(|| format!("h{host} starts"));
         self.connect_locally(host);
@@ -332,7 +330,7 @@ impl World {
             session,
             kind,
             closing: false,
-            created: now.mono,
+            acquired: now.mono,
             next_tick: u64::MAX,
         };
         self.takeovers += 1;
@@ -396,6 +394,13 @@ impl World {
             owner::Effect::Propose { id, command } => {
                 let request = self.ask_directory(host, Ask::Command(Box::new(command)));
                 self.hosts[host].requests.insert(request, Purpose::Owner(key, id));
+            }
+            owner::Effect::Reconnect { disk } => {
+                let server = self.disks[disk_of(disk)].host;
+                if let Some(conn) = self.hosts[host].conns.get(&server).copied() {
+                    self.trace(|| format!("h{host} drops its connection to h{server}"));
+                    self.close(conn);
+                }
             }
             owner::Effect::Fenced => {
                 self.trace(|| format!("h{host} o{} epoch {} is fenced", key.object, key.epoch.0));

@@ -14,7 +14,7 @@ use ferro_protocol::peer::{Refusal, Reply, Request, RequestId, Run};
 use ferro_protocol::units::BlockRange;
 
 use super::group::Holder;
-use super::links::Purpose;
+use super::links::{Purpose, SEQ_MAX};
 use super::locks::Mode;
 use super::{Owner, Trouble};
 use crate::time::{Instant, Now};
@@ -173,7 +173,7 @@ impl Owner {
         self.unlock(now, copy.chunk, Holder::Copy(id));
         match copy.why {
             Why::Agree => self.agree_copied(now, copy.chunk, id, good),
-            Why::Resync(disk) => self.resync_copied(now, copy.chunk, disk, copy.range, good),
+            Why::Resync(disk) => self.resync_copied(now, copy.chunk, disk, id, good),
             Why::Mend => {}
         }
     }
@@ -199,12 +199,12 @@ impl Owner {
     }
 }
 
-/// Whether the runs are exactly the range, and the payload is theirs.
+/// Whether the runs are exactly the range, can be, and the payload is theirs.
 fn covers(runs: &[Run], range: BlockRange, payload: usize) -> bool {
     let mut at = range.first();
     let mut bytes = 0;
     for run in runs {
-        if run.range.first() != at {
+        if run.range.first() != at || run.version.seq > SEQ_MAX {
             return false;
         }
         at = run.range.end();

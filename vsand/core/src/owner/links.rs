@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use ferro_protocol::ids::{ChunkIndex, DiskId};
-use ferro_protocol::peer::{Refusal, Reply, Request, RequestId};
+use ferro_protocol::peer::{ChunkSummary, Refusal, Reply, Request, RequestId};
 
 use super::copy::CopyId;
 use super::group::Phase;
@@ -40,7 +40,14 @@ pub(super) struct Link {
     pub dead: bool,
     /// No new seal before this time.
     pub seal_after: Instant,
+    /// Seals that were refused, one after the other, because the disk knows a later connection of ours.
+    pub seals_refused: u32,
 }
+
+/// No owner gets there: what a disk says of higher ones is not true, and counting on from them would overflow.
+pub(super) const SEQ_MAX: Seq = Seq(1 << 62);
+/// After so many refused seals another connection is asked for: a tenth of a second, with the default settings.
+const SEALS_REFUSED_MAX: u32 = 4;
 
 impl Link {
     pub(super) fn usable(&self) -> bool {
@@ -84,6 +91,7 @@ impl Owner {
         link.progress = now.mono;
         link.seal = Seal::No;
         link.seal_after = now.mono;
+        link.seals_refused = 0;
         self.disk_recovered(disk);
         for ask in self.asks.values_mut().filter(|a| a.disk == disk) {
             ask.sent = false;
@@ -154,7 +162,12 @@ impl Owner {
                     return self.settle(now);
                 }
             }
-            Err(Refusal::Dead(_) | Refusal::NoDisk(_) | Refusal::Malformed(_)) => {
+            Err(
+                Refusal::Dead(_)
+                | Refusal::NoDisk(_)
+                | Refusal::Malformed(_)
+                | Refusal::TooManyObjects { .. },
+            ) => {
                 let link = self.link(now.mono, disk);
                 link.dead = true;
                 self.disk_failed(now.mono, disk);
@@ -177,7 +190,7 @@ impl Owner {
                 self.write_answered(now.mono, chunk, seq, ask.disk);
             }
             Purpose::Copy(copy) => self.copy_answered(now, copy, ask.disk, reply, payload),
-            Purpose::List { chunk, disk } => self.list_answered(now, chunk, disk, ask.disk, reply),
+            Purpose::List { chunk, disk } => self.list_answered(now, chunk, disk, reply),
         }
     }
 
@@ -191,6 +204,7 @@ impl Owner {
             silent: false,
             dead: false,
             seal_after: now,
+            seals_refused: 0,
         })
     }
 
@@ -239,12 +253,18 @@ impl Owner {
     }
 
     fn sealed(&mut self, now: Now, disk: DiskId, reply: Result<Reply, Refusal>) {
-        let Ok(Reply::Sealed { chunks }) = reply else {
-            // An answer of the wrong kind: this host does not follow the protocol.
+        let possible = |c: &ChunkSummary| c.seq_max <= SEQ_MAX && c.watermark <= SEQ_MAX;
+        let Some(chunks) = reply.ok().and_then(|reply| match reply {
+            Reply::Sealed { chunks } if chunks.iter().all(possible) => Some(chunks),
+            _ => None,
+        }) else {
+            // No answer to a seal, or one that can't be: this host does not follow the protocol.
             self.link(now.mono, disk).dead = true;
             return self.disk_failed(now.mono, disk);
         };
-        self.link(now.mono, disk).seal = Seal::Done;
+        let link = self.link(now.mono, disk);
+        link.seal = Seal::Done;
+        link.seals_refused = 0;
         let mut by_index: std::collections::BTreeMap<_, _> =
             chunks.into_iter().map(|c| (c.index, c)).collect();
         let mut recovering = Vec::new();
@@ -252,7 +272,7 @@ impl Owner {
             if matches!(group.phase, Phase::Sealing)
                 && group.members.get(&disk).is_some_and(super::group::Member::in_sync)
             {
-                let summary = by_index.remove(&group.index).unwrap_or(ferro_protocol::peer::ChunkSummary {
+                let summary = by_index.remove(&group.index).unwrap_or(ChunkSummary {
                     index: group.index,
                     watermark: Seq(0),
                     seq_max: Seq(0),
@@ -281,17 +301,28 @@ impl Owner {
     /// The disk wants to be sealed (again) before it answers this: the request waits.
     fn hold(&mut self, now: Instant, id: RequestId, disk: DiskId) {
         let retry = now + self.config.retry_after / 4;
+        let mut refused_seal = false;
         if let Some(ask) = self.asks.get_mut(&id) {
             ask.sent = false;
             if ask.purpose == Purpose::Seal {
-                // A later connection of ours has sealed it, as far as the disk knows.
+                // A later connection of ours has sealed it, as far as the disk knows. When it does not forget that one soon,
+                // a still later one is needed.
                 ask.not_before = retry;
+                refused_seal = true;
             }
         }
         let link = self.link(now, disk);
+        link.seals_refused += u32::from(refused_seal);
+        let reconnect = link.seals_refused >= SEALS_REFUSED_MAX;
+        if reconnect {
+            link.seals_refused = 0;
+        }
         if link.seal == Seal::Done {
             link.seal = Seal::No;
             link.seal_after = retry;
+        }
+        if reconnect && !link.local {
+            self.effects.push_back(Effect::Reconnect { disk });
         }
     }
 

@@ -27,6 +27,7 @@
 mod agree;
 mod background;
 mod copy;
+mod dirty;
 mod group;
 pub mod guest;
 mod io;
@@ -122,6 +123,12 @@ pub enum Effect {
         id: ProposalId,
         /// The change.
         command: Command,
+    },
+    /// The disk's host takes this host's connection for an earlier one than it has, and does not stop: the driver drops the
+    /// connection and makes another.
+    Reconnect {
+        /// The disk.
+        disk: DiskId,
     },
     /// The object belongs to somebody else now. The guest's requests are neither completed nor failed; the driver drops
     /// its socket and this owner.
@@ -294,6 +301,11 @@ impl Owner {
             }
             self.settle(now);
         }
+    }
+
+    /// The directory says that this owner's lock is gone ([`crate::lease::Standing::Lost`]).
+    pub fn handle_lock_lost(&mut self) {
+        self.fence();
     }
 
     /// Time has passed.

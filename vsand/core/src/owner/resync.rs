@@ -7,34 +7,32 @@
 //!             └─ writes that began before have ended: the lists below contain them
 //! ```
 //!
-//! Listing asks the source *and* the component for blocks above `stale_seq`: the component may hold writes of an old owner that
-//! nobody else kept, and they must go. A copy holds its range against writes, so nothing older replaces anything newer.
-//! When the component fails, the resync is dropped and begins anew later.
+//! Listing asks the source *and* the component for blocks above `stale_seq` ([`super::dirty`]): what the component has alike is
+//! not copied, and it may hold writes of an old owner that nobody else kept, which must go. A copy holds its range against
+//! writes, so nothing older replaces anything newer. When the component fails, the resync is dropped and begins anew later; so
+//! it is when the source fails while it lists.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Seq};
-use ferro_protocol::peer::{Refusal, Reply, Request, Run};
-use ferro_protocol::units::{BLOCK_BYTES, BlockRange, CHUNK_BLOCKS};
+use ferro_protocol::peer::{Refusal, Reply, Request};
+use ferro_protocol::units::BLOCK_BYTES;
 
 use super::Owner;
 use super::copy::{CopyId, Why};
+use super::dirty::{Dirty, Next, Piece};
 use super::group::Phase;
 use super::links::Purpose;
 use crate::bugs::Bug;
 use crate::directory::Sync;
 use crate::time::{Instant, Now};
 
-/// Blocks in one copy.
-const COPY_BLOCKS: u32 = 128;
 /// Resyncs are looked at no more often: with guest I/O in between there is nothing new to see.
 const RUN_EVERY: Duration = Duration::from_millis(5);
 /// A small copy costs as much as so many bytes of a large one.
 const COPY_COST_BYTES: usize = 4 * BLOCK_BYTES;
-/// Blocks that need no copy, between two that do, are copied too when they are no more than this: one copy is cheaper than two.
-const GAP_BLOCKS: u32 = 4;
 /// A guest that did I/O within this time is yielded to.
 const GUEST_QUIET: Duration = Duration::from_millis(200);
 
@@ -44,13 +42,11 @@ pub(super) struct Resync {
     stage: Stage,
     since: Seq,
     source: DiskId,
-    /// One bit a block that must be copied.
-    dirty: Vec<u64>,
-    dirty_blocks: u32,
-    next: u32,
-    total: u32,
+    dirty: Dirty,
+    /// Blocks with data that were copied.
     copied: u32,
-    copies: BTreeSet<CopyId>,
+    /// Copies under way, and how many blocks with data each copies.
+    copies: BTreeMap<CopyId, u32>,
     began: Instant,
     joining: bool,
 }
@@ -71,9 +67,9 @@ pub struct ResyncView {
     pub chunk: ChunkIndex,
     /// The component's disk.
     pub disk: DiskId,
-    /// Blocks to copy in all, as far as is known.
+    /// Blocks with data to copy in all, as far as is known. Zeros are not counted: they cost next to nothing.
     pub blocks_total: u32,
-    /// Blocks copied.
+    /// Blocks with data copied.
     pub blocks_done: u32,
     /// How long it has run.
     pub running: Duration,
@@ -114,12 +110,9 @@ impl Resync {
             stage: Stage::Barrier(barrier),
             since,
             source,
-            dirty: vec![0; CHUNK_BLOCKS as usize / 64],
-            dirty_blocks: 0,
-            next: 0,
-            total: 0,
+            dirty: Dirty::new(),
             copied: 0,
-            copies: BTreeSet::new(),
+            copies: BTreeMap::new(),
             began: now,
             joining: false,
         }
@@ -139,44 +132,9 @@ impl Resync {
         self.joining
     }
 
-    fn mark(&mut self, runs: &[Run]) {
-        for block in runs.iter().flat_map(|run| run.range.blocks()) {
-            let (word, bit) = (block as usize / 64, 1_u64 << (block % 64));
-            if self.dirty[word] & bit == 0 {
-                self.dirty[word] |= bit;
-                self.dirty_blocks += 1;
-                self.total += 1;
-            }
-        }
-    }
-
-    fn is_dirty(&self, block: u32) -> bool {
-        self.dirty[block as usize / 64] & (1 << (block % 64)) != 0
-    }
-
-    /// Takes the next run of dirty blocks.
-    fn take_next(&mut self) -> Option<BlockRange> {
-        while self.next < CHUNK_BLOCKS {
-            if self.next.is_multiple_of(64) && self.dirty[self.next as usize / 64] == 0 {
-                self.next += 64;
-            } else if self.is_dirty(self.next) {
-                break;
-            } else {
-                self.next += 1;
-            }
-        }
-        let first = self.next;
-        let (mut end, mut at) = (first, first);
-        while at < CHUNK_BLOCKS && at - first < COPY_BLOCKS && at - end <= GAP_BLOCKS {
-            if self.is_dirty(at) {
-                self.dirty[at as usize / 64] &= !(1 << (at % 64));
-                self.dirty_blocks -= 1;
-                end = at + 1;
-            }
-            at += 1;
-        }
-        self.next = end;
-        BlockRange::new(first, end.saturating_sub(first)).ok()
+    /// Blocks with data: copied, being copied, and left to copy.
+    fn total(&self) -> u32 {
+        self.copied + self.copies.values().sum::<u32>() + self.dirty.data_blocks()
     }
 }
 
@@ -189,7 +147,7 @@ impl Owner {
                 views.push(ResyncView {
                     chunk: group.index,
                     disk,
-                    blocks_total: resync.total,
+                    blocks_total: resync.total(),
                     blocks_done: resync.copied,
                     running: now.since(resync.began),
                 });
@@ -258,7 +216,9 @@ impl Owner {
     /// any more and does not know all.
     pub(super) fn abort_listings_of(&mut self, now: Instant, index: ChunkIndex, sources: &BTreeSet<DiskId>) {
         let Some(group) = self.groups.get(&index) else { return };
-        let waits = |r: &Resync| r.stage == Stage::ListSource && sources.contains(&r.source);
+        // Also while the component lists: the source's next page would lack what it misses from now on.
+        let listing = |r: &Resync| matches!(r.stage, Stage::ListSource | Stage::ListTarget);
+        let waits = |r: &Resync| listing(r) && sources.contains(&r.source);
         let members = group.members.iter().filter(|(_, m)| m.resync.as_ref().is_some_and(waits));
         let disks: Vec<DiskId> = members.map(|(disk, _)| *disk).collect();
         for disk in disks {
@@ -305,7 +265,6 @@ impl Owner {
         now: Now,
         index: ChunkIndex,
         disk: DiskId,
-        from: DiskId,
         reply: Result<Reply, Refusal>,
     ) {
         let keep_divergent = self.bugs.has(Bug::ResyncKeepsDivergent);
@@ -313,20 +272,27 @@ impl Owner {
         let Ok(Reply::List { runs, next_block }) = reply else {
             return self.abort_resync(now.mono, index, disk);
         };
-        if from != disk || !keep_divergent {
-            resync.mark(&runs);
+        let next = match resync.stage {
+            Stage::ListSource => resync.dirty.source_lists(runs, next_block),
+            Stage::ListTarget if keep_divergent => resync.dirty.target_lists(&[], next_block),
+            _ => resync.dirty.target_lists(&runs, next_block),
+        };
+        let (since, source) = (resync.since, resync.source);
+        match next {
+            Ok(Next::Source(from)) => {
+                resync.stage = Stage::ListSource;
+                self.list(now.mono, index, disk, source, since, from);
+            }
+            Ok(Next::Target(from)) => {
+                resync.stage = Stage::ListTarget;
+                self.list(now.mono, index, disk, disk, since, from);
+            }
+            Ok(Next::Done) => {
+                resync.stage = Stage::Copying;
+                self.copy_more(now.mono, index, disk);
+            }
+            Err(_) => self.abort_resync(now.mono, index, disk),
         }
-        let since = resync.since;
-        if let Some(next) = next_block.filter(|next| runs.last().is_some_and(|run| *next >= run.range.end()))
-        {
-            return self.list(now.mono, index, disk, from, since, next);
-        }
-        if resync.stage == Stage::ListSource {
-            resync.stage = Stage::ListTarget;
-            return self.list(now.mono, index, disk, disk, since, 0);
-        }
-        resync.stage = Stage::Copying;
-        self.copy_more(now.mono, index, disk);
     }
 
     fn copy_more(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) {
@@ -342,7 +308,7 @@ impl Owner {
             if resync.stage != Stage::Copying {
                 return;
             }
-            if resync.dirty_blocks == 0 {
+            if resync.dirty.is_empty() {
                 if resync.copies.is_empty() {
                     resync.stage = Stage::Join;
                     self.join_wanted.insert((index, disk));
@@ -353,15 +319,16 @@ impl Owner {
                 return;
             }
             let Some(resync) = self.resync_mut(index, disk) else { return };
-            let Some(range) = resync.take_next() else { return };
-            self.budget.spend(range.bytes() + COPY_COST_BYTES);
+            let Some(Piece { range, data_blocks }) = resync.dirty.take() else { return };
+            let bytes = if data_blocks > 0 { range.bytes() } else { 0 };
+            self.budget.spend(bytes + COPY_COST_BYTES);
             let mut sources = sources;
             sources.sort_by_key(|d| (self.links.get(d).is_some_and(|l| l.local), *d));
             let id = self.start_copy(now, index, range, Why::Resync(disk), sources, BTreeSet::from([disk]));
             if self.copies.contains_key(&id)
                 && let Some(resync) = self.resync_mut(index, disk)
             {
-                resync.copies.insert(id);
+                resync.copies.insert(id, data_blocks);
             }
         }
     }
@@ -371,16 +338,15 @@ impl Owner {
         now: Instant,
         index: ChunkIndex,
         disk: DiskId,
-        range: BlockRange,
+        copy: CopyId,
         good: bool,
     ) {
-        let live: BTreeSet<CopyId> = self.copies.keys().copied().collect();
         let Some(resync) = self.resync_mut(index, disk) else { return };
-        resync.copies.retain(|id| live.contains(id));
+        let data_blocks = resync.copies.remove(&copy).unwrap_or(0);
         if !good {
             return self.abort_resync(now, index, disk);
         }
-        resync.copied = (resync.copied + range.count()).min(resync.total - resync.dirty_blocks);
+        resync.copied += data_blocks;
         self.copy_more(now, index, disk);
     }
 

@@ -7,9 +7,10 @@ use vsand_core::owner::Effect as OwnerEffect;
 use vsand_core::replica::{Asker, Effect as ReplicaEffect};
 use vsand_core::time::Now;
 
+use super::connection::ConnectionError;
 use super::port::{ConnectionId, Event};
 use super::volume::VolumeKey;
-use super::{DataLoop, Remote};
+use super::{DataLoop, Remote, clock};
 
 /// Connections' askers have the lowest bit set, owners' have not.
 pub(super) fn asker_of(connection: ConnectionId) -> Asker {
@@ -69,6 +70,7 @@ impl DataLoop {
                 let (object, epoch) = (volume.object(), volume.owner.epoch());
                 self.port.tell(Event::Propose { object, epoch, id, command });
             }
+            OwnerEffect::Reconnect { disk } => self.reconnect(now, disk),
             OwnerEffect::Fenced => {
                 let (object, epoch) = (volume.object(), volume.owner.epoch());
                 tracing::warn!(%object, epoch = epoch.0, "another host owns this volume now; its socket is closed here");
@@ -101,6 +103,14 @@ impl DataLoop {
         if let Err(error) = peer.connection.send_request(wire, disk, &request, &payload) {
             let connection = peer.connection.id;
             self.disconnect(now, connection, &error);
+        }
+    }
+
+    /// The disk's host holds our connection for an earlier one: the dialer makes another.
+    fn reconnect(&mut self, now: Now, disk: DiskId) {
+        let Some(host) = self.state.disks.get(&disk).map(|d| d.host) else { return };
+        if let Some(connection) = self.outbound.get(&host).copied() {
+            self.disconnect(now, connection, &ConnectionError::Overtaken);
         }
     }
 
@@ -162,7 +172,7 @@ impl DataLoop {
         match who(to) {
             Who::Volume(key) => {
                 if let Some(volume) = self.volumes.get_mut(&key) {
-                    volume.owner.handle_reply(now, id, reply.clone(), payload);
+                    volume.owner.handle_reply(clock::fresh(now), id, reply.clone(), payload);
                 }
             }
             Who::Connection(connection) => {

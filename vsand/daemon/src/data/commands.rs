@@ -1,12 +1,15 @@
 //! What each command of the control plane does.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use ferro_protocol::ids::ObjectId;
 use vsand_core::bugs::Bugs;
 use vsand_core::directory::{DiskHealth, State};
+use vsand_core::lease::{Renewal, Standing};
 use vsand_core::owner::Owner;
 use vsand_core::replica::Replica;
-use vsand_core::time::Now;
+use vsand_core::time::{Instant, Now};
 use vsand_store::Store;
 use vsand_store::ring::Token;
 
@@ -15,7 +18,7 @@ use super::disk::LocalDisk;
 use super::port::{Command, ConnectionId};
 use super::stats::Snapshot;
 use super::volume::{Volume, VolumeKey};
-use super::{DataLoop, Peer, is_dead, owner};
+use super::{DataLoop, Peer, clock, is_dead, owner};
 
 /// Carries out one command.
 pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
@@ -25,15 +28,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             data.connected(now, id, connection);
         }
         Command::State(state) => data.state_changed(now, state),
-        Command::Lease { valid_until, locks } => {
-            data.lease = valid_until;
-            for (object, epoch) in locks {
-                let volume = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key));
-                if let Some(volume) = volume.filter(|v| v.owner.epoch() == epoch) {
-                    volume.owner.handle_lease(now, valid_until);
-                }
-            }
-        }
+        Command::Lease(renewal) => data.lease_renewed(now, &renewal),
         Command::AddDisk(store) => data.add_disk(now, *store),
         Command::RemoveDisk(disk, answer) => match data.disks.get_mut(&disk) {
             Some(local) => {
@@ -42,7 +37,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             }
             None => drop(answer.send(())),
         },
-        Command::Own { record, config, socket } => {
+        Command::Own { record, acquired, config, socket } => {
             let mut owner = Owner::new(now, config, record, Bugs::NONE);
             let here = data.disks.keys().map(|disk| (*disk, true));
             let elsewhere =
@@ -53,7 +48,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
                     owner.handle_disk_dead(now, disk);
                 }
             }
-            data.own(now, owner, socket.map(|s| *s));
+            data.own(now, owner, acquired, socket.map(|s| *s));
         }
         Command::Disown(object, answer) => {
             match data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
@@ -95,6 +90,15 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             if let Some(disk) = data.disks.get_mut(&disk) {
                 chunks.into_iter().for_each(|chunk| disk.replica.pardon(chunk));
             }
+        }
+        Command::ForgetObjects(disk, objects) => {
+            if let Some(disk) = data.disks.get_mut(&disk) {
+                objects.into_iter().for_each(|object| disk.replica.forget_object(object));
+            }
+        }
+        Command::BarePromises(answer) => {
+            let all = data.disks.iter().map(|(id, disk)| (*id, disk.bare_promises()));
+            let _gone = answer.send(all.collect());
         }
         Command::Inventory(answer) => {
             let all = data.disks.iter();
@@ -159,21 +163,38 @@ impl DataLoop {
 
     fn add_disk(&mut self, now: Now, store: Store) {
         let id = store.disk();
-        let replica = Replica::new(id, store.sealed(), Bugs::NONE);
+        let holds: HashSet<ObjectId> =
+            store.inventory().into_iter().filter(|e| e.extents > 0).map(|e| e.chunk.object).collect();
+        let replica = Replica::new(id, store.sealed(), |object| holds.contains(&object), Bugs::NONE);
         let number = store.owner();
         let disk = LocalDisk { number, store, replica, death_told: false, closing: None };
         self.disks.insert(id, disk);
         self.disk_reachable(now, id, true);
     }
 
-    fn own(&mut self, now: Now, owner: Owner, socket: Option<super::port::GuestSocket>) {
+    /// Owners whose locks the renewal names serve on; those whose locks are gone end.
+    fn lease_renewed(&mut self, now: Now, renewal: &Renewal) {
+        for volume in self.volumes.values_mut() {
+            match renewal.standing(volume.object(), volume.owner.epoch(), volume.acquired) {
+                Standing::Valid(until) => volume.owner.handle_lease(clock::fresh(now), until),
+                Standing::Lost => {
+                    let (object, epoch) = (volume.object(), volume.owner.epoch().0);
+                    tracing::warn!(%object, epoch, "this host's lock of a volume is gone");
+                    volume.owner.handle_lock_lost();
+                }
+                Standing::Unknown => {}
+            }
+        }
+    }
+
+    fn own(&mut self, now: Now, owner: Owner, acquired: Instant, socket: Option<super::port::GuestSocket>) {
         let object = owner.object();
         if let Some(old) = self.by_object.get(&object).copied() {
             self.drop_volume(old);
         }
         let key = VolumeKey(self.next_volume);
         self.next_volume += 1;
-        self.volumes.insert(key, Volume::new(now.mono, owner, socket));
+        self.volumes.insert(key, Volume::new(now.mono, owner, acquired, socket));
         self.by_object.insert(object, key);
         self.follow_kicks(key);
     }

@@ -58,6 +58,8 @@ pub(super) enum ConnectionError {
     Silent,
     #[error("the peer takes no data")]
     Clogged,
+    #[error("the peer takes it for an earlier connection than another one of ours")]
+    Overtaken,
 }
 
 enum Stage {

@@ -1,5 +1,8 @@
 //! One disk of this host: the store and, above it, the replica that keeps its promises.
 
+use std::collections::HashSet;
+
+use ferro_protocol::ids::ObjectId;
 use tokio::sync::oneshot;
 use vsand_core::replica::Replica;
 use vsand_store::Store;
@@ -19,6 +22,12 @@ pub(super) struct LocalDisk {
 impl LocalDisk {
     pub(super) fn is_busy(&self) -> bool {
         self.replica.is_busy()
+    }
+
+    /// The objects that are promised here and of which nothing is here.
+    pub(super) fn bare_promises(&self) -> Vec<ObjectId> {
+        let held: HashSet<ObjectId> = self.store.inventory().into_iter().map(|e| e.chunk.object).collect();
+        self.replica.promises().filter(|object| !held.contains(object)).collect()
     }
 
     pub(super) fn has_answers(&self) -> bool {

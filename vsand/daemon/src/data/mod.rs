@@ -36,7 +36,7 @@ use vsand_core::directory::{DiskHealth, State};
 use vsand_core::time::{Instant, Now};
 use vsand_store::ring::{BufPool, Completion, PollId, Ring, Token};
 
-use clock::{mono, now};
+use clock::{fresh, mono, now};
 use connection::{Connection, ConnectionError, Message};
 use disk::LocalDisk;
 use port::{Command, ConnectionId, DataPort, Event};
@@ -82,7 +82,6 @@ pub(crate) struct DataLoop {
     port: DataPort,
     pool: BufPool,
     state: Arc<State>,
-    lease: Instant,
     disks: BTreeMap<DiskId, LocalDisk>,
     volumes: BTreeMap<VolumeKey, Volume>,
     by_object: HashMap<ObjectId, VolumeKey>,
@@ -106,7 +105,6 @@ pub fn run(port: DataPort) -> std::io::Result<()> {
         port,
         pool: BufPool::new(64 << 20),
         state: Arc::new(State::default()),
-        lease: Instant(0),
         disks: BTreeMap::new(),
         volumes: BTreeMap::new(),
         by_object: HashMap::new(),
@@ -302,7 +300,7 @@ impl DataLoop {
                 };
                 self.network.add(now.mono.since(remote.sent));
                 if let Some(volume) = self.volumes.get_mut(&remote.volume) {
-                    volume.owner.handle_reply(now, remote.id, reply, payload);
+                    volume.owner.handle_reply(fresh(now), remote.id, reply, payload);
                 }
             }
         }

@@ -15,6 +15,7 @@ use ferro_vhost::server::Server;
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use vsand_core::directory::{Command as DirectoryCommand, ObjectRecord, Outcome, Refused, State};
+use vsand_core::lease::Renewal;
 use vsand_core::owner::guest::{GuestRequest, GuestResult};
 use vsand_core::owner::{Config as OwnerConfig, ProposalId, ResyncView, Trouble};
 use vsand_core::time::Instant;
@@ -51,13 +52,8 @@ pub enum Command {
     },
     /// The directory has changed.
     State(Arc<State>),
-    /// This host's lease runs until then, for these locks.
-    Lease {
-        /// When it ends.
-        valid_until: Instant,
-        /// What it is for.
-        locks: Vec<(ObjectId, Epoch)>,
-    },
+    /// This host's lease was renewed: owners serve on, or end if their locks are gone.
+    Lease(Renewal),
     /// Serve a disk that was opened.
     AddDisk(Box<Store>),
     /// Stop serving a disk; it is checkpointed and closed before the answer.
@@ -66,6 +62,8 @@ pub enum Command {
     Own {
         /// What the directory said.
         record: Arc<ObjectRecord>,
+        /// When it said so: renewals of the lease that were sent before prove nothing about this lock.
+        acquired: Instant,
         /// How to own it.
         config: OwnerConfig,
         /// Where its guest is, if it has one.
@@ -101,6 +99,10 @@ pub enum Command {
     RemoveCondemned(DiskId, Vec<ChunkId>),
     /// The directory knows them.
     Pardon(DiskId, Vec<ChunkId>),
+    /// Objects of which the directory knows nothing: the disk's promises to them go.
+    ForgetObjects(DiskId, Vec<ObjectId>),
+    /// The objects whose epochs each disk has promised and of which it has no component.
+    BarePromises(oneshot::Sender<Vec<(DiskId, Vec<ObjectId>)>>),
     /// What each disk holds.
     Inventory(oneshot::Sender<Vec<(DiskId, Vec<InventoryEntry>)>>),
     /// How everything is.

@@ -15,6 +15,7 @@ use vsand_core::owner::guest::{GuestError, GuestRequest, GuestResult, GuestTag};
 use vsand_core::time::{Instant, Now};
 use vsand_store::ring::{BufPool, PollId};
 
+use super::clock;
 use super::port::{GuestSocket, VolumeView};
 use super::stats::{IoStats, VolumeStats};
 
@@ -53,6 +54,8 @@ enum Kind {
 /// One owned object.
 pub(super) struct Volume {
     pub owner: Owner,
+    /// When the directory said that this host has the lock.
+    pub acquired: Instant,
     pub ticked: Instant,
     pub closing: Option<oneshot::Sender<Option<Epoch>>>,
     device: Option<BlkDevice>,
@@ -70,13 +73,14 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    pub(super) fn new(now: Instant, owner: Owner, socket: Option<GuestSocket>) -> Self {
+    pub(super) fn new(now: Instant, owner: Owner, acquired: Instant, socket: Option<GuestSocket>) -> Self {
         let (server, device, path) = match socket {
             Some(socket) => (Some(socket.server), Some(socket.device), Some(socket.path)),
             None => (None, None, None),
         };
         Self {
             owner,
+            acquired,
             ticked: now,
             closing: None,
             device,
@@ -194,7 +198,7 @@ impl Volume {
         self.wholes.insert(request.tag, whole);
         for ask in asks {
             let tag = self.tag(Origin::Ring(request.tag));
-            self.owner.handle_guest(now, tag, ask);
+            self.owner.handle_guest(clock::fresh(now), tag, ask);
         }
     }
 
@@ -218,7 +222,7 @@ impl Volume {
     /// An import or export asks.
     pub(super) fn transfer(&mut self, now: Now, request: GuestRequest, answer: oneshot::Sender<GuestResult>) {
         let tag = self.tag(Origin::Transfer(answer));
-        self.owner.handle_guest(now, tag, request);
+        self.owner.handle_guest(clock::fresh(now), tag, request);
     }
 
     fn tag(&mut self, origin: Origin) -> GuestTag {

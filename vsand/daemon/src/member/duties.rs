@@ -7,13 +7,14 @@ use std::time::Duration;
 use ferro_protocol::ids::{ChunkId, DiskId, HostId};
 use tokio::sync::mpsc::UnboundedReceiver;
 use vsand_core::directory::{Command, Outcome, Refused, State};
-use vsand_core::lease::{LEASE, RENEW_EVERY};
+use vsand_core::lease::{RENEW_EVERY, Renewal};
 use vsand_directory::{Candidate, Step};
 
 use super::Member;
 use super::connections::Dialer;
+use super::ownership::release_leftover_locks;
 use crate::data::clock;
-use crate::data::port::{Command as DataCommand, Event};
+use crate::data::port::{Command as DataCommand, Event, LoopGone};
 
 /// A proposal of an owner that is not answered by then is unknown to have happened; the owner finds out.
 const OWNER_PROPOSE_MAX: Duration = Duration::from_secs(2);
@@ -108,9 +109,13 @@ pub async fn renew_lease(member: Arc<Member>) {
         let renewal = Command::RenewLease { host: member.host() };
         let pause = match member.directory.propose_within(&renewal, Duration::from_secs(2)).await {
             Ok(Ok(Outcome::Lease { locks, .. })) => {
-                let valid_until = sent + LEASE;
-                if member.data.send(DataCommand::Lease { valid_until, locks }).is_err() {
+                let renewal = Renewal { sent, locks };
+                let leftovers = renewal.leftovers(|object| member.open_volumes().contains_key(&object));
+                if member.data.send(DataCommand::Lease(renewal)).is_err() {
                     return;
+                }
+                if !leftovers.is_empty() {
+                    tokio::spawn(release_leftover_locks(Arc::clone(&member), leftovers));
                 }
                 RENEW_EVERY
             }
@@ -269,5 +274,27 @@ pub async fn remove_leftovers(member: Arc<Member>) {
             let _stopping = member.data.send(DataCommand::Pardon(disk, keep));
             let _stopping = member.data.send(DataCommand::RemoveCondemned(disk, drop));
         }
+        if forget_promises(&member).await.is_err() {
+            return;
+        }
     }
+}
+
+/// Deleted volumes leave an epoch behind on each disk that they were on.
+async fn forget_promises(member: &Member) -> Result<(), LoopGone> {
+    let promises = member.data.ask(DataCommand::BarePromises).await?;
+    let state = member.state();
+    if promises.iter().flat_map(|(_, objects)| objects).all(|object| state.objects.contains_key(object)) {
+        return Ok(());
+    }
+    // Looked up after the promises: an object that was promised then and is unknown now was deleted, or never was.
+    let Ok(state) = member.directory.linearizable_state().await else { return Ok(()) };
+    for (disk, mut objects) in promises {
+        objects.retain(|object| !state.objects.contains_key(object));
+        if !objects.is_empty() {
+            tracing::info!(%disk, objects = objects.len(), "what a disk knew of deleted volumes is removed");
+            member.data.send(DataCommand::ForgetObjects(disk, objects))?;
+        }
+    }
+    Ok(())
 }

@@ -18,7 +18,7 @@ pub mod ownership;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -122,6 +122,8 @@ pub struct Member {
     watcher: Mutex<Watcher>,
     /// The volumes that this host has open.
     open: Mutex<HashMap<ObjectId, OpenVolume>>,
+    /// The volumes of before the restart were taken up, or can't be.
+    pub(crate) taken_up: AtomicBool,
     /// Opening and closing are done one after the other.
     pub(crate) opening: tokio::sync::Mutex<()>,
     next_connection: AtomicU64,
@@ -236,6 +238,7 @@ impl Member {
             reporter: Reporter::default(),
             watcher: Mutex::new(Watcher::default()),
             open: Mutex::new(HashMap::new()),
+            taken_up: AtomicBool::new(false),
             opening: tokio::sync::Mutex::new(()),
             next_connection: AtomicU64::new(1),
             renew_now: tokio::sync::Notify::new(),

@@ -12,6 +12,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ferro_protocol::ids::{Epoch, ObjectId, VolumeName};
@@ -191,8 +192,8 @@ impl Member {
         socket: Option<GuestSocket>,
     ) -> Result<Arc<ObjectRecord>, OwnError> {
         let path = socket.as_ref().map(|s| s.path.clone());
-        let record = match self.acquire(record, kind).await {
-            Ok(record) => record,
+        let (record, acquired) = match self.acquire(record, kind).await {
+            Ok(record) => (record, clock::mono()),
             Err(error) => {
                 drop(socket);
                 if let Some(path) = path {
@@ -208,7 +209,7 @@ impl Member {
         let open = OpenVolume { epoch: record.epoch, kind, socket: path };
         self.open_volumes().insert(record.id, open);
         let socket = socket.map(Box::new);
-        self.data.send(DataCommand::Own { record: Arc::clone(&record), config, socket })?;
+        self.data.send(DataCommand::Own { record: Arc::clone(&record), acquired, config, socket })?;
         // Reads wait for a lease that knows this lock.
         self.renew_now.notify_one();
         Ok(record)
@@ -263,8 +264,17 @@ fn remove_socket(path: &std::path::Path) {
     }
 }
 
-/// After a restart: the volumes whose locks this host still holds are served again, on the same sockets.
+/// After a restart: the volumes whose locks this host still holds are served again, on the same sockets. An attempt that the
+/// directory did not answer is made again: guests wait.
 pub async fn reopen(member: Arc<Member>) {
+    while !take_up_all(&member).await {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    member.taken_up.store(true, Ordering::Relaxed);
+}
+
+/// One attempt; false if the directory was lost on the way.
+async fn take_up_all(member: &Member) -> bool {
     let state = loop {
         match member.directory.linearizable_state().await {
             Ok(state) if state.hosts.contains_key(&member.host()) => break state,
@@ -273,6 +283,7 @@ pub async fn reopen(member: Arc<Member>) {
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
+    let mut done = true;
     for record in state.objects.values() {
         let Some(lock) = record.lock.filter(|lock| lock.host == member.host()) else { continue };
         if member.open_volumes().contains_key(&record.id) {
@@ -280,15 +291,43 @@ pub async fn reopen(member: Arc<Member>) {
         }
         let name = record.name.clone();
         let result = match lock.kind {
-            LockKind::Exclusive { read_only } => take_up(&member, Arc::clone(record), read_only).await,
+            LockKind::Exclusive { read_only } => take_up(member, Arc::clone(record), read_only).await,
             LockKind::Transfer | LockKind::Background => member.give_back(record.id, record.epoch).await,
         };
         match result {
             Ok(()) => {
                 tracing::info!(volume = %name, kind = ?lock.kind, "a volume of before the restart is taken up again")
             }
+            Err(OwnError::Directory(error)) => {
+                tracing::warn!(volume = %name, %error, "a volume of before the restart can't be served yet");
+                done = false;
+            }
             Err(error) => {
-                tracing::error!(volume = %name, %error, "a volume of before the restart can't be served")
+                tracing::error!(volume = %name, %error, "a volume of before the restart can't be served");
+            }
+        }
+    }
+    done
+}
+
+/// Gives locks back that this host holds and does not use: nobody else could open these volumes. They come from an `Acquire`
+/// that was carried out after its asker had given up, or from volumes that could not be served after a restart.
+pub(super) async fn release_leftover_locks(member: Arc<Member>, leftovers: Vec<(ObjectId, Epoch)>) {
+    if !member.taken_up.load(Ordering::Relaxed) {
+        return;
+    }
+    // Who opens or closes a volume now may be about to use the lock, or to give it back. The next renewal looks again.
+    let Ok(_one_at_a_time) = member.opening.try_lock() else { return };
+    for (object, epoch) in leftovers {
+        if member.open_volumes().contains_key(&object) {
+            continue;
+        }
+        match member.give_back(object, epoch).await {
+            Ok(()) => {
+                tracing::warn!(%object, epoch = epoch.0, "a lock that this host did not use is released")
+            }
+            Err(error) => {
+                tracing::debug!(%object, %error, "a lock that this host does not use can't be released")
             }
         }
     }

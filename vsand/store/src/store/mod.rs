@@ -327,7 +327,11 @@ impl Store {
 
     /// Records that this host has the disk now. Blocks for two flushes; for the time before service.
     pub fn adopt(&mut self, host: HostId) -> io::Result<()> {
-        let superblock = Superblock { host, generation: self.superblock.generation + 1, ..self.superblock };
+        let generation = self.superblock.generation.checked_add(1);
+        let generation = generation.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the superblock was written more often than can be")
+        })?;
+        let superblock = Superblock { host, generation, ..self.superblock };
         format::write_superblock(&self.superblock_file, &superblock)?;
         self.superblock = superblock;
         Ok(())
