@@ -4,6 +4,8 @@
 mod common;
 
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -475,4 +477,59 @@ fn what_a_guest_writes_is_never_taken_for_a_batch() {
     clean(&path);
     let mut disk = Harness::open(&path, StoreConfig::default());
     assert_eq!(disk.read(c, range), data);
+}
+
+/// The first write to a block's place is never answered; whether a second one meets it.
+#[derive(Clone, Default)]
+struct HeldWrite {
+    held: Arc<Mutex<Option<std::ops::Range<u64>>>>,
+    met: Arc<AtomicBool>,
+}
+
+impl IoHook for HeldWrite {
+    fn issue(&mut self, _: u64, request: &IoRequest<'_>) -> Verdict {
+        let IoRequest::Write { file: FileKind::Data, offset, bufs, .. } = request else {
+            return Verdict::Pass;
+        };
+        let place = *offset..*offset + bufs.iter().map(|b| b.len() as u64).sum::<u64>();
+        let mut held = self.held.lock().unwrap();
+        match &*held {
+            None => {
+                *held = Some(place);
+                Verdict::Hang
+            }
+            Some(held) => {
+                self.met.fetch_or(held.start < place.end && place.start < held.end, Ordering::Relaxed);
+                Verdict::Pass
+            }
+        }
+    }
+    fn done(&mut self, _: u64) {}
+}
+
+#[test]
+fn nothing_is_written_to_a_place_while_an_older_write_to_it_is_under_way() {
+    let dir = temp_dir();
+    let path = dir.path().join("disk");
+    Store::format(&path, &options(32 << 20)).unwrap();
+    let hook = HeldWrite::default();
+    let config = StoreConfig {
+        checkpoint_ns_max: 0,
+        hook: Some(Box::new(hook.clone()) as Box<dyn IoHook>),
+        ..StoreConfig::default()
+    };
+    let mut disk = Harness::open(&path, config);
+    let (chunk, few, many) = (chunk(1, 0), range(0, 15), range(0, 16));
+    // Small enough to go through the journal. The checkpoint begins to put it in its place, and does not get on.
+    disk.done(write(chunk, few, version(1, 1)));
+    while hook.held.lock().unwrap().is_none() {
+        disk.turn(Duration::from_millis(5));
+    }
+    // Another block keeps the extent where it is when these are unmapped.
+    disk.done(write(chunk, range(100, 1), version(1, 2)));
+    disk.done(zero(chunk, few, version(1, 3)));
+    // Large enough, and unmapped: it would go straight to its place, and then the older write over it.
+    disk.done(write(chunk, many, version(1, 4)));
+    assert!(!hook.met.load(Ordering::Relaxed), "two writes to the same place were under way at once");
+    assert_eq!(disk.read(chunk, many), content(many, version(1, 4)));
 }

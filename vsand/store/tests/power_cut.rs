@@ -9,6 +9,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -48,10 +49,34 @@ enum Event {
 
 type Log = Arc<Mutex<Vec<Event>>>;
 
-struct Recorder(Log);
+/// Also makes sure that two writes to the same place are never under way at once: a disk may carry them out in either order,
+/// and the older one might come to stay.
+struct Recorder {
+    log: Log,
+    under_way: Vec<(u64, FileKind, Range<u64>)>,
+}
+
+impl Recorder {
+    fn of(log: &Log) -> Self {
+        Self { log: Arc::clone(log), under_way: Vec::new() }
+    }
+
+    fn begins(&mut self, id: u64, file: FileKind, place: Range<u64>) {
+        let meets = |other: &&(u64, FileKind, Range<u64>)| {
+            other.1 == file && other.2.start < place.end && place.start < other.2.end
+        };
+        let other = self.under_way.iter().find(meets);
+        assert!(other.is_none(), "a write of {file:?} at {place:?} meets one that is under way: {other:?}");
+        self.under_way.push((id, file, place));
+    }
+}
 
 impl IoHook for Recorder {
     fn issue(&mut self, id: u64, request: &IoRequest<'_>) -> Verdict {
+        if let IoRequest::Write { file, offset, bufs, .. } = request {
+            let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
+            self.begins(id, *file, *offset..*offset + bytes as u64);
+        }
         let io = match request {
             IoRequest::Read { .. } => return Verdict::Pass,
             IoRequest::Write { file, offset, bufs, dsync } => {
@@ -60,11 +85,12 @@ impl IoHook for Recorder {
             IoRequest::Sync { file } => Io::Sync { file: *file },
             IoRequest::Meta(ops) => Io::Meta(ops.to_vec()),
         };
-        self.0.lock().unwrap().push(Event::Issued(id, io));
+        self.log.lock().unwrap().push(Event::Issued(id, io));
         Verdict::Pass
     }
     fn done(&mut self, id: u64) {
-        self.0.lock().unwrap().push(Event::Done(id));
+        self.under_way.retain(|(other, ..)| *other != id);
+        self.log.lock().unwrap().push(Event::Done(id));
     }
 }
 
@@ -128,34 +154,35 @@ impl Image {
 #[derive(Default)]
 struct Cut {
     stable: Image,
-    /// Issued, in order, not flushed. Whether it has completed; the number of the flush that covers it.
-    open: Vec<(u64, Io, bool, Option<u64>)>,
+    /// Issued, in order, not flushed. Whether it has completed; the numbers of the flushes that cover it. There may be two under
+    /// way at once, and either may end first.
+    open: Vec<(u64, Io, bool, Vec<u64>)>,
 }
 
 impl Cut {
     fn pass(&mut self, event: &Event) {
         match event {
             Event::Issued(id, Io::Sync { file }) => {
-                for (_, io, done, flush) in &mut self.open {
-                    if *done && flush.is_none() && matches!(io, Io::Write { file: f, .. } if f == file) {
-                        *flush = Some(*id);
+                for (_, io, done, flushes) in &mut self.open {
+                    if *done && matches!(io, Io::Write { file: f, .. } if f == file) {
+                        flushes.push(*id);
                     }
                 }
-                self.open.push((*id, Io::Sync { file: *file }, false, None));
+                self.open.push((*id, Io::Sync { file: *file }, false, Vec::new()));
             }
-            Event::Issued(id, io) => self.open.push((*id, io.clone(), false, None)),
+            Event::Issued(id, io) => self.open.push((*id, io.clone(), false, Vec::new())),
             Event::Done(id) => {
                 let mut rest = Vec::new();
-                for (n, io, done, flush) in std::mem::take(&mut self.open) {
+                for (n, io, done, flushes) in std::mem::take(&mut self.open) {
                     let stable =
-                        (n == *id && !matches!(io, Io::Write { dsync: false, .. })) || flush == Some(*id);
+                        (n == *id && !matches!(io, Io::Write { dsync: false, .. })) || flushes.contains(id);
                     match io {
                         Io::Write { file, offset, data, .. } if stable => {
                             self.stable.write(file, offset, &data, || true);
                         }
                         Io::Meta(ops) if stable => self.stable.commit(&ops),
                         Io::Sync { .. } if stable => {}
-                        io => rest.push((n, io, done || n == *id, flush)),
+                        io => rest.push((n, io, done || n == *id, flushes)),
                     }
                 }
                 self.open = rest;
@@ -473,7 +500,7 @@ fn config(log: Option<&Log>) -> StoreConfig {
         overlay_blocks_max: 1800,
         dirty_extents_max: 24,
         freeze_extents_a_turn: 1,
-        hook: log.map(|log| Box::new(Recorder(Arc::clone(log))) as Box<dyn IoHook>),
+        hook: log.map(|log| Box::new(Recorder::of(log)) as Box<dyn IoHook>),
         ..StoreConfig::default()
     }
 }
