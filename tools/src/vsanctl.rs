@@ -7,6 +7,7 @@ pub mod args;
 mod cluster;
 mod docs;
 mod image;
+mod leaving;
 mod resolve;
 mod status;
 mod storage;

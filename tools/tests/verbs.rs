@@ -142,8 +142,12 @@ fn a_disk_that_is_not_empty_is_erased_only_by_its_name() {
 
     assert_eq!(served.json(&["disk", "show", "d1d1"])["path"], "/dev/sdb");
     assert_eq!(served.json(&["disk", "show", "/dev/sdb"])["host_name"], "alpha");
-    let out = served.done(&["disk", "remove", "d1d1", "--yes"]);
-    assert!(out.contains("3 GiB are being copied elsewhere"), "{out}");
+    let out = served.done(&["disk", "remove", "d1d1", "--yes", "--no-wait"]);
+    assert!(out.contains("3 GiB are copied elsewhere first") && out.contains("--cancel"), "{out}");
+    assert!(served.done(&["disk", "show", "d1d1"]).contains("to move     3 GiB"));
+    assert!(served.done(&["disk", "remove", "d1d1", "--cancel"]).contains("stays"));
+    served.run(&["disk", "remove", "d1d1", "--cancel", "--force"]).refused(2, &["--force"]);
+    assert!(served.done(&["disk", "revive", "d1d1"]).contains("used again"));
     assert!(served.done(&["disk", "list", "-o", "wide"]).contains("BAD BLOCKS"));
 }
 

@@ -149,6 +149,9 @@ pub struct HostInfo {
     pub capacity_bytes: u64,
     /// How much of that is taken.
     pub used_bytes: u64,
+    /// How much of that is still to be copied elsewhere, of one that is leaving.
+    #[serde(default)]
+    pub leaving_bytes: Option<u64>,
     /// How long ago it was last seen, unless it is online.
     pub last_seen_seconds: Option<u64>,
     /// When its certificate ends, in seconds since 1970 (UTC), where known.

@@ -42,6 +42,13 @@ impl LoopDisk {
         &self.device
     }
 
+    /// Mounts it anew: what [`Self::fail`] did is over. Nobody may have files open on it.
+    pub fn remount(&self) -> Result<()> {
+        let (image, at) = (self.mount.with_extension("img"), self.path());
+        run("umount", &[&at])?;
+        run("mount", &["-o", "loop", &image.display().to_string(), &at]).map(drop)
+    }
+
     fn path(&self) -> String {
         self.mount.display().to_string()
     }

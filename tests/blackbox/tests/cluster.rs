@@ -246,6 +246,10 @@ fn what_is_asked_wrongly_is_refused_with_the_next_step() {
         host.ctl_refused(&["volume", "open", "none"], "volume_not_found", 3)?;
         host.ctl_refused(&["volume", "close", "one"], "volume_not_open", 4)?;
         host.ctl_refused(&["host", "remove", "nobody", "--yes"], "host_not_found", 3)?;
+        for verb in ["show", "remove", "revive"] {
+            host.ctl_refused(&["--yes", "disk", verb, "00000000-no-such"], "disk_not_found", 3)?;
+        }
+        host.ctl_refused(&["volume", "resize", "one", "--size", "65T"], "bad_size", 2)?;
         host.ctl_refused(&["volume", "export", "one", "/nowhere/at/all/x.raw"], "file", 3)?;
         host.open("one")?;
         other.ctl_refused(&["volume", "open", "one"], "object_in_use", 4)?;

@@ -77,7 +77,9 @@ fn a_disk_moves_and_a_host_leaves() {
         let only = hosts_of(stays, "only")?;
         ensure!(only == ["host3"], "one copy, where it was made: {only:?}");
 
-        let refusal = stays.ctl_refused(&["--yes", "host", "remove", "host3"], "would_lose_data", 5)?;
+        stays.ctl_refused(&["--yes", "host", "remove", "host3"], "policy_unsatisfiable", 5)?;
+        let force = ["--yes", "host", "remove", "host3", "--force"];
+        let refusal = stays.ctl_refused(&force, "would_lose_data", 5)?;
         ensure!(refusal.message.contains("only"), "it does not say what would be lost: {refusal:?}");
         ensure!(stays.status()?.hosts.len() == 3, "a refused removal has happened");
 
@@ -138,8 +140,9 @@ fn a_device_becomes_a_disk_and_is_there_after_a_restart() {
         let out = lab.dir().join("out.raw").display().to_string();
         host.ctl_ok(&["volume", "export", "data", &out])?;
         run("cmp", &[&raw, &out])?;
-        let refusal =
-            host.ctl_refused(&["--yes", "disk", "remove", &added.disk.id.to_string()], "would_lose_data", 5)?;
+        let id = added.disk.id.to_string();
+        host.ctl_refused(&["--yes", "disk", "remove", &id], "policy_unsatisfiable", 5)?;
+        let refusal = host.ctl_refused(&["--yes", "disk", "remove", &id, "--force"], "would_lose_data", 5)?;
         ensure!(refusal.message.contains("data"), "{refusal:?}");
         Ok(())
     });

@@ -198,11 +198,31 @@ pub enum HostVerb {
         /// Its name, its id or the beginning of its id
         host: String,
     },
-    /// Take a host out of the cluster; refused while that would lose data
+    /// Take a host out of the cluster, with its disks
+    ///
+    /// What its disks hold is copied to others first, then it goes by itself. Refused at once if the other hosts can't keep
+    /// all volumes as their policies ask, and while a volume is open there.
     Remove {
         /// Its name, its id or the beginning of its id
         host: String,
+        /// How
+        #[command(flatten)]
+        options: RemoveOptions,
     },
+}
+
+/// How a host or a disk is removed.
+#[derive(clap::Args, Debug, Clone, Copy)]
+pub struct RemoveOptions {
+    /// Go at once: volumes have fewer copies until they are repaired. Still refused if a last copy would be lost
+    #[arg(long, conflicts_with = "cancel")]
+    pub force: bool,
+    /// Return when it has begun to leave, not when it is gone
+    #[arg(long, conflicts_with = "cancel")]
+    pub no_wait: bool,
+    /// Keep one that is leaving
+    #[arg(long)]
+    pub cancel: bool,
 }
 
 /// The verbs of `disk`.
@@ -229,8 +249,22 @@ pub enum DiskVerb {
         /// Its id, the beginning of its id, or its path on this host
         disk: String,
     },
-    /// Take a disk out of the cluster; refused while that would lose data
+    /// Take a disk out of the cluster
+    ///
+    /// What it holds is copied to others first, then it goes by itself. Refused at once if the other disks can't keep all
+    /// volumes as their policies ask.
     Remove {
+        /// Its id, the beginning of its id, or its path on this host
+        disk: String,
+        /// How
+        #[command(flatten)]
+        options: RemoveOptions,
+    },
+    /// Use a disk of this host again that was taken for dead
+    ///
+    /// Once the cause is removed, a loose cable for example. It is opened and all of it is checked first; what it missed is
+    /// then copied to it.
+    Revive {
         /// Its id, the beginning of its id, or its path on this host
         disk: String,
     },

@@ -5,11 +5,12 @@ use std::io::Read;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ferro_protocol::api::{
-    BootstrapRequest, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest, JoinToken, Removal,
+    BootstrapRequest, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest, JoinToken,
     TokenInfo, TokenRequest, format_size,
 };
 
 use super::args::{HostVerb, MemberOptions};
+use super::leaving::{Leaver, Thing};
 use super::{Context, resolve};
 use crate::failure::{Failure, Result};
 use crate::text::{Cell, Paint, Style, Table, count, duration, printable};
@@ -99,29 +100,18 @@ pub(super) async fn host(context: &Context, verb: HostVerb) -> Result<()> {
             let info = resolve::host(context, &host).await?;
             terminal.answer(&info, one_host)
         }
-        HostVerb::Remove { host } => {
+        HostVerb::Remove { host, options } => {
             let info = resolve::host(context, &host).await?;
-            let warning = format!(
-                "Host {} and its {} leave the cluster.",
-                info.name,
-                count(u64::from(info.disks), "disk")
-            );
-            let what = format!("removing host {}", info.name);
-            terminal.confirm(&warning, &what)?;
-            let removal: Removal = context.client.delete(&format!("/v1/hosts/{}", info.id)).await?;
-            terminal.done(&removal, |removal| removal_sentence(&format!("host {}", info.name), removal))
+            let leaver = Leaver {
+                thing: Thing::Host(info.id),
+                name: format!("host {}", info.name),
+                command: format!("vsanctl host remove {}", info.name),
+                used_bytes: info.used_bytes,
+                with: format!(" with its {}", count(u64::from(info.disks), "disk")),
+            };
+            leaver.remove(context, &options).await
         }
     }
-}
-
-pub(super) fn removal_sentence(what: &str, removal: &Removal) -> String {
-    if removal.removed {
-        return format!("{what} was removed");
-    }
-    format!(
-        "{what} is leaving: {} are being copied elsewhere first (`vsanctl resync list`)",
-        format_size(removal.remaining_bytes)
-    )
 }
 
 fn state_style(state: HostState) -> (Style, &'static str) {
@@ -190,6 +180,7 @@ fn one_host(host: &HostInfo, paint: Paint) -> String {
         ("role", role_name(host.role).to_owned()),
         ("fault domain", printable(&host.fault_domain)),
         ("addresses", printable(&host.addresses.join(", "))),
+        ("to move", host.leaving_bytes.map_or("-".to_owned(), format_size)),
         ("disks", host.disks.to_string()),
         (
             "capacity",

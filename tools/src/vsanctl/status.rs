@@ -61,7 +61,11 @@ fn glance(status: &Status, paint: Paint, wide: bool) -> String {
     };
     let _ = writeln!(out, "health    {}", paint.text(style, word));
     for reason in &health.reasons {
-        let style = if reason.level == HealthLevel::Critical { Style::Bad } else { Style::Warn };
+        let style = match reason.level {
+            HealthLevel::Critical => Style::Bad,
+            HealthLevel::Warning => Style::Warn,
+            HealthLevel::Ok => Style::Plain,
+        };
         let _ = writeln!(out, "          {} {}", paint.text(style, "-"), printable(&reason.message));
         if !reason.next_step.is_empty() {
             let _ = writeln!(out, "            next: {}", printable(&reason.next_step));

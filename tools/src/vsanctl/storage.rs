@@ -4,12 +4,13 @@ use std::path::Path;
 
 use ferro_protocol::api::{
     AddDiskRequest, AddedDisk, BrokenLock, ComponentState, DiskInfo, DiskList, DiskState, LockInfo, LockList,
-    ObjectDetails, ObjectInfo, ObjectList, Removal, format_size,
+    ObjectDetails, ObjectInfo, ObjectList, format_size,
 };
 use ferro_protocol::ids::VolumeName;
 
 use super::args::{DiskVerb, LockVerb, ObjectVerb};
-use super::cluster::{facts, removal_sentence};
+use super::cluster::facts;
+use super::leaving::{Leaver, Thing};
 use super::volume::{owner_name, redundancy_cell};
 use super::{Context, resolve};
 use crate::failure::{Failure, Result};
@@ -27,16 +28,24 @@ pub(super) async fn disk(context: &Context, verb: DiskVerb) -> Result<()> {
             let info = resolve::disk(context, &disk).await?;
             terminal.answer(&info, one_disk)
         }
-        DiskVerb::Remove { disk } => {
+        DiskVerb::Remove { disk, options } => {
             let info = resolve::disk(context, &disk).await?;
-            let name = format!("disk {} on host {}", info.path, info.host_name);
-            let used = format_size(info.used_bytes);
-            terminal.confirm(
-                &format!("The {name} leaves the cluster; {used} on it are copied elsewhere first."),
-                &format!("removing the {name}"),
-            )?;
-            let removal: Removal = context.client.delete(&format!("/v1/disks/{}", info.id)).await?;
-            terminal.done(&removal, |removal| removal_sentence(&format!("the {name}"), removal))
+            let leaver = Leaver {
+                thing: Thing::Disk(info.id),
+                name: format!("disk {} on host {}", info.path, info.host_name),
+                command: format!("vsanctl disk remove {}", info.id),
+                used_bytes: info.used_bytes,
+                with: String::new(),
+            };
+            leaver.remove(context, &options).await
+        }
+        DiskVerb::Revive { disk } => {
+            let info = resolve::disk(context, &disk).await?;
+            let revived: DiskInfo =
+                context.client.post(&format!("/v1/disks/{}/revive", info.id), &()).await?;
+            terminal.done(&revived, |disk| {
+                format!("disk {} at {} is used again; what it missed is copied to it", disk.id, disk.path)
+            })
         }
     }
 }
@@ -127,6 +136,7 @@ fn one_disk(disk: &DiskInfo, paint: Paint) -> String {
             "capacity",
             format!("{} of {} used", format_size(disk.used_bytes), format_size(disk.capacity_bytes)),
         ),
+        ("to move", disk.leaving_bytes.map_or("-".to_owned(), format_size)),
         ("components", disk.components.to_string()),
         ("bad blocks", format!("{} since the daemon started", disk.checksum_errors)),
     ])

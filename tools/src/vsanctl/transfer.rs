@@ -463,7 +463,7 @@ fn progress(terminal: Terminal, bytes: u64, doing: &'static str) -> ProgressBar 
 }
 
 /// Done when the user wants no more of it (Ctrl-C), or when we can't hear of it: then never.
-async fn interrupted() {
+pub(super) async fn interrupted() {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }

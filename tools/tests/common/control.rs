@@ -114,6 +114,7 @@ fn host(id: HostId, name: &str, state: HostState) -> HostInfo {
         disks: 1,
         capacity_bytes: 100 << 30,
         used_bytes: 12 << 30,
+        leaving_bytes: None,
         last_seen_seconds: (state == HostState::Offline).then_some(125),
         certificate_expires_unix_s: None,
         version: None,
@@ -234,7 +235,11 @@ impl ControlPlane for Memory {
         Ok(hosts())
     }
 
-    async fn remove_host(&self, host: HostId) -> Result<Removal> {
+    async fn keep_host(&self, _: HostId) -> Result<()> {
+        Ok(())
+    }
+
+    async fn remove_host(&self, host: HostId, _: bool) -> Result<Removal> {
         if host == HERE {
             return Err(fail::would_lose_data("host alpha", "it holds the only good copy of volume web"));
         }
@@ -263,6 +268,7 @@ impl ControlPlane for Memory {
             capacity_bytes: size,
             used_bytes: 0,
             components: 0,
+            leaving_bytes: None,
             checksum_errors: 0,
         };
         self.state().disks.push(disk.clone());
@@ -273,8 +279,34 @@ impl ControlPlane for Memory {
         Ok(self.state().disks.clone())
     }
 
-    async fn remove_disk(&self, _: DiskId) -> Result<Removal> {
+    async fn remove_disk(&self, disk: DiskId, force: bool) -> Result<Removal> {
+        let mut state = self.state();
+        if force {
+            state.disks.retain(|d| d.id != disk);
+            return Ok(Removal { removed: true, remaining_bytes: 0 });
+        }
+        let found =
+            state.disks.iter_mut().find(|d| d.id == disk).ok_or_else(|| fail::disk_not_found(disk))?;
+        found.state = DiskState::Leaving;
+        found.leaving_bytes = Some(3 << 30);
         Ok(Removal { removed: false, remaining_bytes: 3 << 30 })
+    }
+
+    async fn keep_disk(&self, disk: DiskId) -> Result<()> {
+        let mut state = self.state();
+        let found =
+            state.disks.iter_mut().find(|d| d.id == disk).ok_or_else(|| fail::disk_not_found(disk))?;
+        found.state = DiskState::Online;
+        found.leaving_bytes = None;
+        Ok(())
+    }
+
+    async fn revive_disk(&self, disk: DiskId) -> Result<DiskInfo> {
+        let mut state = self.state();
+        let found =
+            state.disks.iter_mut().find(|d| d.id == disk).ok_or_else(|| fail::disk_not_found(disk))?;
+        found.state = DiskState::Online;
+        Ok(found.clone())
     }
 
     async fn objects(&self) -> Result<Vec<ObjectInfo>> {

@@ -144,7 +144,7 @@ impl World {
             if !idle || !running.owner.is_idle() || !running.owner.is_serving() {
                 return Some(format!("o{object} on h{host} does not answer: {}", brief(&running.owner)));
             }
-            if !record.fully_redundant() {
+            if !self.directory.state.is_settled(record) {
                 return Some(format!(
                     "o{object} (mirror:{}) on h{host} is not whole: {:?}; its owner: {}",
                     layout.copies,

@@ -77,9 +77,11 @@ impl World {
     /// Opens what is wanted here, closes what is not, and takes over what nobody holds and needs repair.
     fn tend_lock(&mut self, host: usize, object: usize) {
         let wanted = self.hosts[host].wanted.contains(&object);
+        let view = Arc::clone(&self.hosts[host].view);
         if let Some(running) = self.hosts[host].owners.get_mut(&object) {
+            let settled = view.is_settled(running.owner.record());
             running.closing = match running.kind {
-                LockKind::Background => wanted || running.owner.record().fully_redundant(),
+                LockKind::Background => wanted || settled,
                 _ => !wanted,
             };
             let idle = running.session.as_ref().is_none_or(super::guest::Session::is_idle);
@@ -105,7 +107,7 @@ impl World {
                 Some(lock) if lock.host == me => {
                     self.lock_request(host, object, Command::Release { object: id, epoch, host: me }, None);
                 }
-                None if !record.fully_redundant() && self.dice.permille(20) => {
+                None if !view.is_settled(&record) && self.dice.permille(20) => {
                     self.lock_request(
                         host,
                         object,

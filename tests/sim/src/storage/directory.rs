@@ -122,7 +122,7 @@ impl World {
         }
         let renewal = matches!(command, Command::RenewLease { .. });
         let text = if self.tracing() { format!("{command:?}") } else { String::new() };
-        let leaving = command.clone();
+        let done = command.clone();
         let before = self.directory.state.objects.clone();
         let result = self.directory.apply(command);
         if !renewal {
@@ -134,9 +134,10 @@ impl World {
         }
         if result.is_ok() {
             self.check_directory(&before);
+            self.check_trim(&done, &result);
             let state = Arc::new(self.directory.state.clone());
             self.spread(&state, !renewal);
-            match leaving {
+            match done {
                 Command::RemoveHost { host, .. } => self.host_removed(host_of(host)),
                 Command::RemoveDisk { disk, .. } => self.disk_removed(disk_of(disk)),
                 _ => {}
@@ -149,6 +150,7 @@ impl World {
     fn forge(&self, command: &mut Command) {
         let (Command::PlaceChunk { basis, .. }
         | Command::ChangeSync { basis, .. }
+        | Command::Trim { basis, .. }
         | Command::Repair { basis, .. }) = command
         else {
             return;

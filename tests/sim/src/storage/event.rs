@@ -112,6 +112,8 @@ pub(super) enum Event {
     Heal,
     StopGuests,
     Check,
+    /// The operator takes disks and hosts out.
+    Leave,
 }
 
 /// A step of a composed fault.
@@ -173,6 +175,7 @@ impl Event {
             Self::Heal => (21, 0, 0),
             Self::StopGuests => (22, 0, 0),
             Self::Check => (23, 0, 0),
+            Self::Leave => (24, 0, 0),
         }
     }
 }

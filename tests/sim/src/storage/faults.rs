@@ -468,13 +468,14 @@ impl World {
         let hosts = self.hosts_that(|_| true);
         let calm = self.disks.iter().all(|d| d.dead != Some(Death::ForGood));
         let (Some(victim), Some(by)) = (self.dice.pick(&hosts), self.dice.pick(&hosts)) else { return };
-        if !calm || !self.hosts[by].running || by == victim {
+        let leaving = !self.directory.state.leaving().is_empty();
+        if !calm || leaving || !self.hosts[by].running || by == victim {
             return;
         }
         let mine: Vec<usize> =
             self.live_disks().into_iter().filter(|d| self.disks[*d].host == victim).collect();
         let unix_s = self.clock(by).unix_s;
-        let command = if hosts.len() > copies + 1 && self.dice.permille(500) {
+        let command = if self.hosts_with_disks() > copies + 1 && self.dice.permille(500) {
             Command::RemoveHost { host: host_id(victim), unix_s }
         } else if mine.len() > 1 {
             Command::RemoveDisk { disk: disk_id(mine[0]), unix_s }

@@ -348,6 +348,7 @@ impl World {
             }
         }
         self.tell_dead_disks(host, object);
+        self.tell_leaving(host, object);
         self.with_owner(host, object, |_, _| {});
         let process = self.process(host);
         self.after(MS, Event::GuestStep(process, key));
@@ -436,6 +437,7 @@ impl World {
         let objects: Vec<usize> = self.hosts[host].owners.keys().copied().collect();
         for object in &objects {
             self.tell_dead_disks(host, *object);
+            self.tell_leaving(host, *object);
         }
         // A disk that was called dead and works again.
         let back: Vec<usize> = (0..self.disks.len())

@@ -21,6 +21,7 @@ mod faults;
 mod guest;
 mod history;
 mod host;
+mod leaving;
 mod net;
 mod world;
 

@@ -17,6 +17,7 @@ use super::faults::Profile;
 use super::guest::Layout;
 use super::history::History;
 use super::host::Host;
+use super::leaving::Leaving;
 use super::net::Net;
 
 /// The longest that a guest may wait while a single host or disk other than its own fails.
@@ -86,6 +87,7 @@ pub(super) struct World {
     pub takeovers: u64,
     pub stall_max: u64,
     pub next_write: u64,
+    pub leaving: Leaving,
     hash: u64,
     events: u64,
     pub done: bool,
@@ -199,6 +201,7 @@ impl World {
             takeovers: 0,
             stall_max: 0,
             next_write: 1,
+            leaving: Leaving::new(seed),
             hash: seed,
             events: 0,
             done: false,
@@ -260,6 +263,7 @@ impl World {
         self.after(3 * S, Event::Fault);
         self.at(faults_s * S, Event::Heal);
         self.at(S, Event::Check);
+        self.plan_leaving();
     }
 
     fn setup(&mut self, command: Command) {
@@ -354,6 +358,7 @@ impl World {
             Event::Heal => self.heal(),
             Event::StopGuests => self.stopping = true,
             Event::Check => self.check_end(),
+            Event::Leave => self.tend_leaving(),
         }
     }
 

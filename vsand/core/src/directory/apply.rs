@@ -12,7 +12,7 @@ use super::records::{
 };
 use super::{State, Value};
 
-type Applied = Result<Outcome, Refused>;
+pub(super) type Applied = Result<Outcome, Refused>;
 
 const VALUE_BYTES_MAX: usize = 1 << 20;
 const KEY_BYTES_MAX: usize = 256;
@@ -74,6 +74,9 @@ impl State {
             }
             Command::UseToken { id, secret_hash, unix_s } => self.use_token(id, secret_hash, unix_s),
             Command::PutValue { key, revision, value } => self.put_value(index, key, revision, value),
+            Command::LeaveDisk { disk, departure } => self.leave_disk(disk, departure),
+            Command::LeaveHost { host, departure } => self.leave_host(host, departure),
+            Command::Trim { basis, chunk } => self.trim(index, basis, chunk),
         }
     }
 
@@ -97,12 +100,17 @@ impl State {
         if self.hosts.len() == 1 {
             return Err(Refused::LastHost(host));
         }
-        if let Some(object) = self.objects.values().find(|o| o.lock.is_some_and(|l| l.host == host)) {
-            return Err(Refused::HoldsLock { host, volume: object.name.clone() });
-        }
-        let disks: Vec<DiskId> = self.disks.values().filter(|d| d.host == host).map(|d| d.id).collect();
+        self.check_closed(host)?;
+        let disks = self.disks_in(host);
         self.check_expendable(&format!("host {}", record.name), &disks)?;
         self.forget_disks(index, &disks);
+        // Only repairs are left: they serve nobody, and another host goes on with them.
+        for object in self.objects.values_mut().filter(|o| o.lock.is_some_and(|l| l.host == host)) {
+            let object = Arc::make_mut(object);
+            object.lock = None;
+            object.revision = index;
+        }
+        self.leaving_hosts.remove(&host);
         self.hosts.remove(&host);
         Ok(Outcome::Done)
     }
@@ -149,7 +157,7 @@ impl State {
     }
 
     /// Refuses if a chunk has an in-sync component on `disks` and none on another disk that works.
-    fn check_expendable(&self, what: &str, disks: &[DiskId]) -> Result<(), Refused> {
+    pub(super) fn check_expendable(&self, what: &str, disks: &[DiskId]) -> Result<(), Refused> {
         let mut chunks = 0;
         let mut example = None;
         let works = |disk| self.disks.get(&disk).is_some_and(|d| d.health == DiskHealth::Healthy);
@@ -173,6 +181,7 @@ impl State {
     fn forget_disks(&mut self, index: u64, disks: &[DiskId]) {
         for disk in disks {
             self.disks.remove(disk);
+            self.leaving_disks.remove(disk);
         }
         for object in self.objects.values_mut() {
             let touched =
@@ -265,6 +274,10 @@ impl State {
             return Err(Refused::NoHost(lock.host));
         }
         let record = self.object(object)?;
+        let holds = record.lock.is_some_and(|held| held.host == lock.host);
+        if lock.kind != LockKind::Background && self.leaving_hosts.contains_key(&lock.host) && !holds {
+            return Err(Refused::HostLeaves(lock.host));
+        }
         if let Some(held) = record.lock
             && held.host != lock.host
             && held.kind != LockKind::Background
@@ -362,7 +375,8 @@ impl State {
         {
             return Err(Refused::NoComponent(chunk));
         }
-        if drop.is_none() && now.components.len() >= needed {
+        let staying = now.components.iter().filter(|c| !self.is_leaving(c.disk)).count();
+        if drop.is_none() && (staying >= needed || now.components.len() >= 2 * needed) {
             return Err(Refused::TooMuch(format!("chunk {} has all its components", chunk.0)));
         }
         let disk = placement::place_one_more(self, now, drop, needed)?;
@@ -410,7 +424,7 @@ impl State {
     }
 
     /// The object, if the proposer is its owner and has seen its latest record.
-    fn owned(&self, basis: Basis) -> Result<&Arc<ObjectRecord>, Refused> {
+    pub(super) fn owned(&self, basis: Basis) -> Result<&Arc<ObjectRecord>, Refused> {
         let record = self.object(basis.object)?;
         if record.epoch != basis.epoch || record.lock.is_none() {
             return Err(Refused::WrongEpoch { now: record.epoch });
@@ -421,7 +435,12 @@ impl State {
         Ok(record)
     }
 
-    fn change(&mut self, index: u64, object: ObjectId, change: impl FnOnce(&mut ObjectRecord)) -> Applied {
+    pub(super) fn change(
+        &mut self,
+        index: u64,
+        object: ObjectId,
+        change: impl FnOnce(&mut ObjectRecord),
+    ) -> Applied {
         let record = self.objects.get_mut(&object).ok_or(Refused::NoObject(object))?;
         let inner = Arc::make_mut(record);
         change(inner);

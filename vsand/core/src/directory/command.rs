@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
 use serde::{Deserialize, Serialize};
 
-use super::records::{Content, HostRecord, LockKind, ObjectRecord, Policy, TokenEntry};
+use super::records::{Content, Departure, HostRecord, LockKind, ObjectRecord, Policy, TokenEntry};
 
 /// What an owner bases a change of its object's components on: a command of a former owner, or one that was overtaken, is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -214,6 +214,29 @@ pub enum Command {
         /// The new value, at most 1 MiB; `None` takes it away.
         value: Option<Vec<u8>>,
     },
+    /// A disk is to leave, or, with `None`, to stay after all. Nothing new is placed on one that leaves. Refused if what it
+    /// holds can't be kept as its policies ask without it; if it leaves at once, only if a last copy would be lost.
+    LeaveDisk {
+        /// The disk.
+        disk: DiskId,
+        /// How it leaves.
+        departure: Option<Departure>,
+    },
+    /// The same of a host with all its disks. Refused too while a volume is open there.
+    LeaveHost {
+        /// The host.
+        host: HostId,
+        /// How it leaves.
+        departure: Option<Departure>,
+    },
+    /// A component goes that its chunk does not need: the others that are in sync on disks that stay are as many as the
+    /// policy asks for, in as many fault domains.
+    Trim {
+        /// On what the owner bases it.
+        basis: Basis,
+        /// The chunk.
+        chunk: ChunkIndex,
+    },
 }
 
 /// What an accepted command brought.
@@ -348,6 +371,38 @@ pub enum Refused {
     /// Something is over its bound.
     #[error("{0}")]
     TooMuch(String),
+    /// The other hosts can't keep a volume as its policy asks.
+    #[error(
+        "without {what}, volume {example} has a healthy disk with room in {found} fault domains and needs {needed}"
+    )]
+    CantMove {
+        /// Host or disk.
+        what: String,
+        /// A volume that would have too few copies.
+        example: VolumeName,
+        /// How many fault domains its policy needs.
+        needed: usize,
+        /// How many are left.
+        found: usize,
+    },
+    /// The other disks have no room for what is to be moved.
+    #[error(
+        "the disks that stay have no room for the {extents} MiB that {what} holds; volume {example} does not fit"
+    )]
+    NoSpaceElsewhere {
+        /// Host or disk.
+        what: String,
+        /// A volume whose data finds no place.
+        example: VolumeName,
+        /// How much is to be moved, in extents of 1 MiB.
+        extents: u64,
+    },
+    /// The host is leaving the cluster.
+    #[error("host {0} is leaving the cluster")]
+    HostLeaves(HostId),
+    /// The chunk needs all its components.
+    #[error("chunk {} needs all its components", .0.0)]
+    NothingSpare(ChunkIndex),
 }
 
 /// Why a join token is refused.

@@ -5,12 +5,14 @@
 //! - an object's epoch only grows, by one with each `Acquire`;
 //! - each placed chunk has at least one in-sync component, its components are on different disks, and no command but
 //!   the owner's own (right epoch, latest revision) or the removal of a host or a disk touches them;
+//! - nothing new is placed on a disk that is leaving ([`leave`]);
 //! - a record's revision is the index of the command that last changed it.
 //!
 //! What it must not know: Raft, disks, clocks. Times are in the commands.
 
 mod apply;
 pub mod command;
+pub mod leave;
 pub mod placement;
 pub mod records;
 
@@ -22,8 +24,8 @@ use serde::{Deserialize, Serialize};
 
 pub use command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
 pub use records::{
-    ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord,
-    Policy, Sync, TokenEntry,
+    ChunkRecord, Component, Content, Departure, DiskHealth, DiskRecord, HostRecord, Lock, LockKind,
+    ObjectRecord, Policy, Sync, TokenEntry,
 };
 
 /// A value of another daemon.
@@ -52,6 +54,10 @@ pub struct State {
     pub values: BTreeMap<String, Value>,
     /// The index of the last command that changed anything.
     pub revision: u64,
+    /// The hosts that are leaving, with all their disks.
+    pub leaving_hosts: BTreeMap<HostId, Departure>,
+    /// The disks that are leaving by themselves.
+    pub leaving_disks: BTreeMap<DiskId, Departure>,
 }
 
 impl State {

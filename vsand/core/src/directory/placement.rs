@@ -13,7 +13,7 @@ use super::command::Refused;
 use super::records::{ChunkRecord, DiskHealth, DiskRecord};
 
 /// A disk this full takes no new components: the rest is for the chunks that are there already.
-const FULL_PERCENT: u64 = 95;
+pub(super) const FULL_PERCENT: u64 = 95;
 
 /// Whether a disk may take another component.
 pub fn has_room(disk: &DiskRecord) -> bool {
@@ -37,14 +37,16 @@ pub fn place(state: &State, needed: usize, near: Option<HostId>) -> Result<Vec<D
     Ok(chosen)
 }
 
-/// A disk for one more component of a chunk, in a fault domain that none of `keep` is in, and not `avoid`.
+/// A disk for one more component of a chunk, in a fault domain of its own, and not `drop`. Components that go, by
+/// `drop` or because their disk is leaving, keep no fault domain.
 pub fn place_one_more(
     state: &State,
     chunk: &ChunkRecord,
     drop: Option<DiskId>,
     needed: usize,
 ) -> Result<DiskId, Refused> {
-    let kept = || chunk.components.iter().map(|c| c.disk).filter(|d| Some(*d) != drop);
+    let kept =
+        || chunk.components.iter().map(|c| c.disk).filter(|d| Some(*d) != drop && !state.is_leaving(*d));
     let domains: BTreeSet<String> =
         kept().filter_map(|d| state.fault_domain(d)).map(ToOwned::to_owned).collect();
     best(state, &state.components_by_disk(), &domains, None, drop)
@@ -67,7 +69,7 @@ fn best<'a>(
     state
         .disks
         .values()
-        .filter(|disk| has_room(disk) && Some(disk.id) != avoid)
+        .filter(|disk| has_room(disk) && Some(disk.id) != avoid && !state.is_leaving(disk.id))
         .filter_map(|disk| Some((disk, state.hosts.get(&disk.host)?.fault_domain.as_str())))
         .filter(|(_, domain)| !taken.contains(*domain))
         .min_by_key(|(disk, _)| (near.is_some() && Some(disk.host) != near, fullness(disk), disk.id))

@@ -33,6 +33,15 @@ pub enum DiskHealth {
     Dead(String),
 }
 
+/// How a disk or a host leaves the cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Departure {
+    /// What it holds is built elsewhere first; until then it keeps its components in step.
+    WhenEmpty,
+    /// At once, unless a last copy would go with it: volumes may have fewer copies than their policy asks for afterwards.
+    AtOnce,
+}
+
 /// A disk that was given to the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DiskRecord {
@@ -191,6 +200,12 @@ impl ObjectRecord {
         self.chunks.values().all(|c| {
             c.components.len() >= self.policy.components() && c.components.iter().all(Component::in_sync)
         })
+    }
+
+    /// Whether each placed chunk has all its components in sync and none that is left over from a move.
+    pub fn settled(&self) -> bool {
+        let needed = self.policy.components();
+        self.fully_redundant() && self.chunks.values().all(|c| c.components.len() <= needed)
     }
 }
 

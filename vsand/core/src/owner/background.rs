@@ -1,4 +1,5 @@
-//! What nobody asks for: components that stay away too long are built anew elsewhere.
+//! What nobody asks for: components that stay away too long are built anew elsewhere, those on disks that are leaving are
+//! moved, and what is left over from a move goes ([`crate::directory::leave`]).
 
 use ferro_protocol::ids::{ChunkIndex, DiskId};
 
@@ -17,17 +18,26 @@ impl Owner {
         }
         self.next_check = now.mono + EVERY;
         self.refresh_troubles();
-        if !self.degraded {
+        self.repair_wanted.clear();
+        self.trim_wanted.clear();
+        if !self.degraded && self.leaving.is_empty() {
             return;
         }
         let needed = self.record.policy.components();
         let mut wanted: Vec<(ChunkIndex, Option<DiskId>)> = Vec::new();
+        let mut spare: Vec<ChunkIndex> = Vec::new();
         for group in self.groups.values().filter(|g| matches!(g.phase, Phase::Serving)) {
-            if group.members.len() < needed {
+            let staying = || group.members.iter().filter(|(disk, _)| !self.leaving.contains(disk));
+            if staying().count() < needed {
                 wanted.push((group.index, None));
                 continue;
             }
-            let overdue = group.members.iter().find(|(disk, member)| {
+            let good = staying().filter(|(disk, m)| m.in_sync() && !m.failing && self.usable(**disk)).count();
+            if group.members.len() > needed && good >= needed {
+                spare.push(group.index);
+                continue;
+            }
+            let overdue = staying().find(|(disk, member)| {
                 let Some(since) = member.sync.stale_since() else { return false };
                 let dead = self.links.get(disk).is_some_and(|l| l.dead);
                 let late = now.unix_s.saturating_sub(since) >= self.config.repair_delay_s;
@@ -39,6 +49,7 @@ impl Owner {
             }
         }
         self.repair_wanted.extend(wanted);
+        self.trim_wanted.extend(spare);
     }
 
     /// Takes back what is no trouble any more.

@@ -170,13 +170,16 @@ pub struct Owner {
     place_wanted: BTreeSet<ChunkIndex>,
     join_wanted: BTreeSet<(ChunkIndex, DiskId)>,
     repair_wanted: BTreeMap<ChunkIndex, Option<DiskId>>,
+    trim_wanted: BTreeSet<ChunkIndex>,
+    /// The disks that are leaving the cluster.
+    leaving: BTreeSet<DiskId>,
     proposal: Option<record::Proposal>,
     propose_after: Instant,
     directory_silent: bool,
     next_id: u64,
     guest_io_at: Instant,
     budget: resync::Budget,
-    /// Some component is not in sync.
+    /// Some component is not in sync, or one too many.
     degraded: bool,
     resync_after: Instant,
     next_check: Instant,
@@ -204,13 +207,15 @@ impl Owner {
             place_wanted: BTreeSet::new(),
             join_wanted: BTreeSet::new(),
             repair_wanted: BTreeMap::new(),
+            trim_wanted: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             proposal: None,
             propose_after: Instant(0),
             directory_silent: false,
             next_id: 1,
             guest_io_at: Instant(0),
             budget: resync::Budget::new(now.mono),
-            degraded: !record.fully_redundant(),
+            degraded: !record.settled(),
             resync_after: Instant(0),
             next_check: now.mono,
             troubles: BTreeSet::new(),
@@ -301,6 +306,16 @@ impl Owner {
             }
             self.settle(now);
         }
+    }
+
+    /// These disks are leaving the cluster: their components are built elsewhere, and stay in step until that is done.
+    pub fn handle_leaving(&mut self, now: Now, leaving: &BTreeSet<DiskId>) {
+        if self.fenced || self.leaving == *leaving {
+            return;
+        }
+        self.leaving.clone_from(leaving);
+        self.next_check = now.mono;
+        self.tick(now);
     }
 
     /// The directory says that this owner's lock is gone ([`crate::lease::Standing::Lost`]).

@@ -52,6 +52,7 @@ impl Owner {
             Some(Err(_)) => {
                 if let Some(chunk) = chunk {
                     self.repair_wanted.remove(&chunk);
+                    self.trim_wanted.remove(&chunk);
                 }
                 self.propose_after = now.mono + self.config.retry_after;
             }
@@ -88,8 +89,11 @@ impl Owner {
         if record.revision <= self.record.revision {
             return;
         }
-        self.record = Arc::clone(record);
-        self.degraded = !record.fully_redundant();
+        let before = std::mem::replace(&mut self.record, Arc::clone(record));
+        self.degraded = !record.settled();
+        // What is wanted of a chunk was decided by how it was.
+        self.repair_wanted.retain(|index, _| before.chunks.get(index) == record.chunks.get(index));
+        self.trim_wanted.retain(|index| before.chunks.get(index) == record.chunks.get(index));
         let mut placed = Vec::new();
         for (index, chunk) in &record.chunks {
             let group = self.groups.entry(*index).or_insert_with(|| Group::fresh(*index, None));
@@ -160,7 +164,6 @@ impl Owner {
         if group.members.values().all(|m| !m.failing) {
             self.shrink_wanted.remove(&index);
         }
-        self.repair_wanted.remove(&index);
         let disks: Vec<DiskId> = group.members.keys().copied().collect();
         for disk in disks {
             self.link(now, disk);
@@ -215,7 +218,8 @@ impl Owner {
         !(self.shrink_wanted.is_empty()
             && self.place_wanted.is_empty()
             && self.join_wanted.is_empty()
-            && self.repair_wanted.is_empty())
+            && self.repair_wanted.is_empty()
+            && self.trim_wanted.is_empty())
     }
 
     /// Proposes what is most urgent, if nothing is under way.
@@ -231,6 +235,8 @@ impl Owner {
             (Command::ChangeSync { basis, changes, unix_s }, None)
         } else if let Some(chunk) = self.place_wanted.first().copied() {
             (Command::PlaceChunk { basis, chunk, near: self.config.me }, Some(chunk))
+        } else if let Some(chunk) = self.trim_wanted.first().copied() {
+            (Command::Trim { basis, chunk }, Some(chunk))
         } else if let Some((chunk, drop)) = self.repair_wanted.first_key_value().map(|(c, d)| (*c, *d)) {
             (Command::Repair { basis, chunk, drop, unix_s }, Some(chunk))
         } else {

@@ -70,15 +70,23 @@ pub trait ControlPlane: Send + Sync + 'static {
 
     /// All hosts, by name.
     async fn hosts(&self) -> Result<Vec<HostInfo>>;
-    /// Take a host out of the cluster, unless that would lose data.
-    async fn remove_host(&self, host: HostId) -> Result<Removal>;
+    /// Take a host out of the cluster: what its disks hold is copied elsewhere first, and it goes by itself afterwards.
+    /// Refused if the other hosts can't keep all volumes as their policies ask. With `force` it goes at once, unless that
+    /// would lose data.
+    async fn remove_host(&self, host: HostId, force: bool) -> Result<Removal>;
+    /// Keep a host that is leaving after all.
+    async fn keep_host(&self, host: HostId) -> Result<()>;
 
     /// Give a disk of this host to the cluster.
     async fn add_disk(&self, disk: NewDisk) -> Result<AddedDisk>;
     /// All disks, by host and path.
     async fn disks(&self) -> Result<Vec<DiskInfo>>;
-    /// Take a disk out of the cluster, unless that would lose data.
-    async fn remove_disk(&self, disk: DiskId) -> Result<Removal>;
+    /// Take a disk out of the cluster, as [`Self::remove_host`] does with a host.
+    async fn remove_disk(&self, disk: DiskId, force: bool) -> Result<Removal>;
+    /// Keep a disk that is leaving after all.
+    async fn keep_disk(&self, disk: DiskId) -> Result<()>;
+    /// Use a disk of this host again that was taken for dead, if it can be opened and its content is right now.
+    async fn revive_disk(&self, disk: DiskId) -> Result<DiskInfo>;
 
     /// All objects.
     async fn objects(&self) -> Result<Vec<ObjectInfo>>;

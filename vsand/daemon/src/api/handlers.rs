@@ -6,8 +6,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::{
     AddDiskRequest, AddedDisk, ApiError, BootstrapRequest, BrokenLock, CHUNKS_PAGE_MAX, ClusterInfo,
-    DiskList, ErrorCode, HostList, JoinRequest, LockList, ObjectDetails, ObjectList, Removal, ResyncList,
-    Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
+    DiskInfo, DiskList, ErrorCode, HostList, JoinRequest, LockList, ObjectDetails, ObjectList, Removal,
+    ResyncList, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
 };
 use ferro_protocol::ids::ChunkIndex;
 use serde::Deserialize;
@@ -95,11 +95,40 @@ pub(super) async fn hosts(State(api): State<Api>) -> Answer<HostList> {
     Ok(Json(HostList { hosts: api.control.hosts().await? }))
 }
 
-/// Take a host out of the cluster.
-#[utoipa::path(delete, path = "/v1/hosts/{id}", tag = "hosts", params(("id" = String, Path, description = "the host's id")),
+/// How something leaves.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Leave {
+    /// Go at once, without moving the data first: volumes may have fewer copies than their policy asks for until they are
+    /// repaired. Still refused if a last good copy would go with it.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Take a host out of the cluster. Its data is copied elsewhere first and it goes by itself afterwards; refused at once if
+/// the other hosts can't keep all volumes as their policies ask.
+#[utoipa::path(delete, path = "/v1/hosts/{id}", tag = "hosts",
+    params(("id" = String, Path, description = "the host's id"), Leave),
     responses((status = 200, body = Removal), (status = "default", body = ApiError)))]
-pub(super) async fn remove_host(State(api): State<Api>, Path(host): Path<String>) -> Answer<Removal> {
-    Ok(Json(api.control.remove_host(id(&host, "host")?).await?))
+pub(super) async fn remove_host(
+    State(api): State<Api>,
+    Path(host): Path<String>,
+    Arguments(leave): Arguments<Leave>,
+) -> Answer<Removal> {
+    Ok(Json(api.control.remove_host(id(&host, "host")?, leave.force).await?))
+}
+
+/// Keep a host that is leaving after all.
+#[utoipa::path(delete, path = "/v1/hosts/{id}/removal", tag = "hosts",
+    params(("id" = String, Path, description = "the host's id")),
+    responses((status = 204, description = "it stays"), (status = "default", body = ApiError)))]
+pub(super) async fn keep_host(
+    State(api): State<Api>,
+    Path(host): Path<String>,
+) -> Result<StatusCode, Failure> {
+    api.control.keep_host(id(&host, "host")?).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// All disks.
@@ -127,11 +156,38 @@ pub(super) async fn add_disk(
     Ok((StatusCode::CREATED, Json(api.control.add_disk(disk).await?)))
 }
 
-/// Take a disk out of the cluster.
-#[utoipa::path(delete, path = "/v1/disks/{id}", tag = "disks", params(("id" = String, Path, description = "the disk's id")),
+/// Take a disk out of the cluster. Its data is copied elsewhere first and it goes by itself afterwards; refused at once if
+/// the other disks can't keep all volumes as their policies ask.
+#[utoipa::path(delete, path = "/v1/disks/{id}", tag = "disks",
+    params(("id" = String, Path, description = "the disk's id"), Leave),
     responses((status = 200, body = Removal), (status = "default", body = ApiError)))]
-pub(super) async fn remove_disk(State(api): State<Api>, Path(disk): Path<String>) -> Answer<Removal> {
-    Ok(Json(api.control.remove_disk(id(&disk, "disk")?).await?))
+pub(super) async fn remove_disk(
+    State(api): State<Api>,
+    Path(disk): Path<String>,
+    Arguments(leave): Arguments<Leave>,
+) -> Answer<Removal> {
+    Ok(Json(api.control.remove_disk(id(&disk, "disk")?, leave.force).await?))
+}
+
+/// Keep a disk that is leaving after all.
+#[utoipa::path(delete, path = "/v1/disks/{id}/removal", tag = "disks",
+    params(("id" = String, Path, description = "the disk's id")),
+    responses((status = 204, description = "it stays"), (status = "default", body = ApiError)))]
+pub(super) async fn keep_disk(
+    State(api): State<Api>,
+    Path(disk): Path<String>,
+) -> Result<StatusCode, Failure> {
+    api.control.keep_disk(id(&disk, "disk")?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Use a disk of this host again that was taken for dead: refused unless it can be opened and its content is right now. What
+/// it missed is copied to it.
+#[utoipa::path(post, path = "/v1/disks/{id}/revive", tag = "disks",
+    params(("id" = String, Path, description = "the disk's id")),
+    responses((status = 200, body = DiskInfo), (status = "default", body = ApiError)))]
+pub(super) async fn revive_disk(State(api): State<Api>, Path(disk): Path<String>) -> Answer<DiskInfo> {
+    Ok(Json(api.control.revive_disk(id(&disk, "disk")?).await?))
 }
 
 /// All objects.

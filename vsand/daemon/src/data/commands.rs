@@ -48,6 +48,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
                     owner.handle_disk_dead(now, disk);
                 }
             }
+            owner.handle_leaving(now, &data.state.leaving());
             data.own(now, owner, acquired, socket.map(|s| *s));
         }
         Command::Disown(object, answer) => {
@@ -147,12 +148,21 @@ impl DataLoop {
                 volume.follow_size();
             }
         }
+        let leaving = self.state.leaving();
+        for volume in self.volumes.values_mut() {
+            volume.owner.handle_leaving(now, &leaving);
+        }
         for disk in Arc::clone(&self.state).disks.values() {
             let before = old.disks.get(&disk.id);
             if disk.health != DiskHealth::Healthy && before.is_none_or(|b| b.health == DiskHealth::Healthy) {
                 for volume in self.volumes.values_mut() {
                     volume.owner.handle_disk_dead(now, disk.id);
                 }
+            }
+            let revived =
+                disk.health == DiskHealth::Healthy && before.is_some_and(|b| b.health != DiskHealth::Healthy);
+            if revived && (self.disks.contains_key(&disk.id) || self.outbound.contains_key(&disk.host)) {
+                self.disk_reachable(now, disk.id, self.disks.contains_key(&disk.id));
             }
             let moved = before.is_none_or(|b| b.host != disk.host);
             if moved && self.outbound.contains_key(&disk.host) && !self.disks.contains_key(&disk.id) {

@@ -2,18 +2,20 @@
 //!
 //! `disks.json` in the state directory lists the directories of the disks; everything else about a disk is on the disk itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ferro_protocol::ids::DiskId;
 use serde::{Deserialize, Serialize};
-use vsand_core::directory::Command;
+use vsand_core::directory::{Command, Refused};
 use vsand_directory::DirectoryError;
+use vsand_store::check::Finding;
 use vsand_store::{FormatOptions, OpenError, Store, StoreConfig};
 
 use super::devices::{self, DeviceError};
 use super::{Member, write_file};
+use crate::data::clock;
 use crate::data::port::{Command as DataCommand, LoopGone};
 
 /// The first number of a disk in the tokens of its requests; those below are the data loop's own.
@@ -61,6 +63,25 @@ pub enum DiskError {
         /// Whose.
         cluster: ferro_protocol::ids::ClusterId,
     },
+    /// It is not one of this host's.
+    #[error("disk {0} is not in this host's list of disks")]
+    NotHere(DiskId),
+    /// It can be opened, but its content is wrong.
+    #[error("the disk at {} is damaged: {what}", path.display())]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// Another disk is there.
+    #[error("another disk is at {}: {found}", path.display())]
+    Another {
+        /// The directory.
+        path: PathBuf,
+        /// Which.
+        found: DiskId,
+    },
     /// It is served already.
     #[error("the disk at {} is in use by this host already", .0.display())]
     AlreadyHere(PathBuf),
@@ -77,7 +98,7 @@ pub enum DiskError {
     },
     /// The directory refused.
     #[error(transparent)]
-    Refused(#[from] vsand_core::directory::Refused),
+    Refused(#[from] Refused),
     /// The directory did not answer.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -100,6 +121,8 @@ struct Inner {
     open: BTreeMap<DiskId, (PathBuf, u64)>,
     /// Why others are not.
     failed: BTreeMap<DiskId, String>,
+    /// Those that leave the cluster right now: it is not told of them again.
+    leaving: BTreeSet<DiskId>,
     next_number: u16,
 }
 
@@ -231,6 +254,49 @@ impl Disks {
         Ok(())
     }
 
+    /// Takes a disk out of the directory, which refuses it while data depends on it, and then gives it up here.
+    pub async fn take_out(&self, member: &Member, disk: DiskId) -> Result<(), DiskError> {
+        self.inner().leaving.insert(disk);
+        let taken = async {
+            let command = Command::RemoveDisk { disk, unix_s: clock::unix_s() };
+            match member.propose(&command).await? {
+                Ok(_) | Err(Refused::NoDisk(_)) => {}
+                Err(refused) => return Err(refused.into()),
+            }
+            self.forget(member, disk).await
+        };
+        let taken = taken.await;
+        self.inner().leaving.remove(&disk);
+        taken
+    }
+
+    /// Opens a disk that was given up as dead anew: it is closed, checked and served again. The cluster is told by the
+    /// caller.
+    pub async fn reopen(&self, member: &Member, disk: DiskId) -> Result<(), DiskError> {
+        let listed = self.inner().listed.iter().find(|l| l.disk == disk).cloned();
+        let listed = listed.ok_or(DiskError::NotHere(disk))?;
+        member.data.ask(|answer| DataCommand::RemoveDisk(disk, answer)).await?;
+        self.inner().open.remove(&disk);
+        let reopened = async {
+            mount(&listed).await?;
+            let at = listed.path.clone();
+            let report = blocking(move || Ok(vsand_store::check::verify(&at)?)).await?;
+            if let Some(finding) = report.findings.iter().find(|f| !is_repairable(f)) {
+                let what = format!("{finding:?}");
+                return Err(DiskError::Damaged { path: listed.path.clone(), what });
+            }
+            self.serve(member, &listed.path).await
+        };
+        match reopened.await {
+            Ok(found) if found == disk => Ok(()),
+            Ok(found) => Err(DiskError::Another { path: listed.path, found }),
+            Err(error) => {
+                self.inner().failed.insert(disk, error.to_string());
+                Err(error)
+            }
+        }
+    }
+
     fn remember(&self, listed: Listed) -> Result<(), DiskError> {
         let mut inner = self.inner();
         inner.listed.retain(|l| l.disk != listed.disk && l.path != listed.path);
@@ -251,6 +317,9 @@ impl Disks {
         let open: Vec<(DiskId, PathBuf, u64)> =
             self.inner().open.iter().map(|(id, (path, extents))| (*id, path.clone(), *extents)).collect();
         for (disk, path, capacity_extents) in open {
+            if self.inner().leaving.contains(&disk) {
+                continue;
+            }
             let path = path.display().to_string();
             let known = state.disks.get(&disk).is_some_and(|d| {
                 d.host == member.host() && d.path == path && d.capacity_extents == capacity_extents
@@ -270,6 +339,11 @@ impl Disks {
             }
         }
     }
+}
+
+/// Whether a finding is put right by itself: a bad block is read from another copy, a superblock's copy written anew.
+fn is_repairable(finding: &Finding) -> bool {
+    matches!(finding, Finding::BadBlock { .. } | Finding::SuperblockCopy)
 }
 
 /// Mounts the file system that a disk is on, if vsand made it.

@@ -10,6 +10,7 @@
 
 pub mod admission;
 pub mod connections;
+pub mod departure;
 pub mod devices;
 pub mod disks;
 pub mod duties;
@@ -264,6 +265,7 @@ impl Member {
         tokio::spawn(duties::choose_voters(Arc::clone(member)));
         tokio::spawn(duties::report_usage(Arc::clone(member)));
         tokio::spawn(duties::remove_leftovers(Arc::clone(member)));
+        tokio::spawn(departure::see_off(Arc::clone(member)));
         tokio::spawn(ownership::reopen(Arc::clone(member)));
         tokio::spawn(ownership::repair_closed(Arc::clone(member)));
         tokio::spawn(ferro_transport::renew::keep_renewed(

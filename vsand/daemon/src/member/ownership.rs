@@ -339,15 +339,15 @@ async fn take_up(member: &Member, record: Arc<ObjectRecord>, read_only: bool) ->
     member.own(record, LockKind::Exclusive { read_only }, Some(socket)).await.map(|_| ())
 }
 
-/// Closed volumes with components that are not in sync are owned for as long as it takes to repair them, by the first of
-/// the hosts that have a good component.
+/// Closed volumes with components that are not in sync, or on disks that are leaving, are owned for as long as it takes to
+/// put that right, by the first of the hosts that have a good component.
 pub async fn repair_closed(member: Arc<Member>) {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
         let state = member.state();
         for record in state.objects.values() {
             match record.lock {
-                None if !record.fully_redundant() && is_ours_to_repair(&member, record) => {
+                None if !state.is_settled(record) && is_ours_to_repair(&member, record) => {
                     let _one_at_a_time = member.opening.lock().await;
                     if let Err(error) = member.own(Arc::clone(record), LockKind::Background, None).await {
                         tracing::debug!(volume = %record.name, %error, "a closed volume is not repaired now");
@@ -356,7 +356,7 @@ pub async fn repair_closed(member: Arc<Member>) {
                 Some(lock)
                     if lock.host == member.host()
                         && lock.kind == LockKind::Background
-                        && (record.fully_redundant() || !member.open_volumes().contains_key(&record.id)) =>
+                        && (state.is_settled(record) || !member.open_volumes().contains_key(&record.id)) =>
                 {
                     let released = if member.open_volumes().contains_key(&record.id) {
                         member.release(record.id, &record.name).await
@@ -381,8 +381,13 @@ fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
     let watcher = member.watcher();
     let alive = |host| watcher.silent_for(now, host).is_some_and(|silent| silent < Duration::from_secs(5));
     let host_of = |disk| state.disks.get(&disk).map(|d| d.host);
+    let needed = record.policy.components();
+    let moves = |c: &vsand_core::directory::ChunkRecord| {
+        c.components.len() > needed || c.components.iter().any(|c| state.is_leaving(c.disk))
+    };
     let chunk = record.chunks.values().find(|c| {
-        c.components.len() < record.policy.components()
+        c.components.len() < needed
+            || moves(c)
             || !c.components.iter().all(vsand_core::directory::Component::in_sync)
     });
     let Some(chunk) = chunk else { return false };
@@ -393,7 +398,7 @@ fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
             back || clock::unix_s().saturating_sub(since_unix_s) >= member.config.repair_delay_s
         }
     };
-    let useful = chunk.components.len() < record.policy.components() || chunk.components.iter().any(overdue);
+    let useful = chunk.components.len() < needed || moves(chunk) || chunk.components.iter().any(overdue);
     let first = chunk.in_sync().filter_map(host_of).filter(|h| alive(*h)).min();
     useful && first == Some(member.host())
 }

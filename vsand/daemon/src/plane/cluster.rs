@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ferro_protocol::api::{
     ApiError, BootstrapRequest, Capacity, ClusterInfo, ErrorCode, JoinRequest, JoinToken as TokenText,
-    Removal, ResyncTotals, Status, TokenInfo,
+    ResyncTotals, Status, TokenInfo,
 };
 use ferro_protocol::ids::{ClusterId, HostId};
 use ferro_transport::UnixTime;
@@ -16,7 +16,7 @@ use ferro_transport::join::{self, NewHost};
 use ferro_transport::token::{ADDRESSES_MAX, JoinToken, TokenError, TokenId, TokenSecret};
 use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
-use vsand_core::directory::{Command, Refused, TokenEntry};
+use vsand_core::directory::{Command, TokenEntry};
 use vsand_core::lease::BREAK_AFTER;
 use vsand_directory::Role;
 
@@ -335,29 +335,4 @@ pub(super) async fn create_token(member: &Member, valid_seconds: u64) -> Result<
         addresses: addresses.iter().map(ToString::to_string).collect(),
         ca_fingerprint: ca.to_string(),
     })
-}
-
-/// Takes a host out of the cluster.
-pub(super) async fn remove_host(member: &Member, host: HostId) -> Result<Removal> {
-    let state = member
-        .directory
-        .linearizable_state()
-        .await
-        .map_err(|error| errors::directory("removing the host", &error))?;
-    let what = format!("removing host {}", errors::host_name(&state, host));
-    let directory = |error: &_| errors::directory(&what, error);
-    match member
-        .propose(&Command::RemoveHost { host, unix_s: clock::unix_s() })
-        .await
-        .map_err(|e| directory(&e))?
-    {
-        Ok(_) => {}
-        // A removal that was cut off half-way is completed.
-        Err(Refused::NoHost(_)) if member.directory.status().members.contains_key(&host) => {}
-        Err(refused) => return Err(errors::refused(&state, &refused)),
-    }
-    // The data is safe without it by now; should this fail, it can be repeated.
-    member.directory.remove_host(host).await.map_err(|e| directory(&e))?;
-    tracing::info!(%host, "a host was removed from the cluster");
-    Ok(Removal { removed: true, remaining_bytes: 0 })
 }

@@ -1,21 +1,19 @@
-//! Disks: adding directories and devices, taking disks out.
+//! Disks: adding directories and devices.
 
 use std::path::{Path, PathBuf};
 
-use ferro_protocol::api::{AddedDisk, ApiError, ErrorCode, Removal, format_size};
+use ferro_protocol::api::{AddedDisk, ApiError, ErrorCode, format_size};
 use ferro_protocol::ids::DiskId;
 use uuid::Uuid;
-use vsand_core::directory::{Command, Refused};
 use vsand_store::{Store, format::CAPACITY_BYTES_MIN};
 
 use super::cluster::{settle, view};
-use super::errors::{self, host_name};
+use super::errors;
 use crate::api::control::{NewDisk, Result};
 use crate::api::fail;
-use crate::data::clock;
 use crate::member::Member;
 use crate::member::devices::{self, DeviceError};
-use crate::member::disks::{DiskError, Listed};
+use crate::member::disks::Listed;
 
 /// So much of the free space is used unless a size is given: the rest is left for the file system.
 const SHARE_PERCENT: u64 = 90;
@@ -177,39 +175,4 @@ fn capacity(path: &Path, asked: Option<u64>) -> Result<u64> {
         ));
     }
     Ok(capacity)
-}
-
-/// Takes a disk out of the cluster.
-pub(super) async fn remove(member: &Member, disk: DiskId) -> Result<Removal> {
-    let what = format!("removing disk {disk}");
-    let state = member.directory.linearizable_state().await;
-    let state = state.map_err(|error| errors::directory(&what, &error))?;
-    let record = state.disks.get(&disk).ok_or_else(|| fail::disk_not_found(disk))?;
-    let here = record.host == member.host();
-    if !here && view(member).await.is_online(record.host) {
-        let host = host_name(&state, record.host);
-        return Err(ApiError::new(
-            ErrorCode::Conflict,
-            format!("disk {disk} is in host {host}, which serves it"),
-            format!("run `vsanctl disk remove {disk}` on {host}"),
-        ));
-    }
-    let propose = async || {
-        let command = Command::RemoveDisk { disk, unix_s: clock::unix_s() };
-        member.propose(&command).await.map_err(|error| errors::directory(&what, &error))
-    };
-    if let Err(refused) = propose().await? {
-        return Err(errors::refused(&state, &refused));
-    }
-    if here {
-        let forgotten = member.disks.forget(member, disk).await;
-        forgotten.map_err(|error: DiskError| errors::disk(&state, &what, &error))?;
-        // This host may just have told the cluster again that it has the disk: it has it no more.
-        match propose().await? {
-            Ok(_) | Err(Refused::NoDisk(_)) => {}
-            Err(refused) => return Err(errors::refused(&state, &refused)),
-        }
-    }
-    tracing::info!(%disk, "a disk was taken out of the cluster");
-    Ok(Removal { removed: true, remaining_bytes: 0 })
 }

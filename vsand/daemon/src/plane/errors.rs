@@ -1,7 +1,8 @@
 //! What the parts below say went wrong, in the words of the API ([`crate::api::fail`]).
 
-use ferro_protocol::api::{ApiError, ErrorCode};
+use ferro_protocol::api::{ApiError, ErrorCode, format_size};
 use ferro_protocol::ids::HostId;
+use ferro_protocol::units::EXTENT_BYTES;
 use ferro_transport::identity::IdentityError;
 use ferro_transport::join::{JoinError, Refusal};
 use vsand_core::directory::{LockKind, Refused, State};
@@ -52,6 +53,7 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
         Refused::NotHolder(_)
         | Refused::WrongEpoch { .. }
         | Refused::Overtaken(_)
+        | Refused::NothingSpare(_)
         | Refused::NoComponent(_) => {
             conflict("something else changed the same volume meanwhile; look at it again, then repeat")
         }
@@ -67,6 +69,29 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
             format!("it holds the last copy of {chunks} chunks, of volume {example} among others"),
         ),
         Refused::HoldsLock { host, volume } => fail::object_in_use(volume, &host_name(state, *host)),
+        Refused::CantMove { what, example, needed, found } => ApiError::new(
+            ErrorCode::PolicyUnsatisfiable,
+            format!(
+                "{what} can't be emptied: volume {example} needs disks with room in {needed} fault domains and without it there are {found}"
+            ),
+            "add disks on other hosts first (`vsanctl disk add`); or, if fewer copies will do until then, repeat with --force",
+        ),
+        Refused::NoSpaceElsewhere { what, example, extents } => ApiError::new(
+            ErrorCode::ClusterFull,
+            format!(
+                "{what} can't be emptied: it holds {}, and the other disks have no room for all of it (volume {example} does not fit)",
+                format_size(extents.saturating_mul(EXTENT_BYTES))
+            ),
+            "add disks (`vsanctl disk add`) or delete volumes; or, if fewer copies will do until then, repeat with --force",
+        ),
+        Refused::HostLeaves(host) => ApiError::new(
+            ErrorCode::Conflict,
+            format!("host {} is leaving the cluster: no volume can be opened there", host_name(state, *host)),
+            format!(
+                "open it on another host, or keep this one: `vsanctl host remove {} --cancel`",
+                host_name(state, *host)
+            ),
+        ),
         Refused::LastHost(host) => ApiError::new(
             ErrorCode::WouldLoseData,
             format!("host {} is the only one of the cluster and can't be removed", host_name(state, *host)),
@@ -205,6 +230,12 @@ pub(super) fn disk(state: &State, what: &str, error: &DiskError) -> ApiError {
             ErrorCode::DiskInUse,
             format!("the disk at {} is in use by this host already", path.display()),
             "there is nothing to do; see `vsanctl disk list`",
+        ),
+        DiskError::NotHere(disk) => fail::disk_not_found(*disk),
+        DiskError::Damaged { .. } | DiskError::Another { .. } => ApiError::new(
+            ErrorCode::DiskFailed,
+            format!("{what}: {error}"),
+            "its data is on the other hosts; remove the disk, replace it and add the new one",
         ),
         DiskError::List { .. } | DiskError::Io { .. } => ApiError::new(
             ErrorCode::Io,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ferro_protocol::api::{DiskState, Health, HealthLevel, HealthReason, HostState, Redundancy};
+use ferro_protocol::api::{DiskState, Health, HealthLevel, HealthReason, HostState, Redundancy, format_size};
 use vsand_core::directory::{LockKind, ObjectRecord};
 
 use super::errors::host_name;
@@ -91,6 +91,15 @@ fn hosts(view: &View, reasons: &mut Vec<HealthReason>) {
                     ),
                 ));
             }
+            HostState::Leaving => {
+                let left = format_size(host.leaving_bytes.unwrap_or(0));
+                reasons.push(reason(
+                    HealthLevel::Ok,
+                    "host_leaving",
+                    format!("host {name} is leaving: {left} are still to be copied elsewhere"),
+                    format!("wait; or keep it: `vsanctl host remove {name} --cancel`"),
+                ));
+            }
             HostState::Joining if view.unix_s.saturating_sub(joined) > JOINING_MAX_S => reasons.push(reason(
                 HealthLevel::Warning,
                 "host_not_up",
@@ -136,7 +145,10 @@ fn disks(view: &View, reasons: &mut Vec<HealthReason>) {
                 HealthLevel::Warning,
                 "disk_failed",
                 format!("{what} has failed: {why}"),
-                format!("its data is rebuilt elsewhere; then take it out with `vsanctl disk remove {}` and replace it", disk.id),
+                format!(
+                    "its data is rebuilt elsewhere; replace it and take it out with `vsanctl disk remove {0}`; or, if the cause is gone, `vsanctl disk revive {0}` on {1}",
+                    disk.id, disk.host_name
+                ),
             )),
             DiskState::Offline if view.is_online(disk.host) => reasons.push(reason(
                 HealthLevel::Warning,
@@ -144,6 +156,15 @@ fn disks(view: &View, reasons: &mut Vec<HealthReason>) {
                 format!("{what} is not served: {why}"),
                 format!("put that right and restart vsand on {}, or take the disk out: `vsanctl disk remove {}`", disk.host_name, disk.id),
             )),
+            DiskState::Leaving if !view.state.leaving_hosts.contains_key(&disk.host) => {
+                let left = format_size(disk.leaving_bytes.unwrap_or(0));
+                reasons.push(reason(
+                    HealthLevel::Ok,
+                    "disk_leaving",
+                    format!("{what} is leaving: {left} are still to be copied elsewhere"),
+                    format!("wait; or keep it: `vsanctl disk remove {} --cancel`", disk.id),
+                ));
+            }
             DiskState::Online if disk.capacity_bytes > 0 => {
                 // In this order nothing overflows: a disk has less than 2^52 bytes.
                 let percent = disk.used_bytes.saturating_mul(100) / disk.capacity_bytes;

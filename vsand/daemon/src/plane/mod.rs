@@ -12,6 +12,7 @@
 //! What it must not know: HTTP, how the data loop works inside, Raft.
 
 mod cluster;
+mod departures;
 mod disks;
 mod errors;
 mod health;
@@ -156,9 +157,13 @@ impl ControlPlane for Plane {
         Ok(cluster::view(&*self.member()?).await.hosts())
     }
 
-    async fn remove_host(&self, host: HostId) -> Result<Removal> {
+    async fn remove_host(&self, host: HostId, force: bool) -> Result<Removal> {
         let member = self.member()?;
-        detached(async move { cluster::remove_host(&member, host).await }).await
+        detached(async move { departures::host(&member, host, departures::how(force)).await }).await
+    }
+
+    async fn keep_host(&self, host: HostId) -> Result<()> {
+        departures::keep_host(&*self.member()?, host).await
     }
 
     async fn add_disk(&self, disk: NewDisk) -> Result<AddedDisk> {
@@ -170,9 +175,18 @@ impl ControlPlane for Plane {
         Ok(cluster::view(&*self.member()?).await.disks())
     }
 
-    async fn remove_disk(&self, disk: DiskId) -> Result<Removal> {
+    async fn remove_disk(&self, disk: DiskId, force: bool) -> Result<Removal> {
         let member = self.member()?;
-        detached(async move { disks::remove(&member, disk).await }).await
+        detached(async move { departures::disk(&member, disk, departures::how(force)).await }).await
+    }
+
+    async fn keep_disk(&self, disk: DiskId) -> Result<()> {
+        departures::keep_disk(&*self.member()?, disk).await
+    }
+
+    async fn revive_disk(&self, disk: DiskId) -> Result<DiskInfo> {
+        let member = self.member()?;
+        detached(async move { departures::revive(&member, disk).await }).await
     }
 
     async fn objects(&self) -> Result<Vec<ObjectInfo>> {

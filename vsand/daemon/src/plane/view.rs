@@ -68,7 +68,13 @@ impl View {
 
     pub(super) fn host_state(&self, host: &HostRecord) -> HostState {
         match () {
-            () if self.is_online(host.id) && (host.lease > 0 || host.id == self.me) => HostState::Online,
+            () if self.is_online(host.id) && (host.lease > 0 || host.id == self.me) => {
+                if self.state.leaving_hosts.contains_key(&host.id) {
+                    HostState::Leaving
+                } else {
+                    HostState::Online
+                }
+            }
             () if host.lease == 0 => HostState::Joining,
             () => HostState::Offline,
         }
@@ -99,6 +105,11 @@ impl View {
             disks: disks.len() as u32,
             capacity_bytes: disks.iter().map(|d| d.capacity_extents * EXTENT_BYTES).sum(),
             used_bytes: disks.iter().map(|d| self.used_bytes_of_disk(d)).sum(),
+            leaving_bytes: self
+                .state
+                .leaving_hosts
+                .contains_key(&host.id)
+                .then(|| disks.iter().map(|d| self.bytes_to_move(d)).sum()),
             last_seen_seconds: match state {
                 HostState::Offline => self.silence.get(&host.id).map(Duration::as_secs),
                 _ => None,
@@ -117,6 +128,29 @@ impl View {
         reported.unwrap_or(disk.used_extents) * EXTENT_BYTES
     }
 
+    /// How much of a disk's data still has to be copied before it can go: of the objects with components on it, what they
+    /// take up there, less what is copied already.
+    pub(super) fn bytes_to_move(&self, disk: &DiskRecord) -> u64 {
+        let mut bytes = 0;
+        for record in self.state.objects.values() {
+            let here =
+                record.chunks.values().flat_map(|c| &c.components).filter(|c| c.disk == disk.id).count();
+            if here == 0 {
+                continue;
+            }
+            // Components that have moved lie there until they are swept out, so a part of what is there may be theirs.
+            let most = here as u64 * u64::from(ferro_protocol::units::CHUNK_EXTENTS);
+            let reported =
+                self.disk_report(disk).and_then(|r| r.objects.iter().find(|(id, _)| *id == record.id));
+            let takes = reported.map_or(0, |(_, extents)| (*extents).min(most)) * EXTENT_BYTES;
+            let copied: u64 = self
+                .volume_report(record)
+                .map_or(0, |v| v.resyncs.iter().filter(|r| r.disk != disk.id).map(|r| r.done_bytes).sum());
+            bytes += takes.saturating_sub(copied);
+        }
+        bytes
+    }
+
     /// Whether a disk can be used, and why not.
     pub(super) fn disk_state(&self, disk: &DiskRecord) -> (DiskState, Option<String>) {
         if let DiskHealth::Dead(reason) = &disk.health {
@@ -126,19 +160,21 @@ impl View {
             let reason = format!("host {} is offline", host_name(&self.state, disk.host));
             return (DiskState::Offline, Some(reason));
         }
+        let serves = if self.state.is_leaving(disk.id) { DiskState::Leaving } else { DiskState::Online };
         // A host that did not answer in time still serves its disks as long as its lease runs.
         if !self.reports.contains_key(&disk.host) {
-            return (DiskState::Online, None);
+            return (serves, None);
         }
         match self.disk_report(disk) {
-            Some(DiskReport { failure: None, .. }) => (DiskState::Online, None),
+            Some(DiskReport { failure: None, .. }) => (serves, None),
             Some(DiskReport { failure, .. }) => (DiskState::Offline, failure.clone()),
             None => (DiskState::Offline, Some("its host does not serve it".to_owned())),
         }
     }
 
     pub(super) fn is_disk_online(&self, disk: DiskId) -> bool {
-        self.state.disks.get(&disk).is_some_and(|d| self.disk_state(d).0 == DiskState::Online)
+        let serves = |d| matches!(self.disk_state(d).0, DiskState::Online | DiskState::Leaving);
+        self.state.disks.get(&disk).is_some_and(serves)
     }
 
     /// Whether a disk can be used and its host has just answered: a lease runs on for some seconds after its host's death.
@@ -165,6 +201,7 @@ impl View {
                     capacity_bytes: disk.capacity_extents * EXTENT_BYTES,
                     used_bytes: self.used_bytes_of_disk(disk),
                     components: components.get(&disk.id).map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX)),
+                    leaving_bytes: self.state.is_leaving(disk.id).then(|| self.bytes_to_move(disk)),
                     checksum_errors: self.disk_report(disk).map_or(0, |r| r.bad_blocks),
                 }
             })
@@ -205,7 +242,8 @@ impl View {
             if count == 0 {
                 return Redundancy::Unavailable;
             }
-            if count >= record.policy.components() && count == chunk.components.len() {
+            // More than enough while one of them moves.
+            if count >= record.policy.components() {
                 continue;
             }
             if chunk.components.iter().any(|c| self.is_being_repaired(record, c)) {

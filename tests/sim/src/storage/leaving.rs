@@ -1,0 +1,131 @@
+//! Disks and hosts that are taken out while everything else goes wrong: their components move elsewhere first, the operator
+//! may change his mind, and what is empty goes. Only some runs have it, by dice of its own, so that the others are as they
+//! would be without.
+
+use std::collections::BTreeSet;
+
+use vsand_core::directory::{Command, Departure, Outcome, Refused};
+
+use super::control::Purpose;
+use super::dice::{Dice, S};
+use super::directory::Ask;
+use super::event::Event;
+use super::faults::Profile;
+use super::world::{World, disk_id, host_id};
+
+/// So long after the last fault the operator keeps what has not gone.
+const PATIENCE: u64 = 25 * S;
+
+/// What the operator is about.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    dice: Dice,
+    /// How many departures he still begins.
+    left: u32,
+}
+
+impl Leaving {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut dice = Dice::new(seed ^ 0x6c65_6176_696e_6721);
+        let left = if dice.permille(400) { dice.between(1, 3) as u32 } else { 0 };
+        Self { dice, left }
+    }
+}
+
+impl World {
+    pub(super) fn plan_leaving(&mut self) {
+        if self.leaving.left > 0 && self.profile != Profile::Single {
+            let first = self.leaving.dice.between(4 * S, 20 * S);
+            self.at(first, Event::Leave);
+        }
+    }
+
+    /// The operator looks at what is leaving, and perhaps begins something new.
+    pub(super) fn tend_leaving(&mut self) {
+        let running: Vec<usize> = (0..self.hosts.len()).filter(|h| self.hosts[*h].running).collect();
+        if let Some(by) = self.leaving.dice.pick(&running) {
+            let state = self.directory.state.clone();
+            let late = !self.faulty && self.now > self.healed_at + PATIENCE;
+            let disks: Vec<_> = state.leaving_disks.keys().copied().collect();
+            let hosts: Vec<_> = state.leaving_hosts.keys().copied().collect();
+            let unix_s = self.clock(by).unix_s;
+            for disk in &disks {
+                let stays = late || self.faulty && self.leaving.dice.permille(30);
+                if !state.holds_components(&[*disk]) {
+                    self.operate(by, Command::RemoveDisk { disk: *disk, unix_s });
+                } else if stays {
+                    self.operate(by, Command::LeaveDisk { disk: *disk, departure: None });
+                }
+            }
+            for host in &hosts {
+                let stays = late || self.faulty && self.leaving.dice.permille(30);
+                let empty = !state.holds_components(&state.disks_in(*host));
+                if empty && host_id(by) != *host {
+                    self.operate(by, Command::RemoveHost { host: *host, unix_s });
+                } else if stays {
+                    self.operate(by, Command::LeaveHost { host: *host, departure: None });
+                }
+            }
+            if self.faulty && self.leaving.left > 0 && disks.is_empty() && hosts.is_empty() {
+                self.begin_leaving(by);
+            }
+            if !self.faulty && disks.is_empty() && hosts.is_empty() {
+                return;
+            }
+        }
+        let next = self.leaving.dice.between(S / 5, S);
+        self.after(next, Event::Leave);
+    }
+
+    fn begin_leaving(&mut self, by: usize) {
+        let full = |d: &usize| self.directory.state.holds_components(&[disk_id(*d)]);
+        let there =
+            (0..self.disks.len()).filter(|d| !self.disks[*d].removed).filter(full).collect::<Vec<_>>();
+        let Some(disk) = self.leaving.dice.pick(&there) else { return };
+        let departure = Some(Departure::WhenEmpty);
+        // Another removal may be on its way: enough hosts are left for both.
+        let copies = self.objects.iter().map(|o| usize::from(o.copies)).max().unwrap_or(1);
+        let hosts = self.hosts_with_disks();
+        let host = self.disks[disk].host;
+        let last = self.disks.iter().filter(|d| d.host == host && !d.removed).count() == 1;
+        if last && hosts <= copies + 1 {
+            return;
+        }
+        let command = if hosts > copies + 1 && self.leaving.dice.permille(400) {
+            Command::LeaveHost { host: host_id(self.disks[disk].host), departure }
+        } else {
+            Command::LeaveDisk { disk: disk_id(disk), departure }
+        };
+        self.leaving.left -= 1;
+        self.faults += 1;
+        self.operate(by, command);
+    }
+
+    pub(super) fn hosts_with_disks(&self) -> usize {
+        let there = self.disks.iter().filter(|d| !d.removed && !self.hosts[d.host].gone);
+        there.map(|d| d.host).collect::<BTreeSet<usize>>().len()
+    }
+
+    fn operate(&mut self, by: usize, command: Command) {
+        self.trace(|| format!("h{by}'s operator: {command:?}"));
+        let request = self.ask_directory(by, Ask::Command(Box::new(command)));
+        self.hosts[by].requests.insert(request, Purpose::Report);
+    }
+
+    /// A move never costs a copy.
+    pub(super) fn check_trim(&mut self, command: &Command, result: &Result<Outcome, Refused>) {
+        let (Command::Trim { chunk, .. }, Ok(Outcome::Object(record))) = (command, result) else { return };
+        let state = &self.directory.state;
+        let staying =
+            record.chunks.get(chunk).map_or(0, |c| c.in_sync().filter(|d| !state.is_leaving(*d)).count());
+        if staying < record.policy.components() {
+            self.violate(format!("chunk {} was left with {staying} good components: {record:?}", chunk.0));
+        }
+    }
+
+    /// What is leaving, as this host has heard.
+    pub(super) fn tell_leaving(&mut self, host: usize, object: usize) {
+        let leaving = self.hosts[host].view.leaving();
+        self.with_owner(host, object, |owner, now| owner.handle_leaving(now, &leaving));
+    }
+}
