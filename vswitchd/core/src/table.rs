@@ -195,6 +195,11 @@ impl Table {
         self.moves.get(&key).is_some_and(|moves| moves.frozen)
     }
 
+    /// The addresses that are frozen.
+    pub fn frozen(&self) -> impl Iterator<Item = Key> {
+        self.moves.iter().filter(|(_, moves)| moves.frozen).map(|(key, _)| *key)
+    }
+
     /// All addresses, with where they are and whether they were learned.
     pub fn iter(&self) -> impl Iterator<Item = (Key, Place, bool)> {
         self.entries.iter().map(|(words, entry)| (Key::of(words), entry.place, entry.learned.is_some()))
@@ -369,6 +374,30 @@ impl Table {
             self.moves.remove(&Key::of(words));
         }
         self.learned.remove(&place);
+    }
+
+    /// Forgets networks that are no longer there.
+    pub fn purge(&mut self, keep: impl Fn(DomainId) -> bool) {
+        let gone: Vec<Words> = self.entries.iter().map(|(w, _)| w).filter(|w| !keep(DomainId(w.1))).collect();
+        for words in gone {
+            if let Some(Entry { place, learned: Some(_) }) = self.entries.remove(words) {
+                self.forget(place);
+            }
+        }
+        self.moves.retain(|key, _| keep(key.domain));
+        let claimed = &mut self.claimed;
+        self.claims.retain(|key, claims| {
+            if keep(key.domain) {
+                return true;
+            }
+            for claim in claims {
+                if let Some(count) = claimed.get_mut(&claim.place) {
+                    *count = count.saturating_sub(1);
+                }
+            }
+            false
+        });
+        self.claimed.retain(|_, count| *count > 0);
     }
 
     /// Ends all claims of a place.

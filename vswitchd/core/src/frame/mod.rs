@@ -146,6 +146,14 @@ impl Ether {
         if len > FRAME_BYTES_MAX || len < head.len() || head.len() < ETHER_BYTES.max(len.min(HEAD_BYTES)) {
             return Err(Malformed::Length);
         }
+        Self::parse_headers(head)
+    }
+
+    /// Reads a head that may be no more than its headers.
+    pub(crate) fn parse_headers(head: &[u8]) -> Result<Self, Malformed> {
+        if head.len() < ETHER_BYTES {
+            return Err(Malformed::Length);
+        }
         let mac =
             |at: usize| Mac([head[at], head[at + 1], head[at + 2], head[at + 3], head[at + 4], head[at + 5]]);
         let (dst, src) = (mac(0), mac(6));

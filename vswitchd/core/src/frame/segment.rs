@@ -40,7 +40,7 @@ impl SuperFrame {
     /// Checks that the headers are those of such a super-frame. Tags may stand in front of them.
     pub(super) fn of(head: &[u8], len: usize, csum: Csum, gso: Gso) -> Result<Self, BadOffload> {
         let Csum::Partial { start, offset } = csum else { return Err(BadOffload::Kind) };
-        let ether = Ether::parse(head, len).map_err(|_| BadOffload::Headers)?;
+        let ether = Ether::parse_headers(head).map_err(|_| BadOffload::Headers)?;
         let ip = Ip::parse(head, &ether).ok_or(BadOffload::Headers)?;
         let (wanted, field) = match gso.kind {
             GsoKind::TcpV4 | GsoKind::TcpV6 => (protocol::TCP, 16),
