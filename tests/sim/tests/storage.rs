@@ -50,7 +50,7 @@ fn pinned_seeds_pass() {
 fn deliberate_bugs_are_caught() {
     for bug in [Bug::AckBeforeFlush, Bug::NoSeal, Bug::CrcUnchecked, Bug::ResyncSkipsWrites] {
         let caught =
-            (0..24).any(|seed| run(seed, Options { bug: Some(bug), trace_lines: 0 }).violation.is_some());
+            (0..80).any(|seed| run(seed, Options { bug: Some(bug), trace_lines: 0 }).violation.is_some());
         assert!(caught, "{bug:?} went unnoticed");
     }
 }

@@ -130,6 +130,16 @@ impl World {
             return Some("guests still run".to_owned());
         }
         for (object, layout) in self.objects.iter().enumerate() {
+            if layout.doomed {
+                let owned = self.hosts.iter().any(|h| h.running && h.owners.contains_key(&object));
+                if owned || self.directory.state.objects.contains_key(&object_id(object)) {
+                    return Some(format!(
+                        "o{object} is still there, {}",
+                        if owned { "and owned" } else { "unowned" }
+                    ));
+                }
+                continue;
+            }
             let Some(record) = self.directory.state.objects.get(&object_id(object)) else {
                 return Some(format!("o{object} is gone"));
             };
@@ -168,11 +178,18 @@ impl World {
             }
         }
         for (n, disk) in self.disks.iter().enumerate().filter(|(_, d)| !d.removed && d.dead.is_none()) {
+            if disk.carried {
+                return Err(format!("d{n} is in no host"));
+            }
             if !self.hosts[disk.host].running || !self.directory.state.disks.contains_key(&disk_id(n)) {
                 continue;
             }
             if let Some(chunk) = disk.durable.components.keys().find(|c| !known.contains(&(n, **c))) {
                 return Err(format!("d{n} still has a component of {chunk} that nobody knows"));
+            }
+            let promised = |object: &&ObjectId| !self.directory.state.objects.contains_key(*object);
+            if let Some(object) = disk.durable.epochs.keys().find(promised) {
+                return Err(format!("d{n} still promises {object} an epoch, and nobody knows it"));
             }
         }
         Ok(())

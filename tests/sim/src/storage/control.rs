@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferro_protocol::ids::ChunkId;
+use ferro_protocol::ids::{ChunkId, ObjectId};
 use vsand_core::directory::{Command, LockKind, Outcome, Refused, State};
 use vsand_core::lease::{RENEW_EVERY, Renewal, Standing};
 use vsand_core::owner::ProposalId;
@@ -23,9 +23,8 @@ pub(super) enum Purpose {
     Lock { object: usize, kind: Option<LockKind> },
     Report,
     Sweep { disk: usize, chunk: ChunkId },
+    Forget { disk: usize, objects: Vec<ObjectId> },
 }
-
-const GUEST: LockKind = LockKind::Exclusive { read_only: false };
 
 impl World {
     pub(super) fn host_tick(&mut self, host: usize) {
@@ -127,7 +126,10 @@ impl World {
                     self.lock_request(host, object, command, None);
                 }
             }
-            _ => self.lock_request(host, object, acquire(GUEST), Some(GUEST)),
+            _ => {
+                let kind = LockKind::Exclusive { read_only: self.dice.permille(100) };
+                self.lock_request(host, object, acquire(kind), Some(kind));
+            }
         }
     }
 
@@ -154,6 +156,8 @@ impl World {
                     Command::DiskDied { disk: disk_id(disk), reason }
                 }
                 None if called_dead => self.put_disk(disk),
+                // It was carried here; perhaps its old host has left the cluster, and the disk with it.
+                None if record.is_none_or(|d| d.host != host_id(host)) => self.put_disk(disk),
                 _ => continue,
             };
             let request = self.ask_directory(host, Ask::Command(Box::new(command)));
@@ -179,6 +183,7 @@ impl World {
                 let request = self.ask_directory(host, Ask::Read);
                 self.hosts[host].requests.insert(request, Purpose::Sweep { disk, chunk });
             }
+            self.sweep_promises(host, disk);
         }
     }
 
@@ -210,6 +215,15 @@ impl World {
                 match state {
                     Some(state) if !is_placed(&state, chunk, disk) => replica.remove_condemned(chunk),
                     _ => replica.pardon(chunk),
+                }
+                self.pump_replica(host, disk);
+            }
+            Purpose::Forget { disk, objects } => {
+                let (Some(state), Some(replica)) = (state, self.hosts[host].replicas.get_mut(&disk)) else {
+                    return;
+                };
+                for object in objects.into_iter().filter(|object| !state.objects.contains_key(object)) {
+                    replica.forget_object(object);
                 }
                 self.pump_replica(host, disk);
             }

@@ -108,6 +108,10 @@ pub(super) struct SimDisk {
     pub dead: Option<Death>,
     /// It was taken out.
     pub removed: bool,
+    /// It is in no host at the moment.
+    pub carried: bool,
+    /// The next operation is stuck for so long, while all others go on.
+    pub stick_ns: Option<u64>,
     /// Bug: an operation is answered when it is applied.
     early_answers: bool,
     /// Bug: rotten blocks are handed out.
@@ -138,6 +142,8 @@ impl SimDisk {
             full_until: 0,
             dead: None,
             removed: false,
+            carried: false,
+            stick_ns: None,
             early_answers,
             unchecked,
             runs_max,

@@ -109,6 +109,15 @@ pub(super) enum Event {
     Resume {
         host: usize,
     },
+    /// The operator asks for the deletion of an object.
+    Delete {
+        object: usize,
+    },
+    /// A disk that was pulled is put into a host.
+    Plug {
+        disk: usize,
+        to: usize,
+    },
     Heal,
     StopGuests,
     Check,
@@ -127,6 +136,10 @@ pub(super) enum Step {
     Freeze { disk: usize, ns: u64 },
     LoseAnswers { ns: u64 },
     Die { disk: usize },
+    Stick { disk: usize, ns: u64 },
+    Grow { object: usize },
+    Doom { object: usize },
+    Carry { disk: usize, to: usize },
 }
 
 impl Event {
@@ -172,6 +185,8 @@ impl Event {
             Self::Script(_) => (18, 0, 0),
             Self::Restart { host } => (19, *host as u64, 0),
             Self::Resume { host } => (20, *host as u64, 0),
+            Self::Delete { object } => (30, *object as u64, 0),
+            Self::Plug { disk, to } => (31, *disk as u64, *to as u64),
             Self::Heal => (21, 0, 0),
             Self::StopGuests => (22, 0, 0),
             Self::Check => (23, 0, 0),

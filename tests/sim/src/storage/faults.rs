@@ -85,12 +85,13 @@ impl World {
         self.after(next, Event::Fault);
     }
 
-    fn hosts_that(&self, good: impl Fn(usize) -> bool) -> Vec<usize> {
+    pub(super) fn hosts_that(&self, good: impl Fn(usize) -> bool) -> Vec<usize> {
         (0..self.hosts.len()).filter(|h| !self.hosts[*h].gone && good(*h)).collect()
     }
 
-    fn live_disks(&self) -> Vec<usize> {
-        (0..self.disks.len()).filter(|d| !self.disks[*d].removed && self.disks[*d].dead.is_none()).collect()
+    pub(super) fn live_disks(&self) -> Vec<usize> {
+        let works = |disk: &SimDisk| !disk.removed && !disk.carried && disk.dead.is_none();
+        (0..self.disks.len()).filter(|d| works(&self.disks[*d])).collect()
     }
 
     fn owner_host(&self, object: usize) -> Option<usize> {
@@ -192,7 +193,8 @@ impl World {
                 let ns = self.dice.between(2 * S, 10 * S);
                 self.script(Step::LoseAnswers { ns });
             }
-            84..95 => self.move_something(),
+            84..91 => self.move_something(),
+            91..95 => self.operate(),
             95..97 => self.steal(),
             _ => self.remove_something(),
         }
@@ -312,7 +314,9 @@ impl World {
                 }
             }
             Step::Want { object, host } => {
-                self.hosts[host].wanted.insert(object);
+                if !self.objects[object].doomed {
+                    self.hosts[host].wanted.insert(object);
+                }
             }
             Step::Unwant { object, host } => {
                 let wanted = self.hosts_that(|h| h != host && self.hosts[h].wanted.contains(&object));
@@ -321,6 +325,10 @@ impl World {
                 }
             }
             Step::Freeze { disk, ns } => self.disks[disk].frozen_until = self.now + ns,
+            Step::Stick { disk, ns } => self.disks[disk].stick_ns = Some(ns),
+            Step::Grow { object } => self.grow(object),
+            Step::Doom { object } => self.doom(object),
+            Step::Carry { disk, to } => self.carry(disk, to),
             Step::LoseAnswers { ns } => self.directory.lossy_until = self.now + ns,
         }
     }
@@ -341,7 +349,8 @@ impl World {
         let disks = self.live_disks();
         let Some(disk) = self.dice.pick(&disks) else { return };
         let ns = self.dice.between(S / 2, 6 * S);
-        match self.dice.below(4) {
+        match self.dice.below(5) {
+            4 => self.script(Step::Stick { disk, ns }),
             0 => self.disks[disk].slow = (self.now + ns, self.dice.between(10, 200)),
             1 => self.disks[disk].full_until = self.now + ns,
             2 => {
@@ -359,7 +368,10 @@ impl World {
         self.hosts.iter().all(|h| h.gone || (h.running && !h.paused))
             && self.directory.state.objects.values().all(|o| o.fully_redundant())
             && self.objects.iter().all(|o| o.copies > 1)
-            && self.disks.iter().all(|d| d.dead.is_none() && !d.removed && d.frozen_until <= self.now)
+            && self
+                .disks
+                .iter()
+                .all(|d| d.dead.is_none() && !d.removed && !d.carried && d.frozen_until <= self.now)
             && self.net.all_connected(self.now)
             && self.directory.down_until <= self.now
     }
@@ -402,7 +414,7 @@ impl World {
         });
     }
 
-    fn each_client(&mut self, server: usize, mut act: impl FnMut(&mut Self, usize, u64)) {
+    pub(super) fn each_client(&mut self, server: usize, mut act: impl FnMut(&mut Self, usize, u64)) {
         let clients: Vec<(usize, u64)> = (0..self.hosts.len())
             .filter(|c| self.hosts[*c].running)
             .filter_map(|c| Some((c, *self.hosts[c].conns.get(&server)?)))
@@ -522,6 +534,7 @@ impl World {
             disk.frozen_until = 0;
             disk.full_until = 0;
             disk.slow = (0, 1);
+            disk.stick_ns = None;
         }
         for host in self.hosts_that(|_| true) {
             self.hosts[host].pause_armed = None;
@@ -535,12 +548,15 @@ impl World {
         }
         let lost: Vec<usize> =
             self.disks.iter().filter(|d| d.dead == Some(Death::ForGood)).map(|d| d.host).collect();
-        for host in lost {
+        // Disks were carried away and taken out: each host has one again, or there may be too few fault domains.
+        let there = |host| self.disks.iter().any(|d| d.host == host && !d.removed && !d.carried);
+        let bare = self.hosts_that(|host| !there(host));
+        for host in lost.into_iter().chain(bare) {
             self.start_process(host);
             self.add_disk(host);
         }
         let hosts = self.hosts_that(|_| true);
-        for object in 0..self.objects.len() {
+        for object in (0..self.objects.len()).filter(|o| !self.objects[*o].doomed).collect::<Vec<_>>() {
             let wanting: Vec<usize> =
                 hosts.iter().copied().filter(|h| self.hosts[*h].wanted.contains(&object)).collect();
             let Some(keep) = self.dice.pick(&wanting).or_else(|| self.dice.pick(&hosts)) else { continue };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 use ferro_protocol::units::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES, SECTOR_BYTES};
 use vsand_core::directory::LockKind;
-use vsand_core::owner::guest::{GuestRequest, GuestResult, GuestTag};
+use vsand_core::owner::guest::{GuestError, GuestRequest, GuestResult, GuestTag};
 
 use super::dice::{Dice, MS, S};
 use super::event::{Event, OwnerKey};
@@ -19,7 +19,11 @@ const BLOCK_SECTORS: u64 = (BLOCK_BYTES / SECTOR) as u64;
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     pub size_bytes: u64,
+    /// What it grows to, should it grow.
+    pub grown_bytes: u64,
     pub copies: u8,
+    /// It is to be deleted, or is.
+    pub doomed: bool,
     /// First block and number of blocks.
     hot: Vec<(u64, u64)>,
     think: u64,
@@ -40,7 +44,13 @@ impl Layout {
             hot.push((60_000, dice.between(2, 10)));
         }
         let size_bytes = if two { CHUNK_BYTES + (1 << 20) } else { CHUNK_BYTES };
-        Self { size_bytes, copies, hot, think: dice.between(6 * MS, 30 * MS) }
+        // Around what is the end until it grows.
+        let end = size_bytes / BLOCK_BYTES as u64;
+        let more = dice.between(1, 8);
+        hot.push((end - 3, 3 + more));
+        let grown_bytes = size_bytes + more.next_multiple_of(2) * BLOCK_BYTES as u64;
+        let think = dice.between(6 * MS, 30 * MS);
+        Self { size_bytes, grown_bytes, copies, doomed: false, hot, think }
     }
 }
 
@@ -50,6 +60,8 @@ struct Waiting {
     /// Nothing for a flush.
     op: Option<OpId>,
     read: bool,
+    /// It must be refused.
+    refused: bool,
     sectors: u64,
     since: u64,
 }
@@ -79,7 +91,11 @@ impl World {
         let writes = session.waiting.len() - reads;
         let layout = &self.objects[key.object];
         let think = layout.think;
-        let (first, count) = layout.hot[self.dice.below(layout.hot.len())];
+        let blocks = running.owner.record().size_bytes / BLOCK_BYTES as u64;
+        let read_only = running.kind == LockKind::Exclusive { read_only: true };
+        let hot: Vec<(u64, u64)> =
+            layout.hot.iter().copied().filter(|(first, count)| first + count <= blocks).collect();
+        let (first, count) = hot[self.dice.below(hot.len())];
         let sectors_end = (first + count) * BLOCK_SECTORS;
         let mut at = (first + self.dice.below(count as usize) as u64) * BLOCK_SECTORS;
         let mut sectors = BLOCK_SECTORS * if self.dice.permille(700) { 1 } else { self.dice.between(2, 6) };
@@ -93,6 +109,11 @@ impl World {
             if reads < 10 {
                 self.begin(host, key, Kind::Read, at, sectors);
             }
+        } else if choice < 95 && read_only {
+            if writes < 5 && self.dice.permille(200) {
+                let (offset, bytes) = (at * SECTOR_BYTES, sectors * SECTOR_BYTES);
+                self.submit_guest(host, key, None, GuestRequest::Zero { offset, bytes }, true);
+            }
         } else if choice < 95 {
             if writes < 5 {
                 let id = if choice < 86 { self.next_write } else { 0 };
@@ -100,7 +121,7 @@ impl World {
                 self.begin(host, key, Kind::Write(id), at, sectors);
             }
         } else if writes < 5 {
-            self.submit_guest(host, key, None, GuestRequest::Flush, true, 0);
+            self.submit_guest(host, key, None, GuestRequest::Flush, false);
         }
         let process = self.process(host);
         let delay = self.dice.delay(think);
@@ -116,18 +137,19 @@ impl World {
         };
         let op = self.history.begin(key.object, key.epoch, kind, at, sectors);
         self.trace(|| format!("h{host} o{} guest op {} {kind:?} sector {at}+{sectors}", key.object, op.0));
-        self.submit_guest(host, key, Some(op), request, kind == Kind::Read, sectors);
+        self.submit_guest(host, key, Some((op, sectors)), request, false);
     }
 
     fn submit_guest(
         &mut self,
         host: usize,
         key: OwnerKey,
-        op: Option<OpId>,
+        op: Option<(OpId, u64)>,
         request: GuestRequest,
-        read: bool,
-        sectors: u64,
+        refused: bool,
     ) {
+        let read = matches!(request, GuestRequest::Read { .. } | GuestRequest::Flush);
+        let (op, sectors) = op.map_or((None, 0), |(op, sectors)| (Some(op), sectors));
         let since = self.now;
         let Some(session) = self.hosts[host].owners.get_mut(&key.object).and_then(|r| r.session.as_mut())
         else {
@@ -135,7 +157,7 @@ impl World {
         };
         session.next_tag += 1;
         let tag = GuestTag(session.next_tag);
-        session.waiting.insert(tag, Waiting { op, read, sectors, since });
+        session.waiting.insert(tag, Waiting { op, read, refused, sectors, since });
         self.with_owner(host, key.object, |owner, now| owner.handle_guest(now, tag, request));
     }
 
@@ -148,7 +170,12 @@ impl World {
         };
         self.completed += 1;
         self.note_wait(self.now - waiting.since, key.object);
-        let Some(op) = waiting.op else { return };
+        let Some(op) = waiting.op else {
+            if waiting.refused != (result == GuestResult::Failed(GuestError::ReadOnly)) {
+                self.violate(format!("o{}: a request without data ended with {result:?}", key.object));
+            }
+            return;
+        };
         self.trace(|| {
             let how = match &result {
                 GuestResult::Failed(error) => format!("failed: {error}"),

@@ -123,7 +123,9 @@ impl World {
         h.report_at = 0;
         h.sweep_at = self.now + self.dice.between(2 * S, 8 * S);
         h.replicas.clear();
-        for (n, disk) in self.disks.iter().enumerate().filter(|(_, d)| d.host == host && !d.removed) {
+        for (n, disk) in
+            self.disks.iter().enumerate().filter(|(_, d)| d.host == host && !d.removed && !d.carried)
+        {
             let sealed = disk.durable.epochs.iter().map(|(o, e)| (*o, *e));
             let holds = |object| disk.durable.components.keys().any(|chunk| chunk.object == object);
             h.replicas.insert(n, Replica::new(disk_id(n), sealed, holds, bugs));
@@ -270,6 +272,9 @@ impl World {
             let at = d.frozen_until;
             return self.at(at, Event::DiskApply { disk, incarnation, ticket });
         }
+        if let Some(ns) = d.stick_ns.take() {
+            return self.at(now + ns, Event::DiskApply { disk, incarnation, ticket });
+        }
         if d.apply(now, ticket) {
             let delay = self.disk_delay(disk, 100 * US);
             self.after(delay, Event::DiskFinish { disk, incarnation, ticket });
@@ -318,6 +323,7 @@ impl World {
     ) {
         let now = self.clock(host);
         let mut config = owner::Config::new(super::world::host_id(host));
+        config.read_only = kind == LockKind::Exclusive { read_only: true };
         config.repair_delay_s = self.profile.repair_delay_s();
         config.resyncs_max = self.dice.between(1, 4) as usize;
         config.copies_max = self.dice.between(1, 8) as usize;

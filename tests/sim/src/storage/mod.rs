@@ -23,6 +23,7 @@ mod history;
 mod host;
 mod leaving;
 mod net;
+mod operator;
 mod world;
 
 pub use world::{Options, Outcome, run};

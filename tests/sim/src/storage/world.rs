@@ -355,6 +355,8 @@ impl World {
             Event::Script(step) => self.script(step),
             Event::Restart { host } => self.start_process(host),
             Event::Resume { host } => self.resume(host),
+            Event::Delete { object } => self.delete(object),
+            Event::Plug { disk, to } => self.plug(disk, to),
             Event::Heal => self.heal(),
             Event::StopGuests => self.stopping = true,
             Event::Check => self.check_end(),
