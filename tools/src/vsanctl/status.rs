@@ -142,14 +142,17 @@ fn resync_line(totals: &ResyncTotals) -> String {
     if totals.running == 0 && totals.waiting == 0 {
         return "none".to_owned();
     }
-    let mut line = format!(
-        "{} running, {} waiting: {} of {} ({})",
-        totals.running,
-        totals.waiting,
-        format_size(totals.done_bytes),
-        format_size(totals.total_bytes),
-        percent(totals.done_bytes, totals.total_bytes)
-    );
+    let mut line = format!("{} running, {} waiting", totals.running, totals.waiting);
+    // What those that wait have to copy is known when their turn comes.
+    if totals.total_bytes > 0 {
+        let _ = write!(
+            line,
+            ": {} of {} ({})",
+            format_size(totals.done_bytes),
+            format_size(totals.total_bytes),
+            percent(totals.done_bytes, totals.total_bytes)
+        );
+    }
     if totals.running > 0 {
         let _ = write!(line, ", {}", rate(totals.bytes_per_second));
     }
@@ -170,6 +173,11 @@ pub(super) async fn resyncs(context: &Context) -> Result<()> {
         let _ = writeln!(out, "\n{}", resync_line(&list.totals));
         out
     })
+}
+
+/// A figure of a resync, if what it has to copy is known yet.
+fn known(resync: &ResyncInfo, figure: String) -> String {
+    if resync.total_bytes == 0 { "-".to_owned() } else { figure }
 }
 
 fn resync_table(resyncs: &[ResyncInfo]) -> Table {
@@ -210,9 +218,9 @@ fn resync_table(resyncs: &[ResyncInfo]) -> Table {
             .into(),
             Cell::styled(style, state),
             resync.chunks_remaining.to_string().into(),
-            format_size(resync.done_bytes).into(),
-            format_size(resync.total_bytes).into(),
-            percent(resync.done_bytes, resync.total_bytes).into(),
+            known(resync, format_size(resync.done_bytes)).into(),
+            known(resync, format_size(resync.total_bytes)).into(),
+            known(resync, percent(resync.done_bytes, resync.total_bytes)).into(),
             speed.into(),
             time.into(),
         ]);

@@ -159,18 +159,22 @@ fn volumes(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     gauge(out, "resync_done_bytes", "What running resyncs have copied", blocks(&|r| r.blocks_done))
 }
 
-/// A latency histogram a stage: the ring as a whole, and within it the network. What the journal takes, its flush included, is
-/// counted by each disk ([`disks`]).
+/// A latency histogram a stage: the ring as a whole; within it the network, the journal (a batch with its flush), and the
+/// flushes of the disks' data files, which large writes and checkpoints wait for.
 fn stages(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     let mut ring = Histogram::default();
     for (_, stats) in &sample.snapshot.volumes {
         for io in [&stats.read, &stats.write, &stats.zero] {
-            ring.buckets.iter_mut().zip(io.latency.buckets).for_each(|(sum, n)| *sum += n);
-            ring.count += io.latency.count;
-            ring.sum_ns = ring.sum_ns.saturating_add(io.latency.sum_ns);
+            ring.merge(&io.latency);
         }
     }
-    let stages = [("ring", &ring), ("network", &sample.snapshot.network)];
+    let (mut journal, mut flush) = (Histogram::default(), Histogram::default());
+    for (_, stats, _) in &sample.snapshot.disks {
+        journal.merge(&stats.journal);
+        flush.merge(&stats.flush);
+    }
+    let stages =
+        [("ring", &ring), ("network", &sample.snapshot.network), ("journal", &journal), ("flush", &flush)];
     let rows = stages.into_iter().map(|(stage, h)| (vec![("stage", stage.to_owned())], Seconds(h))).collect();
     histogram(out, "stage_latency_seconds", "Where the time of requests goes", rows)?;
     counter(out, "loop_turns", "Turns of the data loop", one(sample.snapshot.turns))?;
@@ -202,7 +206,7 @@ fn disks(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     )?;
     counter(out, "journal_batches", "Batches written, a flush each", sample.disks(|d| d.batches))?;
     counter(out, "journal_records", "Changes in them", sample.disks(|d| d.records))?;
-    let seconds = sample.disks(|d| d.batch_ns as f64 / 1e9);
+    let seconds = sample.disks(|d| d.journal.sum_ns as f64 / 1e9);
     seconds_counter(
         out,
         "journal_batch_seconds",
@@ -317,6 +321,13 @@ mod tests {
         let mut snapshot = Snapshot { turns: 7, ..Snapshot::default() };
         snapshot.network.add(Duration::from_micros(15));
         snapshot.network.add(Duration::from_secs(60));
+        for (journal_us, flush_us) in [(40, 700), (60, 900)] {
+            let mut stats = vsand_store::StoreStats::default();
+            stats.journal.add(Duration::from_micros(journal_us));
+            stats.flush.add(Duration::from_micros(flush_us));
+            let disk = ferro_protocol::ids::DiskId::from_bytes([journal_us as u8; 16]);
+            snapshot.disks.push((disk, stats, None));
+        }
         let directory = Status {
             role: Role::Leader,
             leader: None,
@@ -332,7 +343,7 @@ mod tests {
         Sample {
             snapshot,
             volume_names: Vec::new(),
-            disk_paths: Vec::new(),
+            disk_paths: vec!["/a".to_owned(), "/b".to_owned()],
             directory,
             leads: true,
             hosts: 1,
@@ -352,6 +363,15 @@ mod tests {
             "vsand_stage_latency_seconds_count{stage=\"network\"} 2",
             "vsand_stage_latency_seconds_bucket{le=\"0.00002\",stage=\"network\"} 1",
             "vsand_stage_latency_seconds_bucket{le=\"+Inf\",stage=\"network\"} 2",
+            "# HELP vsand_stage_latency_seconds Where the time of requests goes",
+            "# TYPE vsand_stage_latency_seconds histogram",
+            "vsand_stage_latency_seconds_count{stage=\"ring\"} 0",
+            "vsand_stage_latency_seconds_bucket{le=\"0.00005\",stage=\"journal\"} 1",
+            "vsand_stage_latency_seconds_bucket{le=\"0.0001\",stage=\"journal\"} 2",
+            "vsand_stage_latency_seconds_bucket{le=\"+Inf\",stage=\"journal\"} 2",
+            "vsand_stage_latency_seconds_bucket{le=\"0.0005\",stage=\"flush\"} 0",
+            "vsand_stage_latency_seconds_bucket{le=\"0.001\",stage=\"flush\"} 2",
+            "vsand_journal_batch_seconds_total{disk=\"/a\"} 0.00004",
         ] {
             assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");
         }

@@ -34,6 +34,7 @@ pub mod files;
 pub mod format;
 mod gate;
 pub mod journal;
+pub mod latency;
 mod meta;
 mod overlay;
 mod recovery;

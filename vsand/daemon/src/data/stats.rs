@@ -1,39 +1,10 @@
 //! Counters of the data loop. Kept by the loop alone, without atomics; copied out when somebody asks.
 
-use std::time::Duration;
-
 use ferro_protocol::ids::{DiskId, ObjectId};
 use vsand_store::StoreStats;
+pub use vsand_store::latency::{BOUNDS_US, Histogram};
 
 use super::port::VolumeView;
-
-/// Upper bounds of a histogram's buckets, in microseconds; one more bucket holds what is above.
-pub const BOUNDS_US: [u64; 18] = [
-    10, 20, 50, 100, 200, 300, 500, 750, 1_000, 1_500, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000,
-    500_000, 2_000_000,
-];
-
-/// A latency histogram.
-#[derive(Clone, Debug, Default)]
-pub struct Histogram {
-    /// Counts, a bucket each, not cumulative.
-    pub buckets: [u64; BOUNDS_US.len() + 1],
-    /// Sum, in nanoseconds.
-    pub sum_ns: u64,
-    /// How many.
-    pub count: u64,
-}
-
-impl Histogram {
-    /// Counts one.
-    pub fn add(&mut self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS_US.partition_point(|bound| *bound < us);
-        self.buckets[bucket] += 1;
-        self.count += 1;
-        self.sum_ns = self.sum_ns.saturating_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-    }
-}
 
 /// What one direction of I/O did.
 #[derive(Clone, Debug, Default)]

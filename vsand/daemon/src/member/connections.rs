@@ -59,8 +59,14 @@ fn join(member: &Arc<Member>, registrar: Option<&Arc<Registrar>>, incoming: Inco
 
 /// Another host wants to ask our disks.
 fn data(member: &Arc<Member>, host: HostId, incoming: Incoming) {
-    if !member.state().hosts.contains_key(&host) {
-        tracing::warn!(%host, addr = %incoming.addr, "a host that is no member of the cluster is refused");
+    let state = member.state();
+    if !state.hosts.contains_key(&host) {
+        if state.hosts.is_empty() {
+            // This host has just joined and has not heard yet who the others are; they dial again.
+            tracing::debug!(%host, addr = %incoming.addr, "a host is refused: the members are not known here yet");
+        } else {
+            tracing::warn!(%host, addr = %incoming.addr, "a host that is no member of the cluster is refused");
+        }
         return;
     }
     match RawTls::take_apart(incoming.stream) {

@@ -187,6 +187,19 @@ impl Member {
     pub async fn start(start: Start) -> Result<Arc<Self>, StartError> {
         let Start { config, mut membership, bootstrap } = start;
         let host = membership.host;
+        for (setting, says, is) in [
+            ("name", &config.name, &membership.name),
+            ("fault_domain", &config.fault_domain, &membership.fault_domain),
+        ] {
+            if let Some(says) = says.as_ref().filter(|says| *says != is) {
+                tracing::warn!(
+                    setting,
+                    configured = %says,
+                    in_use = %is,
+                    "this setting counts only at bootstrap or join; the host keeps what it joined with"
+                );
+            }
+        }
         let identity_dir = IdentityDir::new(config.state_dir.join("identity"));
         let now = UnixTime::now();
         let identity = IdentityHandle::new(identity_dir.load_or_renew(now, HOST_CERT_LIFETIME)?)?;

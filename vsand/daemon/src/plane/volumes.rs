@@ -276,7 +276,7 @@ pub(super) async fn top(member: &Member) -> Result<TopSample> {
             counters: OperationCounters {
                 reads: stats.data_reads,
                 writes: stats.records,
-                write_us_sum: us(stats.batch_ns),
+                write_us_sum: us(stats.journal.sum_ns),
                 in_flight: u32::try_from(stats.in_flight).unwrap_or(u32::MAX),
                 // The store counts requests, not bytes, and the time of writes only.
                 ..OperationCounters::default()

@@ -187,7 +187,7 @@ impl Store {
         }
         while self.batches.front().is_some_and(|b| b.stable) {
             let Some(batch) = self.batches.pop_front() else { return };
-            self.stats.batch_ns += self.now_ns.saturating_sub(batch.issued_ns);
+            self.stats.journal.add_ns(self.now_ns.saturating_sub(batch.issued_ns));
             self.journal.applied = batch.number;
             self.journal.applied_incarnation = self.journal.incarnation;
             self.journal.applied_end = batch.end;

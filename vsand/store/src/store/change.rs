@@ -391,6 +391,7 @@ impl Store {
         self.direct_sync_running = true;
         self.direct_syncing = std::mem::take(&mut self.direct_written);
         self.stats.data_flushes += 1;
+        self.direct_sync_ns = self.now_ns;
         self.files.sync(ring, Purpose::DirectSync, FileKind::Data);
     }
 
@@ -399,6 +400,7 @@ impl Store {
         if let Err(error) = result {
             return self.die(format!("a flush failed: {error}"));
         }
+        self.stats.flush.add_ns(self.now_ns.saturating_sub(self.direct_sync_ns));
         for index in std::mem::take(&mut self.direct_syncing) {
             if let Some(record) = self.parts.get_mut(index).and_then(|part| part.direct.take()) {
                 self.queue.push_back(Queued { record, data: None, target: Target::Part(index) });

@@ -34,6 +34,8 @@ pub(super) struct CheckpointRun {
     next_block: usize,
     under_way: usize,
     wrote: bool,
+    /// When the flush of the data file began, if there is one.
+    synced_at_ns: Option<u64>,
     step: Step,
 }
 
@@ -78,6 +80,7 @@ impl Store {
             run.step = Step::Flush;
             if run.wrote {
                 self.stats.data_flushes += 1;
+                run.synced_at_ns = Some(self.now_ns);
                 self.files.sync(ring, Purpose::CheckpointSync, FileKind::Data);
             } else {
                 self.checkpoint_synced(Ok(0));
@@ -107,6 +110,7 @@ impl Store {
             next_block: 0,
             under_way: 0,
             wrote: false,
+            synced_at_ns: None,
             step: Step::Destage,
         });
     }
@@ -172,6 +176,9 @@ impl Store {
         }
         if let Some(run) = &mut self.checkpoint {
             run.step = Step::Commit;
+            if let Some(began) = run.synced_at_ns.take() {
+                self.stats.flush.add_ns(self.now_ns.saturating_sub(began));
+            }
         }
     }
 

@@ -36,6 +36,7 @@ use vsand_core::disk::{DiskError, DiskOp, DiskReply, Ticket};
 
 use crate::files::{DiskFiles, Fault, IoHook, IoRequest};
 use crate::format::{self, FormatOptions, OpenError, OpenFiles, at};
+use crate::latency::Histogram;
 use crate::meta::{self, Meta};
 use crate::recovery::{JournalEnd, recover};
 use crate::ring::{AlignedBuf, BufPool, Completion, Ring};
@@ -119,10 +120,12 @@ pub struct StoreStats {
     pub batches: u64,
     /// Records in them.
     pub records: u64,
-    /// Nanoseconds that batches took, from being issued to being stable, in sum.
-    pub batch_ns: u64,
+    /// How long batches took, from being issued to being stable.
+    pub journal: Histogram,
     /// Flushes of the data file.
     pub data_flushes: u64,
+    /// How long they took.
+    pub flush: Histogram,
     /// Writes of blocks to their place.
     pub destages: u64,
     /// Changes whose data went straight to its place.
@@ -186,6 +189,8 @@ pub struct Store {
     direct_written: Vec<u32>,
     direct_syncing: Vec<u32>,
     direct_sync_running: bool,
+    /// When it began.
+    direct_sync_ns: u64,
     checkpoint: Option<CheckpointRun>,
     checkpoint_wanted: bool,
     checkpoint_last_ns: u64,
@@ -255,6 +260,7 @@ impl Store {
             direct_written: Vec::new(),
             direct_syncing: Vec::new(),
             direct_sync_running: false,
+            direct_sync_ns: 0,
             checkpoint: None,
             checkpoint_wanted: false,
             checkpoint_last_ns: 0,
