@@ -84,8 +84,8 @@ fn hosts_join_and_strangers_are_kept_out() {
         };
         refused("a forged secret", &forged(TokenSecret::from_bytes([7; 32]), parsed.ca())?)?;
         let wrong_ca = forged(parsed.secret().clone(), CaFingerprint([7; 32]))?;
-        let refusal = third.ctl_refused(&["cluster", "join", &wrong_ca], "host_unreachable", 6)?;
-        ensure!(refusal.message.contains("not a host of this cluster"), "{refusal:?}");
+        let refusal = third.ctl_refused(&["cluster", "join", &wrong_ca], "token_refused", 5)?;
+        ensure!(refusal.message.contains("not the one that the token is of"), "{refusal:?}");
         is_alone(third)?;
         refused("a token that was cut", &good[..good.len() - 9])?;
         refused("no token at all", "hello")?;

@@ -5,6 +5,7 @@ use ferro_protocol::ids::HostId;
 use ferro_protocol::units::EXTENT_BYTES;
 use ferro_transport::identity::IdentityError;
 use ferro_transport::join::{JoinError, Refusal};
+use ferro_transport::tls::ConnectError;
 use vsand_core::directory::{LockKind, Refused, State};
 use vsand_directory::{DirectoryError, MembershipError};
 use vsand_store::OpenError;
@@ -326,6 +327,13 @@ pub(super) fn join(error: &JoinError) -> ApiError {
             }
             _ => ApiError::new(ErrorCode::TokenRefused, message, new_token),
         },
+        JoinError::Unreachable(_, error @ ConnectError::NotTrusted { .. }) => ApiError::new(
+            ErrorCode::TokenRefused,
+            format!(
+                "this host can't join: the cluster that answers is not the one that the token is of: {error}"
+            ),
+            "check that the token was copied whole, and the clocks of both hosts; if they are right, another cluster has that address now: make a new token with `vsanctl cluster token` on a host of the right one",
+        ),
         JoinError::Unreachable(..) | JoinError::Lost { .. } => ApiError::new(
             ErrorCode::HostUnreachable,
             message,
