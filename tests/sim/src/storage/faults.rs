@@ -194,7 +194,7 @@ impl World {
                 self.script(Step::LoseAnswers { ns });
             }
             84..91 => self.move_something(),
-            91..95 => self.operate(),
+            91..95 => self.rearrange(),
             95..97 => self.steal(),
             _ => self.remove_something(),
         }

@@ -17,7 +17,7 @@ use super::world::{World, disk_id, object_id};
 
 impl World {
     /// Something that an operator does, if it can be done now.
-    pub(super) fn operate(&mut self) {
+    pub(super) fn rearrange(&mut self) {
         match self.dice.below(3) {
             0 => {
                 let object = self.dice.below(self.objects.len());

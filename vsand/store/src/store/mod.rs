@@ -337,7 +337,7 @@ impl Store {
         let generation = generation.ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "the superblock was written more often than can be")
         })?;
-        let superblock = Superblock { host, generation, ..self.superblock };
+        let superblock = Superblock { generation, host, ..self.superblock };
         format::write_superblock(&self.superblock_file, &superblock)?;
         self.superblock = superblock;
         Ok(())
