@@ -57,7 +57,7 @@ impl Bench {
         self.store.flush_batch(self.now(), &mut self.ring);
         self.ring.wait(Some(Duration::from_millis(100)))?;
         let mut completions = std::mem::take(&mut self.completions);
-        self.ring.completions(&mut completions);
+        self.ring.completions(usize::MAX, &mut completions);
         let now = self.now();
         for completion in completions.drain(..) {
             self.store.handle(now, &mut self.ring, completion);

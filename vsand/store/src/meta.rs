@@ -18,7 +18,8 @@ use std::path::Path;
 use ferro_protocol::ids::{ChunkId, ChunkIndex, Epoch, ObjectId, Seq};
 use ferro_protocol::units::CHUNK_EXTENTS;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, IteratorMode, Options, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, Env, IteratorMode, Options, WriteBatch,
+    WriteOptions,
 };
 
 use crate::blocks::{Blocks, GROUPS};
@@ -206,6 +207,11 @@ impl Meta {
         options.set_max_log_file_size(1 << 20);
         options.set_log_level(rocksdb::LogLevel::Warn);
         options.set_paranoid_checks(true);
+        // Its threads work ahead of time; the data loops must not wait for them.
+        let mut env = Env::new()?;
+        env.lower_thread_pool_cpu_priority();
+        env.lower_high_priority_thread_pool_cpu_priority();
+        options.set_env(&env);
         let families = [family("default"), family(MAP), family(BLOCKS)];
         let db = if read_only {
             DB::open_cf_descriptors_read_only(&options, path, families, false)?

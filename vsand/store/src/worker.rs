@@ -11,6 +11,9 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::meta::{Meta, MetaError, MetaOp};
 
+/// The thread's niceness.
+const NICE: i32 = 5;
+
 pub(crate) struct Worker {
     jobs: Option<Sender<Vec<MetaOp>>>,
     results: Receiver<Result<(), MetaError>>,
@@ -25,6 +28,10 @@ impl Worker {
         let (outbox, results) = channel();
         let bell = Arc::clone(&event);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // A checkpoint has time; requests of guests have none. (`None` is the calling thread.)
+            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                tracing::warn!(%error, "the metadata thread keeps its priority: guests may see longer pauses");
+            }
             for ops in inbox {
                 if outbox.send(meta.commit(&ops)).is_err() {
                     return;

@@ -2,13 +2,13 @@
 //!
 //! Reading: the socket is read in large pieces, TLS records are opened one by one, and their plaintext goes straight into
 //! the buffer of what is being received: head, then header, then a payload that is aligned for the disk.
-//! Writing: frames are sealed into TLS records at once and the records leave when the loop flushes, all of one turn
-//! in few system calls; what the socket does not take waits for it to be writable.
+//! Writing: frames wait until the loop flushes; those of one turn are sealed together, in as few TLS records as hold them,
+//! and leave in few system calls. What the socket does not take waits for it to be writable.
 //!
 //! A connection that breaks, or that carries something which is no frame, is dropped as a whole; both sides then send
 //! again what was not answered, over the next one.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -81,7 +81,11 @@ pub(super) struct Connection {
     tls: Tls,
     stage: Stage,
     input: Vec<u8>,
-    scratch: Vec<u8>,
+    /// Heads and headers of the frames that wait to be sealed, one behind the other.
+    heads: Vec<u8>,
+    /// Their payloads, each with its place among the heads.
+    payloads: Vec<(usize, Bytes)>,
+    /// Bytes of payload queued and not yet taken by the socket.
     queued: usize,
     pub writable_asked: bool,
     heard: Instant,
@@ -101,7 +105,8 @@ impl Connection {
             tls,
             stage: Stage::START,
             input: vec![0; READ_BYTES],
-            scratch: Vec::with_capacity(4096),
+            heads: Vec::with_capacity(4096),
+            payloads: Vec::new(),
             queued: 0,
             writable_asked: false,
             heard: now,
@@ -212,9 +217,8 @@ impl Connection {
             }
             Kind::Request | Kind::Reply => return Err(ConnectionError::WrongDirection),
             Kind::Ping => {
-                let mut pong = Vec::with_capacity(HEAD_BYTES);
-                frame::put_empty(&mut pong, Kind::Pong, head.id);
-                self.put(&pong)?;
+                frame::put_empty(&mut self.heads, Kind::Pong, head.id);
+                self.put(&Bytes::new())?;
             }
             Kind::Pong => {}
         }
@@ -229,12 +233,8 @@ impl Connection {
         request: &Request,
         payload: &Bytes,
     ) -> Result<(), ConnectionError> {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        frame::put_request(&mut scratch, id, disk, request, payload.len());
-        let result = self.put(&scratch).and_then(|()| self.put(payload));
-        self.scratch = scratch;
-        result
+        frame::put_request(&mut self.heads, id, disk, request, payload.len());
+        self.put(payload)
     }
 
     /// Queues an answer.
@@ -245,28 +245,48 @@ impl Connection {
         reply: &Result<Reply, Refusal>,
         payload: &Bytes,
     ) -> Result<(), ConnectionError> {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        frame::put_reply(&mut scratch, id, disk, reply, payload.len());
-        let result = self.put(&scratch).and_then(|()| self.put(payload));
-        self.scratch = scratch;
-        result
+        frame::put_reply(&mut self.heads, id, disk, reply, payload.len());
+        self.put(payload)
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
-        if bytes.is_empty() {
-            return Ok(());
+    /// Queues the payload of the frame whose head was just written.
+    fn put(&mut self, payload: &Bytes) -> Result<(), ConnectionError> {
+        if !payload.is_empty() {
+            self.payloads.push((self.heads.len(), payload.clone()));
         }
-        if self.queued > SEND_BYTES_MAX {
+        self.queued += payload.len();
+        if self.queued + self.heads.len() > SEND_BYTES_MAX {
             return Err(ConnectionError::Clogged);
         }
-        self.queued += bytes.len();
-        self.tls.writer().write_all(bytes)?;
+        Ok(())
+    }
+
+    /// Seals what is queued into TLS records, all of it at once: the fewer records, the less each byte costs.
+    fn seal(&mut self) -> Result<(), ConnectionError> {
+        if self.heads.is_empty() {
+            return Ok(());
+        }
+        let mut pieces = Vec::with_capacity(2 * self.payloads.len() + 1);
+        let mut from = 0;
+        for (to, payload) in &self.payloads {
+            pieces.push(IoSlice::new(&self.heads[from..*to]));
+            pieces.push(IoSlice::new(payload));
+            from = *to;
+        }
+        pieces.push(IoSlice::new(&self.heads[from..]));
+        let total: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let written = self.tls.writer().write_vectored(&pieces)?;
+        if written != total {
+            return Err(ConnectionError::Clogged);
+        }
+        self.heads.clear();
+        self.payloads.clear();
         Ok(())
     }
 
     /// Sends what is queued; true if the socket must become writable first.
     pub(super) fn flush(&mut self) -> Result<bool, ConnectionError> {
+        self.seal()?;
         while self.tls.wants_write() {
             match self.tls.write_tls(&mut self.socket) {
                 Ok(_) => {}
@@ -287,9 +307,8 @@ impl Connection {
         }
         if self.outbound && quiet >= PING_EVERY && now.since(self.pinged) >= PING_EVERY {
             self.pinged = now;
-            let mut ping = Vec::with_capacity(HEAD_BYTES);
-            frame::put_empty(&mut ping, Kind::Ping, RequestId(0));
-            self.put(&ping)?;
+            frame::put_empty(&mut self.heads, Kind::Ping, RequestId(0));
+            self.put(&Bytes::new())?;
         }
         Ok(())
     }

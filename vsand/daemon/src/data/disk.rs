@@ -20,10 +20,6 @@ pub(super) struct LocalDisk {
 }
 
 impl LocalDisk {
-    pub(super) fn is_busy(&self) -> bool {
-        self.replica.is_busy()
-    }
-
     /// The objects that are promised here and of which nothing is here.
     pub(super) fn bare_promises(&self) -> Vec<ObjectId> {
         let held: HashSet<ObjectId> = self.store.inventory().into_iter().map(|e| e.chunk.object).collect();

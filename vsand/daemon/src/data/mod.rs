@@ -36,7 +36,7 @@ use vsand_core::directory::{DiskHealth, State};
 use vsand_core::time::{Instant, Now};
 use vsand_store::ring::{BufPool, Completion, PollId, Ring, Token};
 
-use clock::{fresh, mono, now};
+use clock::{fresh, now};
 use connection::{Connection, ConnectionError, Message};
 use disk::LocalDisk;
 use port::{Command, ConnectionId, DataPort, Event};
@@ -47,8 +47,9 @@ use volume::{Volume, VolumeKey};
 const RING_ENTRIES: u32 = 1024;
 /// The longest sleep: owners, stores and connections are looked after at least so often.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
-/// Looks for completions so long before it sleeps, while something is under way: shorter than a wake-up takes.
-const SPIN: Duration = Duration::from_micros(20);
+/// Completions taken in one turn: few, so that what they bring about is on its way while the next are looked at, and a
+/// guest and the disks work meanwhile. More with many volumes, since each turn looks at every one.
+const TURN_COMPLETIONS_MIN: usize = 4;
 
 /// Whose a completion is.
 mod owner {
@@ -94,6 +95,8 @@ pub(crate) struct DataLoop {
     turns: u64,
     stopping: Option<tokio::sync::oneshot::Sender<()>>,
     looked_after: Instant,
+    /// A guest's ring holds requests that this turn did not take.
+    more_requests: bool,
 }
 
 /// Runs the loop until it is told to stop. The ring belongs to the thread that makes it, so this makes it.
@@ -116,6 +119,7 @@ pub fn run(port: DataPort) -> std::io::Result<()> {
         turns: 0,
         stopping: None,
         looked_after: Instant(0),
+        more_requests: false,
     };
     data.turn_until_stopped()
 }
@@ -126,7 +130,8 @@ impl DataLoop {
         loop {
             self.turns += 1;
             let now = now();
-            self.ring.completions(&mut completions);
+            let completions_max = TURN_COMPLETIONS_MIN + self.volumes.len() / 4;
+            self.ring.completions(completions_max, &mut completions);
             for completion in completions.drain(..) {
                 self.complete(now, completion);
             }
@@ -141,7 +146,10 @@ impl DataLoop {
             if self.stopped() {
                 return Ok(());
             }
-            let more = self.peers.values().any(|p| p.more) || self.disks.values().any(LocalDisk::has_answers);
+            let more = self.more_requests
+                || self.ring.has_completions()
+                || self.peers.values().any(|p| p.more)
+                || self.disks.values().any(LocalDisk::has_answers);
             if more {
                 self.ring.submit()?;
             } else {
@@ -152,16 +160,6 @@ impl DataLoop {
 
     /// Waits for completions. Guests' rings are watched by their eventfds only while the loop sleeps.
     fn sleep(&mut self) -> std::io::Result<()> {
-        if self.busy() {
-            self.ring.submit()?;
-            let began = mono();
-            while mono().since(began) < SPIN {
-                if self.ring.has_completions() {
-                    return Ok(());
-                }
-                std::hint::spin_loop();
-            }
-        }
         let mut awake = false;
         for volume in self.volumes.values_mut().filter(|v| v.takes_requests()) {
             if let Some(device) = volume.device() {
@@ -179,11 +177,6 @@ impl DataLoop {
             }
         }
         result
-    }
-
-    /// Whether answers are waited for that come soon.
-    fn busy(&self) -> bool {
-        self.volumes.values().any(|v| !v.owner.is_idle()) || self.disks.values().any(LocalDisk::is_busy)
     }
 
     fn sleep_max(&self) -> Duration {
@@ -307,8 +300,9 @@ impl DataLoop {
     }
 
     fn take_requests(&mut self, now: Now) {
+        self.more_requests = false;
         for volume in self.volumes.values_mut() {
-            volume.take_requests(now, &self.pool);
+            self.more_requests |= volume.take_requests(now, &self.pool);
         }
     }
 

@@ -19,8 +19,9 @@ use super::clock;
 use super::port::{GuestSocket, VolumeView};
 use super::stats::{IoStats, VolumeStats};
 
-/// Requests taken from the rings in one turn.
-const TAKE_MAX: usize = 128;
+/// Requests taken from the rings in one turn: few, so that the first are on their way to disks and peers while the next are
+/// looked at.
+const TAKE_MAX: usize = 8;
 /// Bytes of guest requests under way at most: the rings wait beyond that.
 const UNDER_WAY_BYTES_MAX: usize = 64 << 20;
 
@@ -150,25 +151,24 @@ impl Volume {
         self.closing.is_none() && self.under_way < UNDER_WAY_BYTES_MAX
     }
 
-    /// Takes requests from the rings and gives them to the owner; true if it took any.
+    /// Takes requests from the rings and gives them to the owner; true if there may be more.
     pub(super) fn take_requests(&mut self, now: Now, pool: &BufPool) -> bool {
         if !self.takes_requests() {
             return false;
         }
         let Some(device) = &mut self.device else { return false };
         let mut requests = Vec::new();
-        device.poll(TAKE_MAX, &mut |request| requests.push(request));
+        let more = device.poll(TAKE_MAX, &mut |request| requests.push(request)).more;
         if let Some(broken) = device.rings().broken()
             && !self.broken_reported
         {
             tracing::warn!(object = %self.owner.object(), %broken, "a guest broke the rules of its rings; its disk is stopped");
             self.broken_reported = true;
         }
-        let any = !requests.is_empty();
         for request in requests {
             self.begin(now, request, pool);
         }
-        any
+        more
     }
 
     fn begin(&mut self, now: Now, request: BlkRequest, pool: &BufPool) {

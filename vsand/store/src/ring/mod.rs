@@ -299,11 +299,11 @@ impl Ring {
         }
     }
 
-    /// Appends what has completed. Makes no system call.
-    pub fn completions(&mut self, into: &mut Vec<Completion>) {
+    /// Appends what has completed, at most so many. Makes no system call.
+    pub fn completions(&mut self, max: usize, into: &mut Vec<Completion>) {
         let mut queue = self.uring.completion();
         queue.sync();
-        for entry in queue.by_ref() {
+        for entry in queue.by_ref().take(max) {
             if entry.user_data() == NOBODY {
                 continue;
             }
@@ -345,7 +345,7 @@ impl Drop for Ring {
             if self.wait(Some(Duration::from_millis(100))).is_err() {
                 break;
             }
-            self.completions(&mut gone);
+            self.completions(usize::MAX, &mut gone);
             gone.clear();
         }
         if self.in_flight > 0 {
@@ -364,7 +364,7 @@ mod tests {
         let mut done = Vec::new();
         while done.len() < count {
             ring.wait(Some(Duration::from_secs(10))).unwrap();
-            ring.completions(&mut done);
+            ring.completions(usize::MAX, &mut done);
         }
         done
     }
@@ -420,7 +420,7 @@ mod tests {
         ring.wait(Some(Duration::from_millis(5))).unwrap();
         ring.wait(Some(Duration::ZERO)).unwrap();
         let mut none = Vec::new();
-        ring.completions(&mut none);
+        ring.completions(usize::MAX, &mut none);
         assert!(none.is_empty());
     }
 }

@@ -18,7 +18,7 @@ use crate::ring::Ring;
 use crate::tables::ExtentKey;
 
 /// Writes to places under way at once: enough to keep the disk busy, few enough not to be in the guests' way.
-const DEPTH: usize = 12;
+const DEPTH: usize = 8;
 /// The same when writers are about to wait.
 const DEPTH_PRESSED: usize = 48;
 
@@ -118,6 +118,10 @@ impl Store {
     fn destage(&mut self, ring: &mut Ring) {
         let depth = if self.pressed() { DEPTH_PRESSED } else { DEPTH };
         let Some(run) = &mut self.checkpoint else { return };
+        // Filled up in one go: requests that are submitted together cost less.
+        if run.under_way > depth / 4 {
+            return;
+        }
         while run.under_way < depth {
             let Some(&key) = run.extents.last() else { return };
             let slot = self.tables.slots.get_mut(&key);

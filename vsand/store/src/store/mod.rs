@@ -79,7 +79,7 @@ impl Default for StoreConfig {
             cached_extents: 8192,
             dirty_extents_max: 32_768,
             overlay_blocks_max: 32_768,
-            freeze_extents_a_turn: 64,
+            freeze_extents_a_turn: 8,
             batches_max: 2,
             checkpoint_ns_max: 5_000_000_000,
             debug_faults: false,

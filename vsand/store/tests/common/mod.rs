@@ -145,7 +145,7 @@ impl Harness {
         self.collect();
         self.ring.wait(Some(if self.held.is_empty() { wait } else { Duration::ZERO })).unwrap();
         let mut completions = std::mem::take(&mut self.held);
-        self.ring.completions(&mut completions);
+        self.ring.completions(usize::MAX, &mut completions);
         for completion in completions {
             if self.dawdle.as_mut().is_some_and(|rng| rng.random_bool(0.8)) {
                 self.held.push(completion);
