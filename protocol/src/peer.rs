@@ -178,7 +178,9 @@ pub enum Refusal {
     #[error("malformed request: {0}")]
     Malformed(String),
     /// The disk has promised the epochs of as many objects as it may without holding anything of them.
-    #[error("the disk has promised the epochs of {promises_max} objects of which it holds nothing, and promises no more")]
+    #[error(
+        "the disk has promised the epochs of {promises_max} objects of which it holds nothing, and promises no more"
+    )]
     TooManyObjects {
         /// The most that it promises.
         promises_max: u32,
