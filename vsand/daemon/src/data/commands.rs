@@ -214,7 +214,7 @@ impl DataLoop {
         Snapshot {
             volumes: self.volumes.values().map(|v| v.view(now.mono)).collect(),
             disks: self.disks.iter().map(|(id, d)| (*id, d.store.stats(), dead(d))).collect(),
-            network: self.network.clone(),
+            network: self.network,
             condemned: self.disks.values().flat_map(|d| d.replica.condemned()).map(|c| c.object).collect(),
             sleeps: self.sleeps,
             turns: self.turns,
