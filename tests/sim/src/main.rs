@@ -1,6 +1,8 @@
 //! `ferro-sim`: runs seeds of the simulator.
 #![forbid(unsafe_code)]
 
+mod switch_cli;
+
 use std::ops::Range;
 use std::process::ExitCode;
 
@@ -23,6 +25,8 @@ struct Cli {
 enum What {
     /// The storage data path: owners, replicas, locks, leases, resync. Exits 1 when a seed violates an invariant.
     Storage(Storage),
+    /// The virtual network: VLANs, tunnels, uplinks, policies. Exits 1 when a frame goes where it must not, or does not arrive.
+    Switch(switch_cli::Switch),
 }
 
 #[derive(Args)]
@@ -77,7 +81,12 @@ fn named(name: Option<&str>) -> Option<Bug> {
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let What::Storage(args) = Cli::parse().command;
+    let cores = std::thread::available_parallelism().context("counting the cores")?.get();
+    let args = match Cli::parse().command {
+        What::Storage(args) => args,
+        What::Switch(args) if args.seeds.is_empty() => bail!("no seeds: give FROM..TO with FROM below TO"),
+        What::Switch(args) => return Ok(switch_cli::main(&args, cores)),
+    };
     if args.list_bugs {
         for (name, _, what) in Bug::ALL {
             println!("{name:24} {what}");
@@ -87,7 +96,6 @@ fn main() -> anyhow::Result<ExitCode> {
     if args.seeds.is_empty() {
         bail!("no seeds in {:?}: give FROM..TO with FROM below TO", args.seeds);
     }
-    let cores = std::thread::available_parallelism().context("counting the cores")?.get();
     let threads = args.threads.unwrap_or(cores);
     if args.bugs_check {
         return Ok(check_bugs(&args, threads));

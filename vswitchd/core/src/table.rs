@@ -88,8 +88,9 @@ impl Key {
     }
 
     fn of((low, domain): Words) -> Self {
-        let [.., a, b, c, d, e, f] = low.to_be_bytes();
-        Self { domain: DomainId(domain), vid: (low >> 48) as u16, mac: Mac([a, b, c, d, e, f]) }
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&low.to_be_bytes()[2..]);
+        Self { domain: DomainId(domain), vid: (low >> 48) as u16, mac: Mac(mac) }
     }
 }
 
@@ -170,9 +171,15 @@ impl Table {
         self.entries.get(key.words()).map(|entry| entry.place)
     }
 
-    /// Where an address is, and when it was last seen there if that was learned.
-    pub fn look_source(&self, key: Key) -> Option<(Place, Option<Instant>)> {
-        self.entries.get(key.words()).map(|entry| (entry.place, entry.learned))
+    /// Where an address is in a VLAN, and when it was last seen there if that was learned. With `trunks` somebody may claim
+    /// it for all VLANs, which beats what was learned in this one.
+    pub fn find(&self, key: Key, trunks: bool) -> Option<(Place, Option<Instant>)> {
+        let exact = self.entries.get(key.words()).map(|entry| (entry.place, entry.learned));
+        if !trunks || matches!(exact, Some((_, None))) {
+            return exact;
+        }
+        let all = self.entries.get(Key { vid: Key::ALL, ..key }.words());
+        all.map(|entry| (entry.place, entry.learned)).or(exact)
     }
 
     /// How many addresses are known.
@@ -193,6 +200,11 @@ impl Table {
     /// Whether an address moved too often and stays where it is.
     pub fn is_frozen(&self, key: Key) -> bool {
         self.moves.get(&key).is_some_and(|moves| moves.frozen)
+    }
+
+    /// Whether an address is somebody's by claim.
+    pub fn is_claimed(&self, key: Key) -> bool {
+        self.entries.get(key.words()).is_some_and(|entry| entry.learned.is_none())
     }
 
     /// The addresses that are frozen.

@@ -59,7 +59,7 @@ fn unknown<T: Named>(name: &str) -> Fault {
 }
 
 /// Adding what is there is left to validation, which names all doubles.
-fn set<T: Named>(list: &mut Vec<T>, new: T, faults: &mut Vec<Fault>) {
+fn set<T: Named>(list: &mut [T], new: T, faults: &mut Vec<Fault>) {
     match list.iter_mut().find(|old| old.name() == new.name()) {
         Some(old) => *old = new,
         None => faults.push(unknown::<T>(new.name())),

@@ -29,7 +29,7 @@ fn address(bytes: &[u8], at: usize) -> Ipv6Addr {
     Ipv6Addr::from(octets)
 }
 
-/// The sum over the pseudo header of an ICMPv6 message (RFC 8200, section 8.1).
+/// The sum over the pseudo header of an `ICMPv6` message (RFC 8200, section 8.1).
 fn pseudo_sum(addresses: &[u8], len: usize) -> u32 {
     sum16(addresses, len as u32 + u32::from(protocol::ICMP_V6))
 }

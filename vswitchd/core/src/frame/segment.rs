@@ -37,10 +37,13 @@ pub struct Run {
 }
 
 impl SuperFrame {
-    /// Checks that the headers are those of such a super-frame. Tags may stand in front of them.
+    /// Checks that the headers are those of such a super-frame. Two tags may stand in front of them.
     pub(super) fn of(head: &[u8], len: usize, csum: Csum, gso: Gso) -> Result<Self, BadOffload> {
         let Csum::Partial { start, offset } = csum else { return Err(BadOffload::Kind) };
-        let ether = Ether::parse_headers(head).map_err(|_| BadOffload::Headers)?;
+        let mut ether = Ether::parse_headers(head).map_err(|_| BadOffload::Headers)?;
+        if ether.hides_tag() && head.len() >= ether.l3 + super::TAG_BYTES {
+            (ether.ether_type, ether.l3) = (be16(head, ether.l3 + 2), ether.l3 + super::TAG_BYTES);
+        }
         let ip = Ip::parse(head, &ether).ok_or(BadOffload::Headers)?;
         let (wanted, field) = match gso.kind {
             GsoKind::TcpV4 | GsoKind::TcpV6 => (protocol::TCP, 16),

@@ -20,9 +20,9 @@ use super::port::Guest;
 use super::{Counters, Effect, Port, Switch};
 
 /// The most frames that tell switches of what moved to another uplink, for one port group.
-const NOTIFY_MAX: usize = 4096;
-/// The most VLANs of a trunk in which they are told.
-const NOTIFY_VLANS_MAX: usize = 16;
+const NOTIFY_MAX: usize = 16_384;
+/// The most VLANs of a trunk in which they are told; in the others the guest's own next frame tells them.
+const NOTIFY_VLANS_MAX: usize = 256;
 /// For how long what a domain without learning has learned is kept: none is.
 const AGE_NONE: Duration = Duration::ZERO;
 
@@ -58,7 +58,7 @@ impl Switch {
             self.table.flush_learned(Place::Uplink(UplinkIx(at as u16)));
         }
         self.uplinks = vec![Counters::default(); self.config.uplinks().len()];
-        let built = domain::build(&self.config, self.settings.host, &mut self.switch_names);
+        let built = domain::build(&self.config, self.settings.host, &mut self.names_of_switches);
         let kept: BTreeSet<_> = built.all.iter().map(|domain| domain.id).collect();
         self.table.purge(|id| kept.contains(&id));
         let Domains { all, by_vni, standard, bridged, of_group } = built;
@@ -125,6 +125,7 @@ impl Switch {
             vlan: group.vlan.clone(),
             config,
             learning: None,
+            team: group.team.clone(),
             answer_neighbours: true,
             shaper_in: None,
             shaper_out: None,
@@ -154,6 +155,8 @@ impl Switch {
         let name = port.name.clone();
         self.unclaim(now, ix);
         self.table.flush_learned(Place::Port(ix));
+        // What it sent from others' addresses may come from elsewhere now.
+        self.echoes.fill((0, Instant(0)));
         self.by_name.remove(&name);
         self.ports[ix.slot as usize].attached = false;
         for domain in &mut self.domains {
@@ -187,6 +190,10 @@ impl Switch {
             port.vlan = group.vlan.clone();
         }
         let learning_changed = port.learning != group.learning;
+        let team_changed = port.team != group.team;
+        if team_changed {
+            port.team = group.team.clone();
+        }
         port.learning = group.learning;
         port.answer_neighbours = group.answer_neighbours;
         port.domain = place;
@@ -199,11 +206,12 @@ impl Switch {
         let changed = self.ports[slot].claim.map(|(old, _)| old) != Some(key);
         if changed {
             self.unclaim(now, ix);
-            self.sequence = Sequence(self.sequence.0.saturating_add(1));
+            let clock = self.settings.sequence.0.saturating_add(now.0 / 1000);
+            self.sequence = Sequence(self.sequence.0.saturating_add(1).max(clock));
             self.ports[slot].claim = Some((key, self.sequence));
             let moved = self.table.claim(now, key, Place::Port(ix), self.settings.host, self.sequence);
             self.report(vni, key, moved);
-            if let Some(announcement) = self.announcement(&self.ports[slot]) {
+            if let Some(announcement) = announcement(&self.ports[slot]) {
                 self.effect(Effect::Announce(announcement));
             }
         } else {
@@ -214,7 +222,7 @@ impl Switch {
         let ips = self.ports[slot].config.addresses.clone();
         self.know_neighbours(key, &ips);
         self.ports[slot].known = Some(ips);
-        if changed {
+        if changed || vlan_changed || team_changed {
             self.tell_port(ix, key);
         }
         let watches = self.ports[slot].watches();
@@ -242,13 +250,6 @@ impl Switch {
         if let Some(vni) = vni {
             self.effect(Effect::Withdraw(Withdrawal { vni, lanes: lanes(key), mac: key.mac, sequence }));
         }
-    }
-
-    pub(super) fn announcement(&self, port: &Port) -> Option<Announcement> {
-        let (key, sequence) = port.claim?;
-        let vni = virtual_network(key)?;
-        let ips = port.config.addresses.clone();
-        Some(Announcement { vni, lanes: lanes(key), mac: key.mac, ips, port: port.name.clone(), sequence })
     }
 
     /// Who gets copies of whom.
@@ -362,6 +363,9 @@ impl Switch {
                     else {
                         continue;
                     };
+                    if !self.domains[port.domain].is_physical() {
+                        continue;
+                    }
                     (wire_vids(port, key), ix.slot)
                 }
                 Place::Peer(_) => {
@@ -440,6 +444,14 @@ impl Switch {
             self.effect(Effect::Send { uplink, bytes });
         }
     }
+}
+
+/// What a port says of itself to other hosts.
+pub(super) fn announcement(port: &Port) -> Option<Announcement> {
+    let (key, sequence) = port.claim?;
+    let vni = virtual_network(key)?;
+    let ips = port.config.addresses.clone();
+    Some(Announcement { vni, lanes: lanes(key), mac: key.mac, ips, port: port.name.clone(), sequence })
 }
 
 /// The VLANs in which a port's address is told on the wire.

@@ -40,6 +40,7 @@ pub(super) struct Way<'a> {
     pub(super) nested: bool,
     /// The group whose uplinks it takes.
     pub(super) group: Option<GroupIx>,
+    pub(super) now: Instant,
     /// When it may leave.
     pub(super) at: Instant,
     /// An uplink brought it, and its receiver takes it from there.
@@ -105,6 +106,7 @@ impl Switch {
             priority: ether.tag.unwrap_or_default().with(Vid::NONE),
             nested: ether.hides_tag(),
             group: None,
+            now,
             at: now,
             taken: Cell::new(false),
             flow: Cell::new(None),
@@ -147,6 +149,10 @@ impl Switch {
         watch: &mut W,
     ) -> Result<(), Cause> {
         let dst = way.ether.dst;
+        // To the one who sent it: there is nowhere to go.
+        if dst == way.ether.src {
+            return Err(Cause::Hairpin);
+        }
         if dst.is_group() {
             watch.step(|| Step::ToAll);
             let many = if dst.is_broadcast() { Many::Broadcast } else { Many::Multicast };
@@ -155,16 +161,12 @@ impl Switch {
         }
         let found = self.look(&self.domains[way.domain], way.lane, dst);
         watch.step(|| Step::Found(found));
-        match found {
-            Some(place) => {
-                self.limit(now, way, None, watch)?;
-                self.send_to(way, place, out, watch)
-            }
-            None => {
-                self.limit(now, way, Some(Many::Unknown), watch)?;
-                self.send_to_all(way, Many::Unknown, out, watch)
-            }
+        if let Some(place) = found {
+            self.limit(now, way, None, watch)?;
+            return self.send_to(way, place, out, watch);
         }
+        self.limit(now, way, Some(Many::Unknown), watch)?;
+        self.send_to_all(way, Many::Unknown, out, watch)
     }
 
     /// Port security, and the VLAN of what a port sends.
@@ -213,13 +215,11 @@ impl Switch {
         way.lane = lane::of_wire(&domain.private, wire);
         way.group = domain.bridge;
         let key = Key::new(domain.id, way.lane.vid, way.ether.src);
-        let source = self.table.look_source(key).or_else(|| {
-            domain.has_trunks.then(|| self.table.look_source(Key { vid: Key::ALL, ..key })).flatten()
-        });
+        let source = self.table.find(key, domain.has_trunks);
         let echo = match source {
             Some((Place::Port(_) | Place::Peer(_), None)) => true,
             Some((Place::Port(_) | Place::Peer(_), Some(seen))) => now.since(seen) < ECHO,
-            _ => false,
+            _ => self.is_echo(now, key),
         };
         if echo && !self.settings.bugs.has(Bug::Reflection) {
             return Err(Cause::Reflected);
@@ -264,18 +264,19 @@ impl Switch {
         };
         let Some(learning) = learning else { return Ok(()) };
         watch.step(|| Step::WouldLearn);
-        if !W::LIVE {
-            return Ok(());
-        }
         let limit = if matches!(place, Place::Port(_)) { learning.limit } else { LEARNED_OUTSIDE_MAX };
         let (vni, key) = (domain.vni, Key::new(domain.id, way.lane.vid, way.ether.src));
+        let strict = matches!(place, Place::Port(_)) && learning.at_limit == AtLimit::Drop;
+        if !W::LIVE {
+            let here = self.table.look(key) == Some(place);
+            let full = !here && self.table.learned_at(place) >= limit;
+            let claimed = self.table.is_claimed(key);
+            return if full && strict && !claimed { Err(Cause::LearningLimit) } else { Ok(()) };
+        }
         match self.table.learn(now, key, place, limit) {
             Learned::Done(moved) => self.report(vni, key, moved),
-            Learned::Claimed => {}
-            Learned::Full if matches!(place, Place::Port(_)) && learning.at_limit == AtLimit::Drop => {
-                return Err(Cause::LearningLimit);
-            }
-            Learned::Full => {}
+            Learned::Full if strict => return Err(Cause::LearningLimit),
+            Learned::Claimed | Learned::Full => {}
         }
         Ok(())
     }
@@ -313,6 +314,26 @@ impl Switch {
             watch.step(|| Step::Shaped(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)));
         }
         Ok(())
+    }
+
+    fn echo(&self, key: Key) -> (usize, u64) {
+        let hash = self.settings.hash.of(key.mac.bits(), u64::from(key.domain.0) << 16 | u64::from(key.vid));
+        (hash as usize % self.echoes.len(), hash)
+    }
+
+    fn is_echo(&self, now: Instant, key: Key) -> bool {
+        let (at, hash) = self.echo(key);
+        self.echoes[at].0 == hash && now.since(self.echoes[at].1) < ECHO
+    }
+
+    /// A frame leaves by an uplink: it will be known when another brings it back.
+    pub(super) fn remember(&mut self, way: &Way<'_>) {
+        let own =
+            matches!(way.from, Ingress::Port(ix) if self.ports[ix.slot as usize].mac() == way.ether.src);
+        if !own {
+            let (at, hash) = self.echo(Key::new(self.domains[way.domain].id, way.lane.vid, way.ether.src));
+            self.echoes[at] = (hash, way.now);
+        }
     }
 
     /// The flow that it belongs to.

@@ -183,7 +183,8 @@ pub struct Settings {
     pub host: HostId,
     /// Drawn at random when the daemon starts.
     pub hash: HashKey,
-    /// Above every sequence number that this host gave before it was restarted: the wall clock in microseconds will do.
+    /// The wall clock, in microseconds, at `Instant(0)`. Claims are numbered by it, but always above all that were seen (a
+    /// hybrid logical clock): so the later of two wins also when their hosts had no contact.
     pub sequence: Sequence,
     /// A deliberate bug.
     pub bugs: Bugs,
@@ -191,6 +192,9 @@ pub struct Settings {
 
 /// Frames made here by themselves between two polls, at most: the rest is not said.
 const EFFECTS_MAX: usize = 65_536;
+
+/// How many addresses that nobody claims are remembered, to know their frames when an uplink brings them back.
+const ECHOES: usize = 4096;
 
 /// The switch of one host.
 #[derive(Debug)]
@@ -204,7 +208,7 @@ pub struct Switch {
     /// The place in `domains` of each group's network.
     of_group: Vec<usize>,
     /// Numbers of switches, by name.
-    switch_names: BTreeMap<NetName, u32>,
+    names_of_switches: BTreeMap<NetName, u32>,
     /// The place of each virtual network in `domains`.
     by_vni: Map<usize>,
     /// The place in `domains` of each VLAN of each switch that belongs to a bridged group.
@@ -223,6 +227,8 @@ pub struct Switch {
     sequence: Sequence,
     effects: VecDeque<Effect>,
     networks: Vec<Vni>,
+    /// What left by uplinks from addresses that nobody claims: the hash of network and address, and when.
+    echoes: Vec<(u64, Instant)>,
     beacon_at: Instant,
     rebalance_at: Instant,
 }
@@ -238,7 +244,7 @@ impl Switch {
             by_name: BTreeMap::new(),
             domains: Vec::new(),
             of_group: Vec::new(),
-            switch_names: BTreeMap::new(),
+            names_of_switches: BTreeMap::new(),
             by_vni: Map::new(settings.hash),
             bridged: BTreeMap::new(),
             standard: BTreeMap::new(),
@@ -252,6 +258,7 @@ impl Switch {
             sequence: settings.sequence,
             effects: VecDeque::new(),
             networks: Vec::new(),
+            echoes: vec![(0, Instant(0)); ECHOES],
             beacon_at: Instant(0),
             rebalance_at: Instant(0),
         }
@@ -311,10 +318,6 @@ impl Switch {
 
     /// The address that a frame is for, as it stands in the table.
     fn look(&self, domain: &Domain, lane: Lane, mac: Mac) -> Option<crate::table::Place> {
-        let exact = self.table.look(Key::new(domain.id, lane.vid, mac));
-        if exact.is_some() || !domain.has_trunks {
-            return exact;
-        }
-        self.table.look(Key { domain: domain.id, vid: Key::ALL, mac })
+        self.table.find(Key::new(domain.id, lane.vid, mac), domain.has_trunks).map(|(place, _)| place)
     }
 }

@@ -24,9 +24,9 @@ impl Switch {
         let sent = match place {
             Place::Port(ix) if way.from == Ingress::Port(ix) => Err(Cause::Hairpin),
             Place::Port(ix) if self.port(ix).is_none() => Err(Cause::NoReceiver),
-            Place::Port(ix) => self.to_port(way, ix.slot, out, watch),
-            Place::Peer(peer) => self.to_peer(way, peer, out, watch),
-            Place::Uplink(_) => self.to_uplink(way, out, watch),
+            Place::Port(ix) => self.send_to_port(way, ix.slot, out, watch),
+            Place::Peer(peer) => self.send_to_peer(way, peer, out, watch),
+            Place::Uplink(_) => self.send_to_uplink(way, out, watch),
         };
         for at in 0..self.domains[way.domain].watchers.len() {
             let slot = self.domains[way.domain].watchers[at];
@@ -35,7 +35,7 @@ impl Switch {
             if !elsewhere && !matches!(place, Place::Port(ix) if ix.slot == slot) {
                 way.taken.set(sent.is_ok());
                 // Who may not see it, does not.
-                let _ = self.to_port(way, slot, out, watch);
+                let _ = self.send_to_port(way, slot, out, watch);
             }
         }
         sent
@@ -55,7 +55,7 @@ impl Switch {
             let port = &self.ports[slot as usize];
             if many != Many::Unknown || port.learning.is_some() || port.watches() {
                 // A port of another VLAN is no fault; what the port itself refused was counted there.
-                let _ = self.to_port(way, slot, out, watch);
+                let _ = self.send_to_port(way, slot, out, watch);
             }
         }
         let domain = &self.domains[way.domain];
@@ -66,10 +66,10 @@ impl Switch {
         if !outside {
             for at in 0..self.domains[way.domain].peers.len() {
                 let peer = self.domains[way.domain].peers[at];
-                failed = self.to_peer(way, peer, out, watch).err().or(failed);
+                failed = self.send_to_peer(way, peer, out, watch).err().or(failed);
             }
         }
-        failed = self.to_uplink(way, out, watch).err().or(failed);
+        failed = self.send_to_uplink(way, out, watch).err().or(failed);
         if out.deliveries.len() > before {
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl Switch {
         Err(failed.filter(|cause| matches!(cause, Cause::NoUplink | Cause::TunnelDown)).unwrap_or(nobody))
     }
 
-    fn to_port<W: Watch>(
+    fn send_to_port<W: Watch>(
         &mut self,
         way: &Way<'_>,
         slot: u32,
@@ -150,7 +150,7 @@ impl Switch {
         Ok(Edit::between(way.has, vid.map(|vid| way.priority.with(vid))))
     }
 
-    fn to_peer<W: Watch>(
+    fn send_to_peer<W: Watch>(
         &mut self,
         way: &Way<'_>,
         peer: PeerIx,
@@ -189,7 +189,12 @@ impl Switch {
         Ok(())
     }
 
-    fn to_uplink<W: Watch>(&mut self, way: &Way<'_>, out: &mut Output, watch: &mut W) -> Result<(), Cause> {
+    fn send_to_uplink<W: Watch>(
+        &mut self,
+        way: &Way<'_>,
+        out: &mut Output,
+        watch: &mut W,
+    ) -> Result<(), Cause> {
         if matches!(way.from, Ingress::Uplink(_)) || !self.domains[way.domain].is_physical() {
             return Err(Cause::NotOurs);
         }
@@ -207,6 +212,7 @@ impl Switch {
         let edit = Edit::between(way.has, tag);
         out.deliveries.push(Delivery { frame: way.index, to, edit, at: way.at, mirror: false });
         if W::LIVE {
+            self.remember(way);
             self.uplinks[usize::from(uplink.0)].to.add(edit.len(way.len));
         }
         Ok(())

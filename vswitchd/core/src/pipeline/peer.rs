@@ -82,7 +82,12 @@ impl Switch {
     /// It is in these networks and no others.
     pub fn peer_networks(&mut self, ix: PeerIx, networks: &[Vni]) {
         if let Some(peer) = self.peers.get_mut(usize::from(ix.0)) {
-            peer.networks = networks.iter().copied().take(NETWORKS_MAX).collect();
+            let new: BTreeSet<Vni> = networks.iter().copied().take(NETWORKS_MAX).collect();
+            let left = !peer.networks.is_subset(&new);
+            peer.networks = new;
+            if left {
+                self.table.flush_learned(Place::Peer(ix));
+            }
             self.place_peers();
         }
     }
@@ -185,7 +190,7 @@ impl Switch {
     /// What this host has to say on a new control connection.
     pub fn snapshot(&self) -> (Vec<Vni>, Vec<Announcement>) {
         let ports = self.ports.iter().filter(|port| port.attached);
-        (self.networks.clone(), ports.filter_map(|port| self.announcement(port)).collect())
+        (self.networks.clone(), ports.filter_map(super::control::announcement).collect())
     }
 
     /// An address moved: says so, if it is frozen now.

@@ -33,6 +33,8 @@ pub struct Port {
     pub(super) domain: usize,
     pub(super) vlan: Vlan,
     pub(super) learning: Option<Learning>,
+    /// How its group uses uplinks: when that changes, switches are told where it is now.
+    pub(super) team: config::Team,
     pub(super) answer_neighbours: bool,
     pub(super) shaper_in: Option<Shaper>,
     pub(super) shaper_out: Option<Shaper>,

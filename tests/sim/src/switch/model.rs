@@ -1,0 +1,326 @@
+//! What must and must not arrive, told from the specification as it was written. It knows nothing of tables, lanes or
+//! tunnels' chunks, and shares no code with the switch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ferro_protocol::ids::HostId;
+use ferro_protocol::net::Mac;
+use vswitch_core::config::spec::{
+    GroupSpec, MirrorSpec, PortSpec, PrivateKind, SecuritySpec, Spec, SwitchSpec, TeamSpec, VlanSpec,
+};
+
+use super::frames::Sent;
+use super::topology::Station;
+
+/// Who sends or gets a frame.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Party {
+    /// A port at a host.
+    Port { name: String, host: usize },
+    /// A station in the physical network.
+    Station(usize),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    Deny,
+    May,
+    Must,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Network {
+    Virtual(u32),
+    Standard,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Speaker {
+    Open,
+    Isolated,
+    Community(u32),
+}
+
+/// The segment that a frame is in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Segment {
+    network: Network,
+    vid: u32,
+    /// In the physical network.
+    wire: u32,
+    speaker: Speaker,
+}
+
+/// The state of the world that matters.
+#[derive(Debug)]
+pub(super) struct Model<'a> {
+    pub(super) spec: &'a Spec,
+    pub(super) hosts: &'a [HostId],
+    pub(super) stations: &'a [Station],
+    /// Where each port is; a port that has just moved may be at two hosts, of which this is the new one.
+    pub(super) places: &'a BTreeMap<String, usize>,
+    /// Ports whose guest took another address.
+    pub(super) taken: &'a BTreeMap<String, Mac>,
+    /// Ports whose guest wants to see everything.
+    pub(super) curious: &'a BTreeSet<String>,
+    /// Links that are up, by host and number.
+    pub(super) links: &'a [Vec<bool>],
+    /// Tunnels that work, by hosts.
+    pub(super) tunnels: &'a [Vec<bool>],
+    /// Datagrams get lost: of a super-frame that is too large for a port, its small last segment may come alone.
+    pub(super) lossy: bool,
+}
+
+impl<'a> Model<'a> {
+    fn port(&self, name: &str) -> Option<(&'a PortSpec, &'a GroupSpec)> {
+        let port = self.spec.ports.iter().find(|port| port.name == name)?;
+        Some((port, self.spec.groups.iter().find(|group| group.name == port.group)?))
+    }
+
+    fn security(port: &PortSpec, group: &GroupSpec) -> SecuritySpec {
+        port.overrides.and_then(|it| it.security).unwrap_or(group.security)
+    }
+
+    fn blocked(port: &PortSpec, group: &GroupSpec) -> bool {
+        port.overrides.and_then(|it| it.blocked).unwrap_or(group.blocked)
+    }
+
+    /// The address that a port has now.
+    pub(super) fn mac(&self, name: &str) -> Mac {
+        let Some((port, group)) = self.port(name) else { return Mac::ZERO };
+        let taken = self.taken.get(name).filter(|_| Self::security(port, group).mac_change);
+        taken.copied().unwrap_or_else(|| port.mac.parse().unwrap_or(Mac::ZERO))
+    }
+
+    pub(super) fn may_forge(&self, name: &str) -> bool {
+        self.port(name).is_some_and(|(port, group)| Self::security(port, group).forged_transmits)
+    }
+
+    /// The mirror that copies to this port, if it is one's. A mirror works while its port is attached.
+    pub(super) fn mirror_to(&self, name: &str) -> Option<&'a MirrorSpec> {
+        self.spec.mirrors.iter().find(|mirror| mirror.to == name)
+    }
+
+    fn network(group: &GroupSpec) -> Network {
+        group.vni.map_or(Network::Standard, Network::Virtual)
+    }
+
+    fn mtu(group: &GroupSpec) -> usize {
+        group.mtu.unwrap_or(9000) as usize
+    }
+
+    /// The segment of what a port sends; none if it may not send it.
+    fn enters(&self, name: &str, sent: &Sent) -> Option<Segment> {
+        let (port, group) = self.port(name)?;
+        let reserved = reserved(sent.dst);
+        let forged = sent.src != self.mac(name) && !Self::security(port, group).forged_transmits;
+        if Self::blocked(port, group) || self.mirror_to(name).is_some() || reserved || forged {
+            return None;
+        }
+        if sent.src.is_group() || sent.src == Mac::ZERO || sent.packet() > Self::mtu(group) {
+            return None;
+        }
+        if sent.tags.first().is_some_and(|(kind, _)| *kind != 0x8100) {
+            return None;
+        }
+        let vid = sent.tag().map_or(0, |tci| u32::from(tci & 0x0fff));
+        if vid == 4095 || (sent.tag().is_some() && vid == 0 && sent.hides()) {
+            return None;
+        }
+        let open = |vid| Segment { network: Self::network(group), vid, wire: vid, speaker: Speaker::Open };
+        match &group.vlan {
+            VlanSpec::None => (vid == 0).then(|| open(0)),
+            VlanSpec::Access(own) => (vid == 0).then(|| open(*own)),
+            VlanSpec::Guest => Some(open(vid)),
+            VlanSpec::Trunk { native, .. } if vid == 0 => native.map(open),
+            VlanSpec::Trunk { ranges, native } => {
+                let carried = ranges.iter().any(|(a, b)| (*a..=*b).contains(&vid)) || *native == Some(vid);
+                carried.then(|| open(vid))
+            }
+            VlanSpec::Private { .. } if vid != 0 => None,
+            VlanSpec::Private { primary, secondary, kind } => {
+                let wire = secondary.unwrap_or(*primary);
+                let speaker = match kind {
+                    PrivateKind::Promiscuous => Speaker::Open,
+                    PrivateKind::Isolated => Speaker::Isolated,
+                    PrivateKind::Community => Speaker::Community(wire),
+                };
+                Some(Segment { vid: *primary, wire, speaker, ..open(0) })
+            }
+        }
+    }
+
+    /// The segment of what a station sends.
+    fn enters_station(&self, station: Station) -> Segment {
+        let bridged = self.spec.groups.iter().find(|group| {
+            group.bridge.is_some()
+                && group.vlan == if station.vid == 0 { VlanSpec::None } else { VlanSpec::Access(station.vid) }
+        });
+        let network = bridged.map_or(Network::Standard, Self::network);
+        // A secondary VLAN on the wire is its primary's; stations are in none of them.
+        Segment { network, vid: station.vid, wire: station.vid, speaker: Speaker::Open }
+    }
+
+    /// The VLAN of the tag that a port gets to see; none if it must not see the frame.
+    fn exits(&self, name: &str, segment: &Segment, hides: bool) -> Option<u32> {
+        let (port, group) = self.port(name)?;
+        if Self::blocked(port, group) { None } else { Self::sees(group, segment, hides) }
+    }
+
+    /// The same, whether or not the port is blocked.
+    fn sees(group: &GroupSpec, segment: &Segment, hides: bool) -> Option<u32> {
+        if Self::network(group) != segment.network {
+            return None;
+        }
+        let vid = segment.vid;
+        let seen = match &group.vlan {
+            VlanSpec::None => (vid == 0).then_some(0),
+            VlanSpec::Access(own) => (vid == *own).then_some(0),
+            VlanSpec::Guest => Some(vid),
+            VlanSpec::Trunk { native, .. } if *native == Some(vid) => Some(0),
+            VlanSpec::Trunk { ranges, .. } => {
+                ranges.iter().any(|(a, b)| (*a..=*b).contains(&vid)).then_some(vid)
+            }
+            VlanSpec::Private { primary, secondary, kind } => {
+                let hears = match segment.speaker {
+                    Speaker::Open => true,
+                    Speaker::Isolated => *kind == PrivateKind::Promiscuous,
+                    Speaker::Community(own) => *kind == PrivateKind::Promiscuous || *secondary == Some(own),
+                };
+                (*primary == vid && hears).then_some(0)
+            }
+        };
+        seen.filter(|vid| *vid != 0 || !hides)
+    }
+
+    fn team(&self, group: &'a GroupSpec) -> Option<&'a TeamSpec> {
+        let switch: &SwitchSpec = self.spec.switches.first()?;
+        group.team.as_ref().or(switch.team.as_ref())
+    }
+
+    fn outside(&self, host: usize, group: &'a GroupSpec) -> bool {
+        let Some(team) = self.team(group) else { return false };
+        team.active.iter().chain(&team.standby).any(|name| {
+            let number = name.strip_prefix("eth").and_then(|n| n.parse::<usize>().ok());
+            number.is_some_and(|n| self.links[host].get(n).copied().unwrap_or(false))
+        })
+    }
+
+    fn bridge(&self, group: &GroupSpec) -> Option<usize> {
+        self.hosts.iter().position(|host| Some(*host) == group.bridge)
+    }
+
+    fn tunnel(&self, a: usize, b: usize) -> bool {
+        a == b || self.tunnels[a][b]
+    }
+
+    /// Whether there is a way between two.
+    fn way(&self, from: &Party, to: &Party) -> bool {
+        let group = |name: &str| self.port(name).map(|(_, group)| group);
+        match (from, to) {
+            (Party::Port { name: a, host: at_a }, Party::Port { name: b, host: at_b }) => {
+                let (Some(a), Some(b)) = (group(a), group(b)) else { return false };
+                at_a == at_b
+                    || match Self::network(a) {
+                        Network::Virtual(_) => self.tunnel(*at_a, *at_b),
+                        Network::Standard => self.outside(*at_a, a) && self.outside(*at_b, b),
+                    }
+            }
+            (Party::Port { name, host }, Party::Station(_))
+            | (Party::Station(_), Party::Port { name, host }) => {
+                let Some(group) = group(name) else { return false };
+                match Self::network(group) {
+                    Network::Standard => self.outside(*host, group),
+                    Network::Virtual(_) => self
+                        .bridge(group)
+                        .is_some_and(|bridge| self.tunnel(*host, bridge) && self.outside(bridge, group)),
+                }
+            }
+            (Party::Station(_), Party::Station(_)) => true,
+        }
+    }
+
+    fn shaped(&self, name: &str) -> bool {
+        self.port(name)
+            .is_some_and(|(_, group)| group.shaping != vswitch_core::config::spec::ShapingSpec::default())
+    }
+
+    fn segment(&self, from: &Party, sent: &Sent) -> Option<Segment> {
+        match from {
+            Party::Port { name, .. } => self.enters(name, sent),
+            Party::Station(_) if reserved(sent.dst) => None,
+            Party::Station(n) => Some(self.enters_station(self.stations[*n])),
+        }
+    }
+
+    /// Whether a frame may or must arrive, and with which tag.
+    pub(super) fn verdict(&self, from: &Party, sent: &Sent, to: &Party) -> (Verdict, Option<u16>) {
+        let deny = (Verdict::Deny, None);
+        if from == to {
+            return deny;
+        }
+        if let (Party::Station(_), Party::Station(n)) = (from, to) {
+            // Between themselves.
+            let vid = self.stations[*n].vid;
+            return (Verdict::May, (vid != 0).then_some(sent.tag().unwrap_or(0) & 0xf000 | vid as u16));
+        }
+        if sent.dst == sent.src {
+            return deny;
+        }
+        let Some(segment) = self.segment(from, sent) else { return deny };
+        let hides = sent.hides();
+        let priority = sent.tag().unwrap_or(0) & 0xf000;
+        let tagged = |vid: u32| (vid != 0).then_some(priority | vid as u16);
+        let (verdict, vid) = match to {
+            Party::Station(n) => {
+                let station = self.stations[*n];
+                let there = self.enters_station(station);
+                if there.network != segment.network
+                    || segment.wire != station.vid
+                    || (hides && station.vid == 0)
+                {
+                    return deny;
+                }
+                let mine = sent.dst.is_group() || sent.dst == station.mac;
+                (if mine { Verdict::Must } else { Verdict::May }, station.vid)
+            }
+            Party::Port { name, host } => {
+                let Some(vid) = self.exits(name, &segment, hides) else { return deny };
+                let Some((port, group)) = self.port(name) else { return deny };
+                let part = self.lossy && sent.offload.gso.is_some();
+                if sent.packet() > Self::mtu(group) {
+                    return if part { (Verdict::May, tagged(vid)) } else { deny };
+                }
+                let here = matches!(from, Party::Port { host: source, .. } if source == host);
+                let curious = self.curious.contains(name) && Self::security(port, group).promiscuous;
+                let verdict = if sent.dst.is_group() || sent.dst == self.mac(name) || (curious && here) {
+                    Verdict::Must
+                } else if curious || group.learning.is_some() {
+                    Verdict::May
+                } else {
+                    return deny;
+                };
+                let settled = self.places.get(name) == Some(host) && !self.shaped(name);
+                (if settled { verdict } else { Verdict::May }, vid)
+            }
+        };
+        let sender_shaped = matches!(from, Party::Port { name, .. } if self.shaped(name));
+        let required = self.way(from, to) && !sender_shaped;
+        (if required { verdict } else { Verdict::May }, tagged(vid))
+    }
+
+    /// Who has an IP address that this sender could reach, if anybody.
+    pub(super) fn owner(&self, from: &Party, sent: &Sent, ip: [u8; 4]) -> Option<Mac> {
+        let segment = self.segment(from, sent)?;
+        let text = std::net::Ipv4Addr::from(ip).to_string();
+        let port = self.spec.ports.iter().find(|port| port.addresses.contains(&text))?;
+        // That it is blocked, only its own host knows.
+        Self::sees(self.port(&port.name)?.1, &segment, false)?;
+        Some(self.mac(&port.name))
+    }
+}
+
+/// For the next bridge only.
+fn reserved(dst: Mac) -> bool {
+    dst.0[..5] == [1, 0x80, 0xc2, 0, 0] && dst.0[5] < 16
+}
