@@ -5,6 +5,7 @@ mod frames;
 mod identity;
 mod replica;
 mod store;
+mod switch;
 mod vhost;
 
 /// Something that reads foreign bytes.
@@ -121,6 +122,20 @@ pub const ALL: &[Target] = &[
         seeds: replica::seeds,
         quick_cases: 30_000,
         len_max: 2048,
+    },
+    Target {
+        name: "switch_frames",
+        run: switch::frames,
+        seeds: switch::frame_seeds,
+        quick_cases: 4_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "tunnel_datagrams",
+        run: switch::datagrams,
+        seeds: switch::datagram_seeds,
+        quick_cases: 30_000,
+        len_max: 8192,
     },
 ];
 

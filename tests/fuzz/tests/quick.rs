@@ -147,6 +147,8 @@ quick! {
     directory_command
     directory_script
     replica_requests
+    switch_frames
+    tunnel_datagrams
 }
 
 /// The driver itself: a panic and a large allocation are both seen, and what is found is made small.
