@@ -146,7 +146,7 @@ impl World {
         let spec = self.spec.clone();
         self.log(|| format!("{spec:#?}"));
         let (stations, shape) = (self.topology.stations.clone(), format!("{:?}", self.physical));
-        self.log(|| format!("{} stations {stations:?}", shape));
+        self.log(|| format!("{shape} stations {stations:?}"));
         self.configure();
         for host in 0..self.hosts.len() {
             for n in 0..self.links[host].len() {
@@ -186,7 +186,7 @@ impl World {
         let end = self.now + by;
         while self.now < end {
             let next = Instant((self.now.0 / 100_000_000 + 1) * 100_000_000).min(end);
-            let tick = next.0 % 100_000_000 == 0;
+            let tick = next.0.is_multiple_of(100_000_000);
             self.now = next;
             if tick {
                 for host in 0..self.hosts.len() {
