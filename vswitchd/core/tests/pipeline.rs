@@ -34,10 +34,13 @@ fn host(groups: &str, ports: &[&str]) -> (Switch, Vec<PortIx>) {
     text.push_str(groups);
     for (n, group) in ports.iter().enumerate() {
         let n = n + 1;
-        text.push_str(&format!(
-            "\n[[port]]\nname = 'p{n}'\ngroup = '{group}'\nmac = '{}'\naddresses = ['10.0.0.{n}', 'fe80::{n}']\n",
-            mac(n as u8)
-        ));
+        let addresses = format!("['10.0.0.{n}', 'fe80::{n}']");
+        let mac = mac(n as u8);
+        text.push_str("\n[[port]]\n");
+        for (key, value) in [("name", format!("'p{n}'")), ("group", format!("'{group}'"))] {
+            text.extend([key, " = ", &value, "\n"]);
+        }
+        text.extend(["mac = '", &mac.to_string(), "'\naddresses = ", &addresses, "\n"]);
     }
     let config = validate(&toml::from_str(&text).expect("it can be read")).expect("it is right");
     let settings = Settings { host: HERE, hash: HashKey(3, 5), sequence: Sequence(7), bugs: Bugs::NONE };
