@@ -36,7 +36,7 @@ pub(super) fn frame(
     everybody: &[Party],
     terms: Terms,
 ) -> Result<u64, String> {
-    let answered = answers(model, from, sent, arrivals)?;
+    let answered = answers(model, from, sent, arrivals, terms)?;
     let mut by_party: BTreeMap<&Party, Vec<&Arrival>> = BTreeMap::new();
     for arrival in arrivals.iter().filter(|it| !it.made && !it.mirror) {
         by_party.entry(&arrival.at).or_default().push(arrival);
@@ -80,8 +80,14 @@ pub(super) fn frame(
     }
 }
 
-/// Only the asker gets an answer, and it is the truth.
-fn answers(model: &Model<'_>, from: &Party, sent: &Sent, arrivals: &[Arrival]) -> Result<bool, String> {
+/// Only the asker gets an answer, and it is the truth; while news are under way, what was true before them.
+fn answers(
+    model: &Model<'_>,
+    from: &Party,
+    sent: &Sent,
+    arrivals: &[Arrival],
+    terms: Terms,
+) -> Result<bool, String> {
     let mut answered = false;
     for arrival in arrivals.iter().filter(|it| it.made) {
         let Some(ip) = sent.asks else {
@@ -91,7 +97,7 @@ fn answers(model: &Model<'_>, from: &Party, sent: &Sent, arrivals: &[Arrival]) -
         let says = &arrival.bytes[at + 8..at + 14];
         let truth = model.owner(from, sent, ip);
         if arrival.at != *from
-            || truth.is_none_or(|mac| mac.0 != says)
+            || (terms.settled && truth.is_none_or(|mac| mac.0 != says))
             || arrival.bytes[at + 14..at + 18] != ip
         {
             return Err(format!("a wrong answer, {says:02x?} instead of {truth:?}, to {}", text(from, sent)));
