@@ -22,6 +22,8 @@ use super::stats::{IoStats, VolumeStats};
 /// Requests taken from the rings in one turn: few, so that the first are on their way to disks and peers while the next are
 /// looked at.
 const TAKE_MAX: usize = 8;
+/// The same in bytes: no further request is taken in a turn that has as many.
+const TAKE_BYTES_MAX: usize = 256 << 10;
 /// Bytes of guest requests under way at most: the rings wait beyond that.
 const UNDER_WAY_BYTES_MAX: usize = 64 << 20;
 
@@ -156,19 +158,34 @@ impl Volume {
         if !self.takes_requests() {
             return false;
         }
-        let Some(device) = &mut self.device else { return false };
-        let mut requests = Vec::new();
-        let more = device.poll(TAKE_MAX, &mut |request| requests.push(request)).more;
+        let mut bytes = 0;
+        for _ in 0..TAKE_MAX {
+            let Some(device) = &mut self.device else { return false };
+            let mut request = None;
+            let outcome = device.poll(1, &mut |taken| request = Some(taken));
+            if let Some(request) = request {
+                bytes += request.data_bytes() as usize;
+                self.begin(now, request, pool);
+            }
+            if outcome.taken == 0 {
+                self.report_broken();
+                return false;
+            }
+            if bytes >= TAKE_BYTES_MAX || !self.takes_requests() {
+                break;
+            }
+        }
+        self.takes_requests()
+    }
+
+    fn report_broken(&mut self) {
+        let Some(device) = &self.device else { return };
         if let Some(broken) = device.rings().broken()
             && !self.broken_reported
         {
             tracing::warn!(object = %self.owner.object(), %broken, "a guest broke the rules of its rings; its disk is stopped");
             self.broken_reported = true;
         }
-        for request in requests {
-            self.begin(now, request, pool);
-        }
-        more
     }
 
     fn begin(&mut self, now: Now, request: BlkRequest, pool: &BufPool) {
