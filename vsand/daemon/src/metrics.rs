@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use vsand_core::directory::{ObjectRecord, Sync};
 use vsand_directory::{Role, Status};
+use vsand_store::FileIo;
 
 use crate::api::fail;
 use crate::data::clock;
@@ -109,6 +110,17 @@ impl Sample {
         rows
     }
 
+    /// One row a disk and direction.
+    fn files<'a, T>(&'a self, of: impl Fn(&'a FileIo) -> T) -> Vec<Row<T>> {
+        let mut rows = Vec::new();
+        for (path, (_, stats, _)) in self.disk_paths.iter().zip(&self.snapshot.disks) {
+            for (kind, io) in [("read", &stats.files.read), ("write", &stats.files.write)] {
+                rows.push((vec![("disk", path.clone()), ("operation", kind.to_owned())], of(io)));
+            }
+        }
+        rows
+    }
+
     fn disks<T>(&self, of: impl Fn(&vsand_store::StoreStats) -> T) -> Vec<Row<T>> {
         let paths = self.disk_paths.iter();
         paths
@@ -189,6 +201,9 @@ fn disks(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     let dead =
         paths.map(|(path, (_, _, dead))| (vec![("disk", path.clone())], u64::from(dead.is_some()))).collect();
     gauge(out, "disk_dead", "Whether the disk has failed", dead)?;
+    counter(out, "disk_bytes", "Bytes that its files took or gave", sample.files(|io| io.bytes))?;
+    let latency = sample.files(|io| Seconds(&io.latency));
+    histogram(out, "disk_latency_seconds", "How long each of them took", latency)?;
     gauge(out, "disk_in_flight", "Requests under way on the disk", sample.disks(|d| d.in_flight as u64))?;
     gauge(out, "disk_queued", "Changes that wait for a batch", sample.disks(|d| d.queued as u64))?;
     gauge(out, "journal_bytes", "Size of the journal", sample.disks(|d| d.journal_bytes))?;
@@ -325,6 +340,8 @@ mod tests {
             let mut stats = vsand_store::StoreStats::default();
             stats.journal.add(Duration::from_micros(journal_us));
             stats.flush.add(Duration::from_micros(flush_us));
+            stats.files.read.bytes = 4096;
+            stats.files.read.latency.add(Duration::from_micros(90));
             let disk = ferro_protocol::ids::DiskId::from_bytes([journal_us as u8; 16]);
             snapshot.disks.push((disk, stats, None));
         }
@@ -371,6 +388,10 @@ mod tests {
             "vsand_stage_latency_seconds_bucket{le=\"+Inf\",stage=\"journal\"} 2",
             "vsand_stage_latency_seconds_bucket{le=\"0.0005\",stage=\"flush\"} 0",
             "vsand_stage_latency_seconds_bucket{le=\"0.001\",stage=\"flush\"} 2",
+            "vsand_disk_bytes_total{disk=\"/a\",operation=\"read\"} 4096",
+            "vsand_disk_bytes_total{disk=\"/b\",operation=\"write\"} 0",
+            "vsand_disk_latency_seconds_bucket{le=\"0.00005\",disk=\"/a\",operation=\"read\"} 0",
+            "vsand_disk_latency_seconds_bucket{le=\"0.0001\",disk=\"/a\",operation=\"read\"} 1",
             "vsand_journal_batch_seconds_total{disk=\"/a\"} 0.00004",
         ] {
             assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");

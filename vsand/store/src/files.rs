@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::latency::Histogram;
 use crate::meta::MetaOp;
 use crate::ring::{AlignedBuf, Ring, Token};
 use crate::slab::Slab;
@@ -101,9 +102,37 @@ impl Fault {
     }
 }
 
+/// Reads of the disk's files, or writes to them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FileIo {
+    /// Bytes of those that succeeded.
+    pub bytes: u64,
+    /// How long each took, from being issued to its completion.
+    pub latency: Histogram,
+}
+
+/// What the files of a disk were asked for. Metadata, which `RocksDB` keeps, is not counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FileStats {
+    /// Reads of data.
+    pub read: FileIo,
+    /// Writes: of batches to the journal, of data to its place.
+    pub write: FileIo,
+}
+
+/// What a request under way is counted as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Direction {
+    Read,
+    Write,
+    Neither,
+}
+
 struct Pending<P> {
     purpose: P,
     id: u64,
+    direction: Direction,
+    issued_ns: u64,
 }
 
 /// A completion that no kernel was asked for.
@@ -119,6 +148,8 @@ pub(crate) struct DiskFiles<P> {
     hook: Option<Box<dyn IoHook>>,
     fault: Fault,
     synthetic: VecDeque<Synthetic>,
+    now_ns: u64,
+    stats: FileStats,
 }
 
 impl<P> DiskFiles<P> {
@@ -132,7 +163,18 @@ impl<P> DiskFiles<P> {
             hook,
             fault: Fault::None,
             synthetic: VecDeque::new(),
+            now_ns: 0,
+            stats: FileStats::default(),
         }
+    }
+
+    /// It is so late now.
+    pub(crate) fn set_time(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+    }
+
+    pub(crate) fn stats(&self) -> FileStats {
+        self.stats
     }
 
     pub(crate) fn set_fault(&mut self, fault: Fault) {
@@ -154,7 +196,13 @@ impl<P> DiskFiles<P> {
         {
             verdict = hook.issue(self.next_id, request);
         }
-        (self.pending.insert(Pending { purpose, id: self.next_id }), verdict)
+        let direction = match request {
+            IoRequest::Read { .. } => Direction::Read,
+            IoRequest::Write { .. } => Direction::Write,
+            IoRequest::Sync { .. } | IoRequest::Meta(_) => Direction::Neither,
+        };
+        let pending = Pending { purpose, id: self.next_id, direction, issued_ns: self.now_ns };
+        (self.pending.insert(pending), verdict)
     }
 
     /// Plays a verdict. Returns whether the request is to be carried out; if not, `buf` is taken.
@@ -217,12 +265,21 @@ impl<P> DiskFiles<P> {
     }
 
     /// What a completed request was for.
-    pub(crate) fn complete(&mut self, token: Token) -> Option<P> {
-        self.forget(u32::try_from(token.id()).ok()?)
+    pub(crate) fn complete(&mut self, token: Token, result: &io::Result<u32>) -> Option<P> {
+        self.forget(u32::try_from(token.id()).ok()?, result)
     }
 
-    fn forget(&mut self, index: u32) -> Option<P> {
+    fn forget(&mut self, index: u32, result: &io::Result<u32>) -> Option<P> {
         let pending = self.pending.remove(index)?;
+        let io = match pending.direction {
+            Direction::Read => Some(&mut self.stats.read),
+            Direction::Write => Some(&mut self.stats.write),
+            Direction::Neither => None,
+        };
+        if let (Some(io), Ok(bytes)) = (io, result) {
+            io.bytes += u64::from(*bytes);
+            io.latency.add_ns(self.now_ns.saturating_sub(pending.issued_ns));
+        }
         if let Some(hook) = &mut self.hook {
             hook.done(pending.id);
         }
@@ -232,7 +289,7 @@ impl<P> DiskFiles<P> {
     /// The next completion that was made up.
     pub(crate) fn next_synthetic(&mut self) -> Option<(P, io::Result<u32>, Option<AlignedBuf>)> {
         let (index, result, buf) = self.synthetic.pop_front()?;
-        Some((self.forget(index)?, result, buf))
+        Some((self.forget(index, &result)?, result, buf))
     }
 
     pub(crate) fn in_flight(&self) -> usize {

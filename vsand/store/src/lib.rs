@@ -46,7 +46,7 @@ pub mod superblock;
 mod tables;
 mod worker;
 
-pub use files::{Fault, FileKind, IoHook, IoRequest, Verdict};
+pub use files::{Fault, FileIo, FileKind, FileStats, IoHook, IoRequest, Verdict};
 pub use format::{FormatOptions, OpenError};
 pub use meta::{Family, MetaError, MetaOp, write_meta};
 pub use ring::{AlignedBuf, BufPool, Completion, Ring, Token};

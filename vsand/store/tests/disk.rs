@@ -68,7 +68,10 @@ fn data_reads_back_before_and_after_every_kind_of_restart() {
     assert_eq!(clean(&path).batches, 0);
     let mut disk = Harness::open(&path, StoreConfig::default());
     check_all(&mut disk);
-    assert!(disk.store.stats().data_reads > 0);
+    let stats = disk.store.stats();
+    assert!(stats.data_reads > 0);
+    assert_eq!(stats.files.read.latency.count, stats.data_reads);
+    assert!(stats.files.read.bytes >= stats.data_reads * BLOCK_BYTES as u64, "{stats:?}");
     assert_eq!(disk.store.inventory()[0].chunk, c);
     assert_eq!(disk.store.inventory()[0].extents, disk.store.stats().extents_used);
 }

@@ -110,14 +110,22 @@ pub(super) struct SimDisk {
     pub removed: bool,
     /// It is in no host at the moment.
     pub carried: bool,
-    /// The next operation is stuck for so long, while all others go on.
-    pub stick_ns: Option<u64>,
+    /// What happens to the next operation.
+    pub stick: Option<Stick>,
     /// Bug: an operation is answered when it is applied.
     early_answers: bool,
     /// Bug: rotten blocks are handed out.
     unchecked: bool,
     /// The most runs in one list.
     runs_max: usize,
+}
+
+/// One operation is stuck for so long, while all others go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stick {
+    pub ns: u64,
+    /// It takes effect first: only its end is stuck.
+    pub late: bool,
 }
 
 /// How a disk died.
@@ -143,7 +151,7 @@ impl SimDisk {
             dead: None,
             removed: false,
             carried: false,
-            stick_ns: None,
+            stick: None,
             early_answers,
             unchecked,
             runs_max,

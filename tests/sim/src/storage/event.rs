@@ -136,7 +136,7 @@ pub(super) enum Step {
     Freeze { disk: usize, ns: u64 },
     LoseAnswers { ns: u64 },
     Die { disk: usize },
-    Stick { disk: usize, ns: u64 },
+    Stick { disk: usize, ns: u64, late: bool },
     Grow { object: usize },
     Doom { object: usize },
     Carry { disk: usize, to: usize },

@@ -5,7 +5,7 @@ use vsand_core::directory::Command;
 use super::control::Purpose;
 use super::dice::{Dice, MS, S};
 use super::directory::Ask;
-use super::disk::{Death, SimDisk};
+use super::disk::{Death, SimDisk, Stick};
 use super::event::{Event, Step};
 use super::world::{World, disk_id, disk_of, host_id, object_id};
 
@@ -110,7 +110,7 @@ impl World {
         };
         self.faults += 1;
         let ns = self.dice.between(S / 2, 6 * S);
-        match self.dice.below(7) {
+        match self.dice.below(9) {
             0 => self.script(Step::Kill { host: victim, down_ns: ns, power: false }),
             1 => self.script(Step::Kill { host: victim, down_ns: ns, power: true }),
             2 => self.script(Step::Pause { host: victim, ns }),
@@ -126,6 +126,13 @@ impl World {
                 let disks = self.live_disks();
                 if let Some(disk) = self.dice.pick(&disks) {
                     self.script(Step::Freeze { disk, ns });
+                }
+            }
+            6 | 7 => {
+                let disks = self.live_disks();
+                let (ns, late) = (self.dice.between(S, 40 * S), self.dice.permille(500));
+                if let Some(disk) = self.dice.pick(&disks) {
+                    self.script(Step::Stick { disk, ns, late });
                 }
             }
             _ => {
@@ -325,7 +332,7 @@ impl World {
                 }
             }
             Step::Freeze { disk, ns } => self.disks[disk].frozen_until = self.now + ns,
-            Step::Stick { disk, ns } => self.disks[disk].stick_ns = Some(ns),
+            Step::Stick { disk, ns, late } => self.disks[disk].stick = Some(Stick { ns, late }),
             Step::Grow { object } => self.grow(object),
             Step::Doom { object } => self.doom(object),
             Step::Carry { disk, to } => self.carry(disk, to),
@@ -350,7 +357,10 @@ impl World {
         let Some(disk) = self.dice.pick(&disks) else { return };
         let ns = self.dice.between(S / 2, 6 * S);
         match self.dice.below(5) {
-            4 => self.script(Step::Stick { disk, ns }),
+            4 => {
+                let late = self.dice.permille(300);
+                self.script(Step::Stick { disk, ns, late });
+            }
             0 => self.disks[disk].slow = (self.now + ns, self.dice.between(10, 200)),
             1 => self.disks[disk].full_until = self.now + ns,
             2 => {
@@ -534,7 +544,7 @@ impl World {
             disk.frozen_until = 0;
             disk.full_until = 0;
             disk.slow = (0, 1);
-            disk.stick_ns = None;
+            disk.stick = None;
         }
         for host in self.hosts_that(|_| true) {
             self.hosts[host].pause_armed = None;

@@ -272,8 +272,9 @@ impl World {
             let at = d.frozen_until;
             return self.at(at, Event::DiskApply { disk, incarnation, ticket });
         }
-        if let Some(ns) = d.stick_ns.take() {
-            return self.at(now + ns, Event::DiskApply { disk, incarnation, ticket });
+        if let Some(stick) = d.stick.take_if(|stick| !stick.late) {
+            self.trace(|| format!("d{disk} t{} is stuck", ticket.0));
+            return self.at(now + stick.ns, Event::DiskApply { disk, incarnation, ticket });
         }
         if d.apply(now, ticket) {
             let delay = self.disk_delay(disk, 100 * US);
@@ -290,6 +291,10 @@ impl World {
         if d.frozen_until > now {
             let at = d.frozen_until;
             return self.at(at, Event::DiskFinish { disk, incarnation, ticket });
+        }
+        if let Some(stick) = d.stick.take_if(|stick| stick.late) {
+            self.trace(|| format!("d{disk} t{} took effect and is stuck", ticket.0));
+            return self.at(now + stick.ns, Event::DiskFinish { disk, incarnation, ticket });
         }
         let host = d.host;
         let Some(result) = d.finish(ticket) else { return };

@@ -42,7 +42,7 @@ impl Owner {
                 let dead = self.links.get(disk).is_some_and(|l| l.dead);
                 let late = now.unix_s.saturating_sub(since) >= self.config.repair_delay_s;
                 // One that is being filled is left alone, however old its mark.
-                member.resync.is_none() && (dead || (late && !self.usable(**disk)))
+                member.resync.is_none() && (dead || (late && !self.trusted(**disk)))
             });
             if let Some((disk, _)) = overdue {
                 wanted.push((group.index, Some(*disk)));
@@ -54,10 +54,15 @@ impl Owner {
 
     /// Takes back what is no trouble any more.
     fn refresh_troubles(&mut self) {
-        let (groups, asks) = (&self.groups, &self.asks);
+        let (groups, asks, links) = (&self.groups, &self.asks, &self.links);
         self.troubles.retain(|trouble| match trouble {
             Trouble::Unreachable(chunk) => groups.get(chunk).is_some_and(|g| !g.stalled.is_empty()),
             Trouble::Full(disk) => asks.values().any(|a| a.disk == *disk && a.not_before.0 > 0),
+            // One that has nothing of this object any more troubles nobody.
+            Trouble::Stuck(disk) => {
+                links.get(disk).is_some_and(|l| !l.stuck.is_empty())
+                    && groups.values().any(|g| g.members.contains_key(disk))
+            }
             Trouble::NoPlace(_) | Trouble::NoDirectory => true,
         });
     }

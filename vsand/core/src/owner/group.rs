@@ -64,6 +64,8 @@ impl Member {
 pub(super) struct Write {
     pub part: PartId,
     pub pending: BTreeSet<DiskId>,
+    /// When a component last said that it has it; when it was sent, before.
+    pub progress: Instant,
 }
 
 /// One chunk.

@@ -121,7 +121,7 @@ impl Owner {
         }
     }
 
-    fn read_part(&mut self, now: Instant, id: PartId) {
+    pub(super) fn read_part(&mut self, now: Instant, id: PartId) {
         let Some(part) = self.parts.get(&id) else { return };
         let (chunk, range) = (part.piece.chunk, part.piece.range);
         let Some(group) = self.groups.get_mut(&chunk) else { return };
@@ -131,7 +131,7 @@ impl Owner {
             .filter(|(disk, member)| member.in_sync() && !member.failing && !part.tried.contains(*disk))
             .filter_map(|(disk, _)| Some((*disk, self.links.get(disk)?)))
             .filter(|(_, link)| link.usable())
-            .min_by_key(|(disk, link)| (!link.local, link.outstanding, *disk));
+            .min_by_key(|(disk, link)| (!link.trusted(), !link.local, link.outstanding, *disk));
         let Some((disk, _)) = best else {
             let untried = group.in_sync().any(|disk| !part.tried.contains(&disk));
             if untried {
@@ -148,6 +148,14 @@ impl Owner {
             part.asked = Some(disk);
         }
         self.ask(now, disk, Purpose::Read(id), request, Bytes::new());
+    }
+
+    /// Whether the part could be read from another disk than this one.
+    pub(super) fn another_source(&self, part: PartId, asked: DiskId) -> bool {
+        let Some(part) = self.parts.get(&part) else { return false };
+        self.groups.get(&part.piece.chunk).is_some_and(|group| {
+            group.healthy().any(|disk| disk != asked && !part.tried.contains(&disk) && self.usable(disk))
+        })
     }
 
     pub(super) fn read_answered(
@@ -199,7 +207,7 @@ impl Owner {
         group.next_seq = seq.next();
         let required: BTreeSet<DiskId> =
             group.required().filter(|d| !skip_joining || group.members[d].in_sync()).collect();
-        group.writes.insert(seq, Write { part: id, pending: required.clone() });
+        group.writes.insert(seq, Write { part: id, pending: required.clone(), progress: now });
         let version = Version { epoch, seq };
         let request = match &data {
             Some(_) => Request::Write { chunk: chunk_id, range, version, watermark },
@@ -214,7 +222,7 @@ impl Owner {
         }
     }
 
-    fn member_failed(&mut self, now: Instant, chunk: ChunkIndex, disk: DiskId) {
+    pub(super) fn member_failed(&mut self, now: Instant, chunk: ChunkIndex, disk: DiskId) {
         let Some(member) = self.groups.get_mut(&chunk).and_then(|g| g.members.get_mut(&disk)) else { return };
         if member.resync.is_some() {
             self.abort_resync(now, chunk, disk);
@@ -227,6 +235,7 @@ impl Owner {
     pub(super) fn write_answered(&mut self, now: Instant, chunk: ChunkIndex, seq: Seq, from: DiskId) {
         let Some(write) = self.groups.get_mut(&chunk).and_then(|g| g.writes.get_mut(&seq)) else { return };
         write.pending.remove(&from);
+        write.progress = now;
         self.finish_write(now, chunk, seq);
     }
 

@@ -14,6 +14,7 @@ use ferro_protocol::peer::{ChunkSummary, Refusal, Reply, Request, RequestId};
 use super::copy::CopyId;
 use super::group::Phase;
 use super::io::PartId;
+use super::stuck::Pace;
 use super::{Effect, Owner, Trouble};
 use crate::time::{Instant, Now};
 use ferro_protocol::ids::Seq;
@@ -42,6 +43,10 @@ pub(super) struct Link {
     pub seal_after: Instant,
     /// Seals that were refused, one after the other, because the disk knows a later connection of ours.
     pub seals_refused: u32,
+    /// How it gets on with each kind of request.
+    pub pace: Pace,
+    /// Requests that it does not answer while it answers others ([`super::stuck`]).
+    pub stuck: BTreeSet<RequestId>,
 }
 
 /// No owner gets there: what a disk says of higher ones is not true, and counting on from them would overflow.
@@ -52,6 +57,11 @@ const SEALS_REFUSED_MAX: u32 = 4;
 impl Link {
     pub(super) fn usable(&self) -> bool {
         self.up && !self.silent && !self.dead
+    }
+
+    /// Whether it can be expected to answer all that it is asked.
+    pub(super) fn trusted(&self) -> bool {
+        self.usable() && self.stuck.is_empty()
     }
 }
 
@@ -73,6 +83,8 @@ pub(super) struct Ask {
     pub request: Request,
     pub payload: Bytes,
     pub sent: bool,
+    /// When it was sent, the last time.
+    pub sent_at: Instant,
     /// Not before this time: the disk was full.
     pub not_before: Instant,
 }
@@ -92,6 +104,10 @@ impl Owner {
         link.seal = Seal::No;
         link.seal_after = now.mono;
         link.seals_refused = 0;
+        link.pace = Pace::new(now.mono);
+        // Answers to what was asked over an earlier connection do not come any more.
+        link.stuck.clear();
+        self.troubles.remove(&Trouble::Stuck(disk));
         self.disk_recovered(disk);
         for ask in self.asks.values_mut().filter(|a| a.disk == disk) {
             ask.sent = false;
@@ -138,13 +154,18 @@ impl Owner {
         if self.fenced {
             return;
         }
-        let Some(ask) = self.asks.get(&id) else { return };
+        if !matches!(reply, Err(Refusal::Unsealed { .. })) {
+            self.unstick(now.mono, id);
+        }
+        let Some(ask) = self.asks.get(&id) else { return self.settle(now) };
         let disk = ask.disk;
-        let link = self.link(now.mono, disk);
+        let Some(link) = self.links.get_mut(&disk) else { return };
         // One that only ever wants to be sealed again is no use: it counts as silent in the end.
         if !matches!(reply, Err(Refusal::Unsealed { .. })) {
             link.progress = now.mono;
+            link.pace.answered(now.mono, ask);
             if std::mem::take(&mut link.silent) {
+                link.pace.thawed(now.mono);
                 self.disk_recovered(disk);
                 self.unstall(now.mono);
             }
@@ -205,11 +226,17 @@ impl Owner {
             dead: false,
             seal_after: now,
             seals_refused: 0,
+            pace: Pace::new(now),
+            stuck: BTreeSet::new(),
         })
     }
 
     pub(super) fn usable(&self, disk: DiskId) -> bool {
         self.links.get(&disk).is_some_and(Link::usable)
+    }
+
+    pub(super) fn trusted(&self, disk: DiskId) -> bool {
+        self.links.get(&disk).is_some_and(Link::trusted)
     }
 
     /// Asks a disk, now or as soon as it can be asked.
@@ -233,7 +260,7 @@ impl Owner {
             self.effects.push_back(Effect::Ask { disk, id, request, payload });
         }
         let unsealed = link_needs_seal(self.links.get(&disk)) && purpose != Purpose::Seal;
-        let ask = Ask { disk, purpose, request, payload, sent: send, not_before: Instant(0) };
+        let ask = Ask { disk, purpose, request, payload, sent: send, sent_at: now, not_before: Instant(0) };
         self.asks.insert(id, ask);
         if unsealed {
             self.seal(now, disk);
@@ -285,7 +312,7 @@ impl Owner {
         let mut release = Vec::new();
         for (id, ask) in &mut self.asks {
             if ask.disk == disk && !ask.sent && ask.not_before <= now.mono {
-                ask.sent = true;
+                (ask.sent, ask.sent_at) = (true, now.mono);
                 release.push((*id, ask.request.clone(), ask.payload.clone()));
             }
         }
@@ -391,7 +418,7 @@ impl Owner {
                 && ask.not_before <= now
                 && link.is_some_and(|l| l.up && (l.seal == Seal::Done || ask.purpose == Purpose::Seal))
             {
-                ask.sent = true;
+                (ask.sent, ask.sent_at) = (true, now);
                 again.push((ask.disk, *id, ask.request.clone(), ask.payload.clone()));
             }
         }
@@ -412,7 +439,11 @@ impl Owner {
 
     /// The disk answers again: it need not leave any in-sync set. That holds even where its removal is proposed already:
     /// until the directory's answer is here, every write waits for it as before, so it has all that was acknowledged.
-    fn disk_recovered(&mut self, disk: DiskId) {
+    pub(super) fn disk_recovered(&mut self, disk: DiskId) {
+        if self.links.get(&disk).is_some_and(|link| !link.stuck.is_empty()) {
+            // It answers, but not all.
+            return;
+        }
         for group in self.groups.values_mut() {
             if let Some(member) = group.members.get_mut(&disk) {
                 member.failing = false;

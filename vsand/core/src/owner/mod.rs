@@ -35,6 +35,7 @@ mod links;
 mod locks;
 mod record;
 mod resync;
+mod stuck;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -64,6 +65,9 @@ pub struct Config {
     /// A disk that owes answers and gives none for so long is taken for dead (0.9 s: with the directory's answer, guests go
     /// on within 2 s).
     pub silence_max: Duration,
+    /// A request that is older than this may count as stuck while its disk answers others (1.1 s, for the same reason; what
+    /// else must hold, and why load alone never does it, stands in the module `stuck`).
+    pub stuck_max: Duration,
     /// Wait so long before a failed proposal or copy is tried again.
     pub retry_after: Duration,
     /// A component that is stale for so long is built anew elsewhere.
@@ -83,6 +87,7 @@ impl Config {
             me,
             read_only: false,
             silence_max: Duration::from_millis(900),
+            stuck_max: Duration::from_millis(1_100),
             retry_after: Duration::from_millis(100),
             repair_delay_s: 3_600,
             resync_bytes_per_s: 64 << 20,
@@ -142,6 +147,8 @@ pub enum Trouble {
     Full(DiskId),
     /// No host and disk can take this chunk: writes to it wait.
     NoPlace(ChunkIndex),
+    /// A disk answers some requests and not others: it is read from and resynced only where that can't be avoided.
+    Stuck(DiskId),
     /// No in-sync component of this chunk answers: its I/O waits.
     Unreachable(ChunkIndex),
     /// The directory does not answer while a change is needed: I/O waits.
@@ -329,6 +336,7 @@ impl Owner {
             return;
         }
         self.check_silence(now.mono);
+        self.check_stuck(now.mono);
         self.check_stale(now);
         self.settle(now);
     }

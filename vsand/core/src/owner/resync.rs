@@ -180,7 +180,7 @@ impl Owner {
         for (index, disk) in degraded {
             let Some(member) = self.groups.get(&index).and_then(|g| g.members.get(&disk)) else { continue };
             if member.resync.is_none() {
-                if running >= self.config.resyncs_max || now.mono < member.retry_at || !self.usable(disk) {
+                if running >= self.config.resyncs_max || now.mono < member.retry_at || !self.trusted(disk) {
                     continue;
                 }
                 if self.begin_resync(now.mono, index, disk) {
@@ -208,7 +208,7 @@ impl Owner {
             .healthy()
             .filter_map(|d| Some((d, self.links.get(&d)?)))
             .filter(|(_, link)| link.usable())
-            .min_by_key(|(d, link)| (!link.local, *d))
+            .min_by_key(|(d, link)| (!link.trusted(), !link.local, *d))
             .map(|(d, _)| d)
     }
 
@@ -323,7 +323,7 @@ impl Owner {
             let bytes = if data_blocks > 0 { range.bytes() } else { 0 };
             self.budget.spend(bytes + COPY_COST_BYTES);
             let mut sources = sources;
-            sources.sort_by_key(|d| (self.links.get(d).is_some_and(|l| l.local), *d));
+            sources.sort_by_key(|d| self.links.get(d).map(|l| (l.trusted(), l.local, *d)));
             let id = self.start_copy(now, index, range, Why::Resync(disk), sources, BTreeSet::from([disk]));
             if self.copies.contains_key(&id)
                 && let Some(resync) = self.resync_mut(index, disk)

@@ -2,12 +2,12 @@
 //! out at once. (Where order and time matter, the simulator is the place.)
 #![allow(dead_code, unreachable_pub, reason = "shared by test binaries")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use ferro_protocol::ids::{ChunkId, ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, Version};
-use ferro_protocol::peer::{ChunkSummary, Run};
+use ferro_protocol::peer::{ChunkSummary, Request, RequestId, Run};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange, CHUNK_BLOCKS, CHUNK_BYTES};
 use vsand_core::bugs::Bugs;
 use vsand_core::directory::{Command, HostRecord, LockKind, ObjectRecord, Outcome, Policy, State};
@@ -44,6 +44,9 @@ pub struct Disk {
     pub mute: bool,
     /// It is frozen: requests reach it and nothing comes of them.
     pub frozen: bool,
+    /// It keeps requests back, until it is told to go on.
+    pub keep_back: bool,
+    kept: VecDeque<(RequestId, Request, Bytes)>,
     /// Blocks that installs have brought, and those of them with data.
     pub installed: u32,
     pub installed_data: u32,
@@ -195,6 +198,8 @@ impl Lab {
                 up,
                 mute,
                 frozen,
+                keep_back: false,
+                kept: VecDeque::new(),
                 installed,
                 installed_data,
                 installs,
@@ -286,6 +291,36 @@ impl Lab {
         }
     }
 
+    /// The disk does all that it has kept back.
+    pub fn give_back(&mut self, n: u8) {
+        while self.give_back_one(n) {}
+    }
+
+    /// The disk does the first of what it has kept back.
+    pub fn give_back_one(&mut self, n: u8) -> bool {
+        let Some((id, request, payload)) = self.disk(n).kept.pop_front() else { return false };
+        self.asked(disk(n), id, request, payload);
+        self.run();
+        true
+    }
+
+    fn asked(&mut self, disk: DiskId, id: RequestId, request: Request, payload: Bytes) {
+        let Some(known) = self.disks.get_mut(&disk) else { return };
+        known.replica.handle_request(Asker(known.asker), id, request, payload);
+        while let Some(effect) = known.replica.poll() {
+            match effect {
+                replica::Effect::Disk(ticket, op) => {
+                    let reply = known.carry_out(op);
+                    known.replica.handle_disk(ticket, Ok(reply));
+                }
+                replica::Effect::Answer { id, reply, payload, .. } if !known.mute => {
+                    self.owner.handle_reply(self.now, id, reply, payload);
+                }
+                replica::Effect::Answer { .. } => {}
+            }
+        }
+    }
+
     fn run(&mut self) {
         loop {
             let total: u32 =
@@ -297,18 +332,10 @@ impl Lab {
                     let Some(known) = self.disks.get_mut(&disk).filter(|d| d.up && !d.frozen) else {
                         continue;
                     };
-                    known.replica.handle_request(Asker(known.asker), id, request, payload);
-                    while let Some(effect) = known.replica.poll() {
-                        match effect {
-                            replica::Effect::Disk(ticket, op) => {
-                                let reply = known.carry_out(op);
-                                known.replica.handle_disk(ticket, Ok(reply));
-                            }
-                            replica::Effect::Answer { id, reply, payload, .. } if !known.mute => {
-                                self.owner.handle_reply(self.now, id, reply, payload);
-                            }
-                            replica::Effect::Answer { .. } => {}
-                        }
+                    if known.keep_back {
+                        known.kept.push_back((id, request, payload));
+                    } else {
+                        self.asked(disk, id, request, payload);
                     }
                 }
                 Effect::Complete { tag, result } => {

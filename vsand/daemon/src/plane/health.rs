@@ -259,12 +259,23 @@ fn degraded_next_step(view: &View, record: &ObjectRecord) -> String {
 
 fn stalled(view: &View, record: &ObjectRecord, trouble: TroubleReport) -> HealthReason {
     let name = &record.name;
+    let place = |disk| {
+        let disk = view.state.disks.get(disk);
+        let host = disk.map_or_else(String::new, |d| format!(" of host {}", host_name(&view.state, d.host)));
+        (disk.map_or("?", |d| d.path.as_str()), host)
+    };
     let (code, message, next) = match trouble {
+        TroubleReport::Stuck(disk) => {
+            let (path, host) = place(&disk);
+            let message = format!(
+                "disk {path}{host} does not answer some requests of volume {name}, and answers others; the volume goes on \
+                 with its other copies"
+            );
+            let next = "look at the kernel's log on that host; replace the disk, or restart vsand there once it is well";
+            return reason(HealthLevel::Warning, "disk_stuck", message, next);
+        }
         TroubleReport::Full(disk) => {
-            let disk = view.state.disks.get(&disk);
-            let host =
-                disk.map_or_else(String::new, |d| format!(" of host {}", host_name(&view.state, d.host)));
-            let path = disk.map_or("?", |d| d.path.as_str());
+            let (path, host) = place(&disk);
             (
                 "volume_waits_for_space",
                 format!("writes to volume {name} wait: disk {path}{host} is full"),

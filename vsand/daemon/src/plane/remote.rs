@@ -62,6 +62,8 @@ pub enum TroubleReport {
     Full(DiskId),
     /// A new chunk finds no place.
     NoPlace(ChunkIndex),
+    /// A disk answers some requests and not others.
+    Stuck(DiskId),
     /// No good component of a chunk answers.
     Unreachable(ChunkIndex),
     /// The directory does not answer.
@@ -104,6 +106,7 @@ impl From<&Trouble> for TroubleReport {
     fn from(trouble: &Trouble) -> Self {
         match trouble {
             Trouble::Full(disk) => Self::Full(*disk),
+            Trouble::Stuck(disk) => Self::Stuck(*disk),
             Trouble::NoPlace(chunk) => Self::NoPlace(*chunk),
             Trouble::Unreachable(chunk) => Self::Unreachable(*chunk),
             Trouble::NoDirectory => Self::NoDirectory,

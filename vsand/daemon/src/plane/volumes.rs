@@ -274,12 +274,13 @@ pub(super) async fn top(member: &Member) -> Result<TopSample> {
             id: *disk,
             path: member.disks.path_of(*disk).map_or_else(String::new, |p| p.display().to_string()),
             counters: OperationCounters {
-                reads: stats.data_reads,
-                writes: stats.records,
-                write_us_sum: us(stats.journal.sum_ns),
+                reads: stats.files.read.latency.count,
+                read_bytes: stats.files.read.bytes,
+                read_us_sum: us(stats.files.read.latency.sum_ns),
+                writes: stats.files.write.latency.count,
+                write_bytes: stats.files.write.bytes,
+                write_us_sum: us(stats.files.write.latency.sum_ns),
                 in_flight: u32::try_from(stats.in_flight).unwrap_or(u32::MAX),
-                // The store counts requests, not bytes, and the time of writes only.
-                ..OperationCounters::default()
             },
         })
         .collect();

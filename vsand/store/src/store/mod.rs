@@ -34,7 +34,7 @@ use ferro_protocol::ids::{ChunkId, DiskId, Epoch, HostId, ObjectId};
 use ferro_protocol::units::{BLOCK_BYTES, IO_BLOCKS_MAX};
 use vsand_core::disk::{DiskError, DiskOp, DiskReply, Ticket};
 
-use crate::files::{DiskFiles, Fault, IoHook, IoRequest};
+use crate::files::{DiskFiles, Fault, FileStats, IoHook, IoRequest};
 use crate::format::{self, FormatOptions, OpenError, OpenFiles, at};
 use crate::latency::Histogram;
 use crate::meta::{self, Meta};
@@ -116,6 +116,8 @@ pub struct StoreStats {
     pub queued: usize,
     /// Requests under way.
     pub in_flight: usize,
+    /// Reads of its files and writes to them.
+    pub files: FileStats,
     /// Batches written.
     pub batches: u64,
     /// Records in them.
@@ -322,6 +324,7 @@ impl Store {
             overlay_blocks: self.tables.overlay_blocks,
             queued: self.queue.len() + self.stalled.len(),
             in_flight: self.files.in_flight(),
+            files: self.files.stats(),
             ..self.stats
         }
     }
@@ -355,7 +358,7 @@ impl Store {
     /// Takes an operation. Its answer comes out of [`Store::poll`]. The operation must keep the bounds of [`DiskOp`]: whoever
     /// takes it from a peer has checked them.
     pub fn submit(&mut self, now_ns: u64, ring: &mut Ring, ticket: Ticket, op: DiskOp) {
-        self.now_ns = now_ns;
+        self.set_time(now_ns);
         if let Some(reason) = &self.dead {
             self.done.push_back((ticket, Err(DiskError::Dead(reason.clone()))));
             return;
@@ -373,8 +376,8 @@ impl Store {
 
     /// Takes a completion whose token has this store as its owner.
     pub fn handle(&mut self, now_ns: u64, ring: &mut Ring, completion: Completion) {
-        self.now_ns = now_ns;
-        if let Some(purpose) = self.files.complete(completion.token) {
+        self.set_time(now_ns);
+        if let Some(purpose) = self.files.complete(completion.token, &completion.result) {
             self.completed(ring, purpose, completion.result, completion.buf);
         }
         self.settle(ring);
@@ -405,7 +408,7 @@ impl Store {
 
     /// Issues what has gathered. To be called once a turn of the loop, after all submissions and completions.
     pub fn flush_batch(&mut self, now_ns: u64, ring: &mut Ring) {
-        self.now_ns = now_ns;
+        self.set_time(now_ns);
         loop {
             self.settle(ring);
             if self.dead.is_none() {
@@ -461,6 +464,11 @@ impl Store {
                 return;
             }
         }
+    }
+
+    fn set_time(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        self.files.set_time(now_ns);
     }
 
     fn answer(&mut self, ticket: Ticket, result: Result<DiskReply, DiskError>) {
