@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use vsand::server::End;
 
 /// The storage daemon of a Ferrosphere host.
 #[derive(Parser)]
@@ -19,6 +20,9 @@ struct Arguments {
     #[arg(long)]
     log_json: bool,
 }
+
+/// The status of a daemon that stopped while something did not answer. (70 is a data loop that has failed.)
+const EXIT_LEFT: i32 = 71;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -34,12 +38,14 @@ fn main() -> ExitCode {
         log.with_target(false).init();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = match runtime {
+    let result = match &runtime {
         Ok(runtime) => runtime.block_on(vsand::server::run(&arguments.config)),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(anyhow::anyhow!("starting threads: {error}")),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(End::Clean) => ExitCode::SUCCESS,
+        // Nothing is waited for or torn down: no thread that waits for a disk, no library that is in use.
+        Ok(End::Left) => rustix::runtime::exit_group(EXIT_LEFT),
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE

@@ -16,8 +16,18 @@ use crate::plane::Plane;
 /// How long stopping may take; then the process ends anyway, which is as safe as a power cut.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
+/// How the daemon has stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// Everything is closed.
+    Clean,
+    /// Something did not answer and was left as it is, and its threads may wait for good: the process is to end without
+    /// waiting for anything.
+    Left,
+}
+
 /// Runs the daemon until it is told to stop.
-pub async fn run(config_path: &Path) -> anyhow::Result<()> {
+pub async fn run(config_path: &Path) -> anyhow::Result<End> {
     let config = Arc::new(Config::load(config_path)?);
     for dir in [&config.state_dir, &config.run_dir, &config.volumes_dir()] {
         std::fs::create_dir_all(dir)
@@ -49,11 +59,18 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
 
     notify::stopping();
     drop(stop);
-    if tokio::time::timeout(STOP_MAX, plane.stop()).await.is_err() {
-        tracing::warn!("stopping took too long; what is in the journals is replayed at the next start");
-    }
+    let left = tokio::time::timeout(STOP_MAX, plane.stop()).await;
     serving.abort();
     local::remove(&config.api_socket())?;
-    tracing::info!("stopped");
-    Ok(())
+    match left {
+        Ok(disks) if disks.is_empty() => {
+            tracing::info!("stopped");
+            return Ok(End::Clean);
+        }
+        Ok(disks) => tracing::error!(disks = disks.len(), "stopped without what does not answer"),
+        Err(_) => {
+            tracing::error!("stopping took too long; what is in the journals is replayed at the next start")
+        }
+    }
+    Ok(End::Left)
 }

@@ -18,7 +18,7 @@ use super::disk::LocalDisk;
 use super::port::{Command, ConnectionId};
 use super::stats::Snapshot;
 use super::volume::{Volume, VolumeKey};
-use super::{DataLoop, Peer, clock, is_dead, owner};
+use super::{DISKS_STOP_MAX, DataLoop, Peer, Stopping, clock, is_dead, owner};
 
 /// Carries out one command.
 pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
@@ -110,7 +110,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             let _gone = answer.send(Box::new(data.snapshot(now)));
         }
         Command::Stop(answer) => {
-            data.stopping = Some(answer);
+            data.stopping = Some(Stopping { answer, until: now.mono + DISKS_STOP_MAX });
             let keys: Vec<VolumeKey> = data.volumes.keys().copied().collect();
             keys.into_iter().for_each(|key| data.drop_volume(key));
             let ids: Vec<ConnectionId> = data.peers.keys().copied().collect();

@@ -107,8 +107,8 @@ pub enum Command {
     Inventory(oneshot::Sender<Vec<(DiskId, Vec<InventoryEntry>)>>),
     /// How everything is.
     Snapshot(oneshot::Sender<Box<Snapshot>>),
-    /// Checkpoint all disks and end.
-    Stop(oneshot::Sender<()>),
+    /// Checkpoint all disks and end; answered with the disks that did not answer in time.
+    Stop(oneshot::Sender<Vec<DiskId>>),
 }
 
 /// What the data loop tells the control plane.

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ferro_protocol::ids::{ClusterId, HostId, ObjectId};
+use ferro_protocol::ids::{ClusterId, DiskId, HostId, ObjectId};
 use ferro_transport::UnixTime;
 use ferro_transport::identity::{CaError, HOST_CERT_LIFETIME, IdentityDir, IdentityError, IdentityHandle};
 use ferro_transport::tls::{BindError, Endpoint};
@@ -330,11 +330,13 @@ impl Member {
     }
 
     /// Stops: guests' sockets are closed, disks are checkpointed. Locks stay, so that the volumes are opened again at the
-    /// next start.
-    pub async fn stop(&self) {
-        if self.data.ask(crate::data::port::Command::Stop).await.is_err() {
+    /// next start. Returns the disks that did not answer and were left as they are.
+    pub async fn stop(&self) -> Vec<DiskId> {
+        let left = self.data.ask(crate::data::port::Command::Stop).await.unwrap_or_else(|_| {
             tracing::warn!("the data loop had ended already");
-        }
+            Vec::new()
+        });
         self.directory.shutdown().await;
+        left
     }
 }

@@ -107,10 +107,11 @@ impl Plane {
         matches!(tokio::time::timeout(TURN_MAX, member.data.ask(Command::Snapshot)).await, Ok(Ok(_)))
     }
 
-    /// Stops taking part.
-    pub async fn stop(&self) {
-        if let Some(member) = self.current() {
-            member.stop().await;
+    /// Stops taking part. Returns the disks that did not answer and were left as they are.
+    pub async fn stop(&self) -> Vec<DiskId> {
+        match self.current() {
+            Some(member) => member.stop().await,
+            None => Vec::new(),
         }
     }
 }
