@@ -132,6 +132,19 @@ impl Host {
         Ok(())
     }
 
+    /// `SIGTERM`, and nothing more: [`Self::await_end`] says how it ended.
+    pub fn begin_term(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// How the daemon ended, as soon as it has.
+    pub fn await_end(&self, limit: Duration) -> Result<ExitStatus> {
+        let what = format!("{}'s vsand ends", self.name());
+        let status = eventually(&what, limit, || self.end().context("it runs"))?;
+        self.take().map(drop)?;
+        Ok(status)
+    }
+
     /// `SIGSTOP`.
     pub fn stop(&self) -> Result<()> {
         self.signal(Signal::STOP)

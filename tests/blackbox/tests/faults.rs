@@ -176,3 +176,39 @@ fn all_hosts_lose_power_at_once() {
         every_copy_is_right(lab, owner, load)
     });
 }
+
+/// Status of a daemon that stopped while a disk did not answer.
+const LEFT: i32 = 71;
+
+#[test]
+fn a_daemon_stops_although_a_disk_hangs() {
+    ferro_blackbox::lab::with_hosts(LabOptions::default(), |lab| {
+        lab.form_without_disks()?;
+        let (owner, host) = (lab.host(2), lab.host(3));
+        for other in [lab.host(1), owner] {
+            other.add_disk(&other.disks_dir().join("a"), "2G")?;
+        }
+        let disk = lab.loop_disk(host, "xfs", 3 << 30)?;
+        host.add_disk(disk.mount(), "2G")?;
+        lab.wait_healthy(HEAL_MAX)?;
+        let mut load = begin(owner, 7)?;
+        disk.freeze()?;
+        load.progress(50, Duration::from_secs(20))?;
+        host.begin_term()?;
+        // No process can end while the kernel waits for its disk: it says before that it is done.
+        let left = eventually("the daemon leaves the disk", Duration::from_secs(25), || {
+            ensure!(host.log()?.contains("stopped without what does not answer"), "it does not say so");
+            Ok(())
+        });
+        disk.thaw()?;
+        left?;
+        let status = host.await_end(Duration::from_secs(10))?;
+        ensure!(status.code() == Some(LEFT), "it ended with {status}");
+        host.logs(&["does not answer and is left", &disk.mount().display().to_string()])?;
+        ensure!(!host.log()?.contains("panicked"), "a panic");
+        host.start()?;
+        lab.wait_healthy(HEAL_MAX)?;
+        load.verify()?;
+        every_copy_is_right(lab, owner, load)
+    });
+}

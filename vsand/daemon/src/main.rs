@@ -4,6 +4,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -22,7 +23,9 @@ struct Arguments {
 }
 
 /// The status of a daemon that stopped while something did not answer. (70 is a data loop that has failed.)
-const EXIT_LEFT: i32 = 71;
+const EXIT_LEFT: u8 = 71;
+/// What libraries do at the end of a process may wait for a disk too.
+const EXIT_MAX: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -44,11 +47,29 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(End::Clean) => ExitCode::SUCCESS,
-        // Nothing is waited for or torn down: no thread that waits for a disk, no library that is in use.
-        Ok(End::Left) => rustix::runtime::exit_group(EXIT_LEFT),
+        Ok(End::Left) => {
+            // Nothing is waited for: threads may wait for a disk for good.
+            if let Ok(runtime) = runtime {
+                runtime.shutdown_background();
+            }
+            end_within(EXIT_MAX);
+            ExitCode::from(EXIT_LEFT)
+        }
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Kills this process if it has not ended by itself then.
+fn end_within(limit: Duration) {
+    let killer = std::thread::Builder::new().spawn(move || {
+        std::thread::sleep(limit);
+        // It fails only for a process that is not there.
+        let _gone = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    });
+    if let Err(error) = killer {
+        tracing::warn!(%error, "nothing bounds the end of this process");
     }
 }
