@@ -116,28 +116,31 @@ pub(crate) struct DataLoop {
 pub fn run(port: DataPort) -> std::io::Result<()> {
     let mut ring = Ring::new(RING_ENTRIES)?;
     ring.poll(Token::new(owner::WAKE, 0), &port, true);
-    let mut data = DataLoop {
-        ring,
-        port,
-        pool: BufPool::new(64 << 20),
-        state: Arc::new(State::default()),
-        disks: BTreeMap::new(),
-        volumes: BTreeMap::new(),
-        by_object: HashMap::new(),
-        next_volume: 1,
-        peers: BTreeMap::new(),
-        outbound: HashMap::new(),
-        network: Histogram::default(),
-        sleeps: 0,
-        turns: 0,
-        stopping: None,
-        looked_after: Instant(0),
-        more_requests: false,
-    };
-    data.turn_until_stopped()
+    DataLoop::new(ring, port).turn_until_stopped()
 }
 
 impl DataLoop {
+    fn new(ring: Ring, port: DataPort) -> Self {
+        Self {
+            ring,
+            port,
+            pool: BufPool::new(64 << 20),
+            state: Arc::new(State::default()),
+            disks: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            by_object: HashMap::new(),
+            next_volume: 1,
+            peers: BTreeMap::new(),
+            outbound: HashMap::new(),
+            network: Histogram::default(),
+            sleeps: 0,
+            turns: 0,
+            stopping: None,
+            looked_after: Instant(0),
+            more_requests: false,
+        }
+    }
+
     fn turn_until_stopped(&mut self) -> std::io::Result<()> {
         let mut completions: Vec<Completion> = Vec::new();
         loop {
