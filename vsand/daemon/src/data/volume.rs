@@ -22,7 +22,7 @@ use super::stats::{IoStats, VolumeStats};
 /// Requests taken from the rings in one turn: few, so that the first are on their way to disks and peers while the next are
 /// looked at.
 const TAKE_MAX: usize = 8;
-/// The same in bytes: no further request is taken in a turn that has as many.
+/// The same in bytes to be written: no further request is taken in a turn that has as many.
 const TAKE_BYTES_MAX: usize = 256 << 10;
 /// Bytes of guest requests under way at most: the rings wait beyond that.
 const UNDER_WAY_BYTES_MAX: usize = 64 << 20;
@@ -164,7 +164,9 @@ impl Volume {
             let mut request = None;
             let outcome = device.poll(1, &mut |taken| request = Some(taken));
             if let Some(request) = request {
-                bytes += request.data_bytes() as usize;
+                if matches!(request.kind, RequestKind::Write { .. }) {
+                    bytes += request.data_bytes() as usize;
+                }
                 self.begin(now, request, pool);
             }
             if outcome.taken == 0 {
