@@ -5,7 +5,6 @@
 //! decided here: that is a fault of the request, not of the chain.
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::error::ChainFault;
@@ -82,6 +81,44 @@ pub fn split_last_byte(segments: &mut Vec<Segment>) -> Option<GuestAddress> {
     Some(addr)
 }
 
+/// Memory that descriptors are read from.
+pub(crate) trait DescriptorSource {
+    /// The 16 bytes at an address, read once; `None` if they are not all there.
+    fn descriptor(&self, addr: u64) -> Option<[u8; DESCRIPTOR_BYTES as usize]>;
+}
+
+impl DescriptorSource for GuestMemoryMmap {
+    fn descriptor(&self, addr: u64) -> Option<[u8; DESCRIPTOR_BYTES as usize]> {
+        self.read_obj(GuestAddress(addr)).ok()
+    }
+}
+
+/// A descriptor (virtio 1.2, section 2.7.5).
+#[derive(Clone, Copy)]
+struct Descriptor {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    #[inline]
+    fn parse(bytes: [u8; DESCRIPTOR_BYTES as usize]) -> Self {
+        let [addr @ .., l0, l1, l2, l3, f0, f1, n0, n1] = bytes;
+        Self {
+            addr: u64::from_le_bytes(addr),
+            len: u32::from_le_bytes([l0, l1, l2, l3]),
+            flags: u16::from_le_bytes([f0, f1]),
+            next: u16::from_le_bytes([n0, n1]),
+        }
+    }
+
+    fn is(self, flag: u32) -> bool {
+        u32::from(self.flags) & flag != 0
+    }
+}
+
 struct Table {
     addr: GuestAddress,
     entries: u16,
@@ -89,18 +126,18 @@ struct Table {
 }
 
 impl Table {
-    fn read(&self, mem: &GuestMemoryMmap, index: u16) -> Result<Descriptor, ChainFault> {
-        let addr = self
-            .addr
-            .checked_add(u64::from(index) * u64::from(DESCRIPTOR_BYTES))
-            .ok_or(ChainFault::Unreadable(self.addr.raw_value()))?;
-        mem.read_obj(addr).map_err(|_| ChainFault::Unreadable(self.addr.raw_value()))
+    #[inline]
+    fn read(&self, mem: &impl DescriptorSource, index: u16) -> Result<Descriptor, ChainFault> {
+        let unreadable = || ChainFault::Unreadable(self.addr.raw_value());
+        let offset = u64::from(index) * u64::from(DESCRIPTOR_BYTES);
+        let addr = self.addr.checked_add(offset).ok_or_else(unreadable)?;
+        mem.descriptor(addr.raw_value()).map(Descriptor::parse).ok_or_else(unreadable)
     }
 }
 
 /// Collects the chain that starts at `head` into `out` (cleared first).
-pub fn walk(
-    mem: &GuestMemoryMmap,
+pub(crate) fn walk(
+    mem: &impl DescriptorSource,
     table: GuestAddress,
     table_entries: u16,
     indirect_negotiated: bool,
@@ -120,17 +157,17 @@ pub fn walk(
         }
         seen += 1;
         let descriptor = table.read(mem, index)?;
-        let has_next = descriptor.flags() & VRING_DESC_F_NEXT as u16 != 0;
-        if descriptor.flags() & VRING_DESC_F_INDIRECT as u16 != 0 {
+        let has_next = descriptor.is(VRING_DESC_F_NEXT);
+        if descriptor.is(VRING_DESC_F_INDIRECT) {
             table = enter_indirect(&table, descriptor, indirect_negotiated, has_next)?;
             (index, seen) = (0, 0);
             continue;
         }
-        if descriptor.len() == 0 {
+        if descriptor.len == 0 {
             return Err(ChainFault::Empty);
         }
-        let segment = Segment { addr: descriptor.addr(), len: descriptor.len() };
-        if descriptor.flags() & VRING_DESC_F_WRITE as u16 != 0 {
+        let segment = Segment { addr: GuestAddress(descriptor.addr), len: descriptor.len };
+        if descriptor.is(VRING_DESC_F_WRITE) {
             out.writable.push(segment);
         } else if out.writable.is_empty() {
             out.readable.push(segment);
@@ -140,7 +177,7 @@ pub fn walk(
         if !has_next {
             return Ok(());
         }
-        index = descriptor.next();
+        index = descriptor.next;
     }
 }
 
@@ -159,10 +196,10 @@ fn enter_indirect(
     if has_next {
         return Err(ChainFault::IndirectWithNext);
     }
-    let bytes = descriptor.len();
+    let bytes = descriptor.len;
     let entries = bytes / DESCRIPTOR_BYTES;
     if !bytes.is_multiple_of(DESCRIPTOR_BYTES) || entries == 0 || entries > u32::from(INDIRECT_MAX) {
         return Err(ChainFault::IndirectLength(bytes));
     }
-    Ok(Table { addr: descriptor.addr(), entries: entries as u16, indirect: true })
+    Ok(Table { addr: GuestAddress(descriptor.addr), entries: entries as u16, indirect: true })
 }

@@ -55,6 +55,12 @@ pub enum SessionError {
     /// The data loop is gone: the volume was closed.
     #[error("the data loop is gone")]
     LoopGone,
+    /// An MTU that the network does not carry, or that is none.
+    #[error("MTU {0} is not possible on this port")]
+    Mtu(u16),
+    /// A message of the wrong form.
+    #[error("message {0} is malformed")]
+    Malformed(u32),
     /// The message is valid vhost-user but not something this device does.
     #[error("{0} is not supported")]
     Unsupported(&'static str),
@@ -172,6 +178,15 @@ pub enum RingFault {
     /// The request's header is not there.
     #[error("request has no readable header in guest memory")]
     NoHeader,
+    /// A buffer that is not in guest memory, where there is no way to fail the one request.
+    #[error("a buffer is not in guest memory")]
+    BufferOutside,
+    /// A buffer to be written by the wrong side.
+    #[error("a buffer has the wrong direction for its ring")]
+    Direction,
+    /// Receive buffers in crumbs.
+    #[error("receive buffers are in more than {0} pieces for one frame")]
+    Fragmented(usize),
     /// The rings' memory vanished.
     #[error("ring memory is not accessible any more")]
     MemoryGone,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
+use ferro_protocol::net::Mac;
 use rustix::event::EventfdFlags;
 use vm_memory::GuestAddress;
 
@@ -79,6 +80,8 @@ pub(crate) struct RingSetup {
     pub(crate) enabled: bool,
     pub(crate) event_idx: bool,
     pub(crate) indirect: bool,
+    /// All that the driver acknowledged, the device's own features among them.
+    pub(crate) features: u64,
 }
 
 /// What the control thread tells the data loop.
@@ -104,6 +107,10 @@ pub(crate) enum Command {
     SetErr(QueueIndex, Option<Notifier>),
     /// Enable or disable a running ring.
     Enable(QueueIndex, bool),
+    /// The front end asks us to announce its guest's address. Only for network devices.
+    Announce(Mac),
+    /// The front end has set its guest's MTU. Only for network devices.
+    SetMtu(u16),
 }
 
 /// The data loop's answer.

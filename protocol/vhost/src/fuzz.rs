@@ -1,5 +1,7 @@
 //! Entry points for fuzzers: bytes in, a verdict out. No thread, no clock, no file but anonymous ones.
 
+mod net;
+
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -10,6 +12,8 @@ use std::time::Duration;
 use vhost::vhost_user::BackendReqHandler;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+pub use net::{NetImageOptions, NetVerdict, RX_RING, net_image};
 
 use crate::blk::{BlkDevice, BlkSettings, Request, RequestKind, Sector, Status};
 use crate::error::SessionError;
@@ -134,6 +138,7 @@ pub fn ring_image(image: &[u8], options: ImageOptions) -> Result<Verdict, Sessio
         enabled: true,
         event_idx: options.event_idx,
         indirect: !options.no_indirect,
+        features: 0,
     };
     apply(&mut device, Command::Start(QueueIndex(0), Box::new(setup)))?;
     let (requests, taken) = run(&mut device);

@@ -1,7 +1,7 @@
 //! The vhost-user back end: what stands between a VMM's rings and a daemon's data loop.
 //!
 //! ```text
-//!   VMM ----control socket----> [server: one thread a socket]  --commands, answered-->  [rings, blk]
+//!   VMM ----control socket----> [server: one thread a socket]  --commands, answered-->  [rings, blk; net]
 //!    |                            may block on the VMM                                  owned by the data loop,
 //!    +----kick/call eventfds, guest memory, in-flight region -------------------------- never blocks
 //! ```
@@ -11,6 +11,8 @@
 //! * [`rings`] is the data loop's side of that: running rings, stopped rings, requests left over from a front end that
 //!   is gone. Also independent of the device.
 //! * [`blk`] is virtio-blk on top (virtio 1.2, section 5.2).
+//! * [`net`] is virtio-net (virtio 1.3, section 5.1), with rings of its own: nothing is in flight there, and a frame has
+//!   far less time than a block.
 //! * [`frontend`] is the other side, small: for tests and benchmarks, and a start for our own VMM.
 //! * [`fuzz`] holds pure entry points for fuzzers.
 //!
@@ -19,7 +21,7 @@
 //! is handed out once per session and its completion reaches the guest at most once; requests cut off by a restart are
 //! handed out again, in the order in which they were taken, before anything new.
 //!
-//! **Must not know**: volumes, replication, where blocks live.
+//! **Must not know**: volumes, replication, where blocks live, where frames go.
 #![deny(unsafe_code)]
 // Wire structures of other people's design are full of small integers that are cast back and forth.
 #![allow(clippy::missing_fields_in_debug)]
@@ -30,8 +32,10 @@ mod error;
 pub mod event;
 pub mod frontend;
 pub mod fuzz;
+mod guest;
 pub mod inflight;
 pub mod memory;
+pub mod net;
 mod ring;
 pub mod rings;
 pub mod server;
@@ -41,7 +45,7 @@ pub use event::{ControlPort, Notifier};
 
 /// Most descriptors a ring may have.
 pub const QUEUE_SIZE_MAX: u16 = 1024;
-/// Most queues a device may have.
+/// Most queues a block device may have.
 pub const QUEUES_MAX: u16 = 16;
 
 /// Number of a queue within its device.

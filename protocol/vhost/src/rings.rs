@@ -174,6 +174,8 @@ impl Rings {
                 self.reap_stopped(queue);
                 done
             }
+            Command::Announce(_) => Err(SessionError::Unsupported("SEND_RARP")),
+            Command::SetMtu(_) => Err(SessionError::Unsupported("NET_SET_MTU")),
         };
         reply.send(match result {
             Ok(()) => Reply::Done,

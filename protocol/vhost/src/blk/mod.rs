@@ -35,6 +35,6 @@ pub fn serve(
     let config = Arc::new(SharedConfig::new(settings.config_space())?);
     let (link, port) = event::channel()?;
     let server = ServerSettings { device_features: settings.features(), queues: settings.queues, ..server };
-    let server = Server::spawn(listener, server, Arc::clone(&config), link)?;
+    let server = Server::spawn(listener.into(), server, Arc::clone(&config), link)?;
     Ok((server, BlkDevice::new(settings, Some(port), config)))
 }

@@ -2,26 +2,22 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vhost::VhostBackend;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
+use super::session::{self, RingFds, RingPlace, wait_for_call};
 use super::{DriverRing, FrontendError, GuestRam, RingDescriptor};
 use crate::blk::{CONFIG_BYTES, Sector, SectorRange};
-
-const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// How a client uses the device.
 // Independent switches, as features are.
@@ -123,9 +119,7 @@ pub struct Completion {
 struct ClientQueue {
     ring: DriverRing,
     base: GuestAddress,
-    kick: EventFd,
-    call: EventFd,
-    err: EventFd,
+    fds: RingFds,
     free_slots: Vec<u16>,
     /// Head to slot.
     heads: HashMap<u16, u16>,
@@ -154,9 +148,7 @@ impl BlkClient {
             queues.push(ClientQueue {
                 ring: DriverRing::new(ram.mem().clone(), base, options.queue_size, options.event_idx)?,
                 base: GuestAddress(base.0 + DriverRing::bytes(options.queue_size)),
-                kick: EventFd::new(EFD_NONBLOCK)?,
-                call: EventFd::new(EFD_NONBLOCK)?,
-                err: EventFd::new(EFD_NONBLOCK)?,
+                fds: RingFds::new()?,
                 free_slots: (0..options.depth).rev().collect(),
                 heads: HashMap::new(),
             });
@@ -189,60 +181,31 @@ impl BlkClient {
         let frontend = &mut self.frontend;
         frontend.set_owner()?;
         let offered = frontend.get_features()?;
-        let mut features = 1 << VIRTIO_F_VERSION_1 | PROTOCOL_FEATURES;
-        if self.options.event_idx {
-            features |= 1 << VIRTIO_RING_F_EVENT_IDX;
-        }
-        if self.options.indirect {
-            features |= 1 << VIRTIO_RING_F_INDIRECT_DESC;
-        }
+        let mut features = session::transport(self.options.event_idx, self.options.indirect);
         // The device's own features are all understood.
         features |= offered & 0x00ff_ffff;
         if features & !offered != 0 {
             return Err(FrontendError::Missing("a virtio feature"));
         }
-        let protocol = frontend.get_protocol_features()?;
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
-        if !protocol.contains(wanted) {
-            return Err(FrontendError::Missing("a protocol feature"));
-        }
-        frontend.set_protocol_features(wanted)?;
+        session::settle_protocol(frontend, wanted)?;
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         if frontend.get_queue_num()? < u64::from(self.options.queues) {
             return Err(FrontendError::Missing("that many queues"));
         }
         frontend.set_backend_request_fd(back_channel)?;
         frontend.set_features(features)?;
-        self.share_memory()?;
+        session::share_memory(&mut self.frontend, &self.ram, self.options.unusual)?;
         if self.options.inflight {
             self.share_inflight()?;
         }
         for index in 0..self.queues.len() {
             self.start_queue(index)?;
-        }
-        Ok(())
-    }
-
-    fn share_memory(&mut self) -> Result<(), FrontendError> {
-        use vm_memory::GuestMemoryBackend;
-        let regions = self
-            .ram
-            .mem()
-            .iter()
-            .map(VhostUserMemoryRegionInfo::from_guest_region)
-            .collect::<Result<Vec<_>, _>>()?;
-        if self.options.unusual {
-            self.frontend.get_max_mem_slots()?;
-            for region in &regions {
-                self.frontend.add_mem_region(region)?;
-            }
-        } else {
-            self.frontend.set_mem_table(&regions)?;
         }
         Ok(())
     }
@@ -260,23 +223,12 @@ impl BlkClient {
 
     fn start_queue(&mut self, index: usize) -> Result<(), FrontendError> {
         let queue = &self.queues[index];
-        let (table, avail, used) = queue.ring.addrs();
-        let size = queue.ring.size();
-        self.frontend.set_vring_num(index, size)?;
-        self.frontend.set_vring_base(index, queue.ring.shared_used_idx()?)?;
-        let config = VringConfigData {
-            queue_max_size: size,
-            queue_size: size,
-            flags: 0,
-            desc_table_addr: self.ram.user_addr(table)?,
-            used_ring_addr: self.ram.user_addr(used)?,
-            avail_ring_addr: self.ram.user_addr(avail)?,
-            log_addr: None,
+        let place = RingPlace {
+            size: queue.ring.size(),
+            addrs: queue.ring.addrs(),
+            base: queue.ring.shared_used_idx()?,
         };
-        self.frontend.set_vring_addr(index, &config)?;
-        self.frontend.set_vring_call(index, &queue.call)?;
-        self.frontend.set_vring_err(index, &queue.err)?;
-        self.frontend.set_vring_kick(index, &queue.kick)?;
+        session::start_ring(&mut self.frontend, index, &self.ram, &place, &queue.fds)?;
         self.frontend.set_vring_enable(index, true)?;
         Ok(())
     }
@@ -318,12 +270,12 @@ impl BlkClient {
 
     /// The eventfd that the back end signals.
     pub fn call_fd(&self, queue: u16) -> &EventFd {
-        &self.queues[usize::from(queue)].call
+        &self.queues[usize::from(queue)].fds.call
     }
 
     /// Whether the back end has signalled an error on the queue since the last question.
     pub fn take_error(&self, queue: u16) -> bool {
-        self.queues[usize::from(queue)].err.read().is_ok()
+        self.queues[usize::from(queue)].fds.err.read().is_ok()
     }
 
     /// Addresses of a queue's descriptor table, available ring and used ring.
@@ -455,7 +407,7 @@ impl BlkClient {
     pub fn kick(&mut self, queue: u16) -> Result<(), FrontendError> {
         let queue = &mut self.queues[usize::from(queue)];
         if queue.ring.needs_kick()? {
-            queue.kick.write(1)?;
+            queue.fds.kick.write(1)?;
         }
         Ok(())
     }
@@ -494,17 +446,7 @@ impl BlkClient {
             if entry.ring.want_calls(true)? {
                 continue;
             }
-            let time = Timespec::try_from(left).map_err(std::io::Error::other)?;
-            // SAFETY: the eventfd is owned by `entry`, which outlives the borrow.
-            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(entry.call.as_raw_fd()) };
-            let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
-            match poll(&mut fds, Some(&time)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => {
-                    entry.call.read()?;
-                }
-                Err(error) => return Err(std::io::Error::from(error).into()),
-            }
+            wait_for_call(&entry.fds.call, left)?;
         }
     }
 

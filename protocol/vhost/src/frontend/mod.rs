@@ -1,14 +1,18 @@
-//! The other side: a small vhost-user-blk front end with a driver's end of split rings, as a VMM and its guest together
+//! The other side: small vhost-user front ends with a driver's end of split rings, as a VMM and its guest together
 //! would be. For tests and benchmarks, and the start of our own VMM's front end.
 //!
 //! * [`GuestRam`] is the guest's memory, a sealed memfd.
 //! * [`DriverRing`] is a driver's end of one split ring.
 //! * [`BlkClient`] puts block requests on several rings, and reconnects to a restarted back end.
+//! * [`NetClient`] sends and receives frames on several pairs of rings, asleep or polling, and reconnects.
 
+mod client;
+mod net;
+mod net_ring;
+mod ring;
 // One descriptor is borrowed for a poll.
 #[allow(unsafe_code)]
-mod client;
-mod ring;
+mod session;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -17,6 +21,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 pub use client::{BlkClient, ClientOptions, Completion, Op, Ticket};
+pub use net::{NetClient, NetClientOptions, NetDestination};
 pub use ring::{DriverRing, RingDescriptor};
 
 /// What fails on the front end's side.

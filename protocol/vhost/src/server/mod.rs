@@ -1,7 +1,8 @@
 //! The control socket: one small thread a socket, one front end at a time, again and again.
 //!
 //! ```text
-//!  listen --accept--> Attach --> messages ... --hang-up, error--> Detach --> listen
+//!  listen  --accept-----------> Attach --> messages ... --hang-up, error--> Detach --> listen
+//!  connect --front end is up-->                                                    --> connect, again and again
 //! ```
 //!
 //! Any message that can't be honoured ends the connection: a front end that sent it can't be trusted to hold the same
@@ -11,23 +12,44 @@
 //! The thread blocks on the VMM and on the data loop (with a bound), never the other way round.
 
 mod backchannel;
+mod extra;
 mod session;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::BackendReqHandler;
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use crate::error::SessionError;
 use crate::event::{Command, ControlLink, Link, Notifier};
 use crate::memory::SealPolicy;
 
 pub(crate) use session::{Session, handle_one};
+
+/// How a front end and we meet.
+#[derive(Debug)]
+pub enum Rendezvous {
+    /// Front ends connect to us.
+    Listen(UnixListener),
+    /// The front end listens on this path (QEMU's `server=on`, DPDK's `server=1`): connect, and again when it has gone.
+    Connect(PathBuf),
+}
+
+impl From<UnixListener> for Rendezvous {
+    fn from(listener: UnixListener) -> Self {
+        Self::Listen(listener)
+    }
+}
+
+/// Between two attempts to connect to a front end.
+const CONNECT_EVERY: Duration = Duration::from_millis(100);
 
 /// How to serve a socket.
 #[derive(Debug, Clone)]
@@ -47,6 +69,8 @@ pub struct ServerSettings {
     pub apply_timeout: Duration,
     /// Guest memory that the VMM could truncate.
     pub seal_policy: SealPolicy,
+    /// Protocol features that are offered.
+    pub(crate) protocol: Protocol,
 }
 
 impl ServerSettings {
@@ -60,6 +84,12 @@ impl ServerSettings {
             drain_timeout: Duration::from_secs(30),
             apply_timeout: Duration::from_secs(10),
             seal_policy: SealPolicy::Warn,
+            protocol: Protocol::MQ
+                | Protocol::CONFIG
+                | Protocol::INFLIGHT_SHMFD
+                | Protocol::REPLY_ACK
+                | Protocol::BACKEND_REQ
+                | Protocol::CONFIGURE_MEM_SLOTS,
         }
     }
 }
@@ -110,18 +140,20 @@ struct Shared {
 
 impl Server {
     pub(crate) fn spawn(
-        listener: UnixListener,
+        rendezvous: Rendezvous,
         settings: ServerSettings,
         config: Arc<SharedConfig>,
         link: ControlLink,
     ) -> std::io::Result<Self> {
-        listener.set_nonblocking(true)?;
+        if let Rendezvous::Listen(listener) = &rendezvous {
+            listener.set_nonblocking(true)?;
+        }
         let shared = Arc::new(Shared { stop: AtomicBool::new(false), config, connection: Mutex::new(None) });
         let theirs = Arc::clone(&shared);
         let name: String = format!("vu-{}", settings.name).chars().take(15).collect();
         let thread = std::thread::Builder::new()
             .name(name)
-            .spawn(move || Listening { listener, settings, shared: theirs, link: Some(link) }.run())?;
+            .spawn(move || Serving { rendezvous, settings, shared: theirs, link: Some(link) }.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -151,8 +183,8 @@ impl Drop for Server {
     }
 }
 
-struct Listening {
-    listener: UnixListener,
+struct Serving {
+    rendezvous: Rendezvous,
     settings: ServerSettings,
     shared: Arc<Shared>,
     link: Option<ControlLink>,
@@ -165,25 +197,48 @@ struct Ready {
     connection: bool,
 }
 
-impl Listening {
+impl Serving {
     fn run(mut self) {
         while !self.stopping() {
-            match self.wait(None) {
-                Ok(ready) if ready.listener => {
-                    let Some(stream) = self.accept() else { continue };
-                    let Some(link) = self.link.take() else { return };
-                    match self.serve(stream, link) {
-                        Some(link) => self.link = Some(link),
-                        // The data loop is gone, so is the volume.
-                        None => return,
-                    }
-                }
-                Ok(_) => {}
+            let stream = match self.meet() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => continue,
                 Err(error) => {
                     tracing::error!(socket = self.settings.name, %error, "control thread can't wait");
                     return;
                 }
+            };
+            let Some(link) = self.link.take() else { return };
+            match self.serve(stream, link) {
+                Some(link) => self.link = Some(link),
+                // The data loop is gone, so is the device.
+                None => return,
             }
+            if let Rendezvous::Connect(_) = self.rendezvous {
+                // A front end that hangs up at once is not asked as fast as it can hang up.
+                if let Err(error) = self.wait(None, Some(CONNECT_EVERY)) {
+                    tracing::warn!(socket = self.settings.name, %error, "control thread can't pause");
+                }
+            }
+        }
+    }
+
+    /// Waits for the next front end, a while.
+    fn meet(&self) -> std::io::Result<Option<UnixStream>> {
+        match &self.rendezvous {
+            Rendezvous::Listen(_) => {
+                let ready = self.wait(None, None)?;
+                Ok(if ready.listener { self.accept() } else { None })
+            }
+            Rendezvous::Connect(path) => match UnixStream::connect(path) {
+                Ok(stream) => Ok(Some(stream)),
+                Err(error) => {
+                    // Nothing to say: front ends come and go.
+                    tracing::trace!(socket = self.settings.name, %error, "no front end");
+                    self.wait(None, Some(CONNECT_EVERY))?;
+                    Ok(None)
+                }
+            },
         }
     }
 
@@ -191,31 +246,34 @@ impl Listening {
         self.shared.stop.load(Ordering::Acquire)
     }
 
-    fn wait(&self, connection: Option<&UnixStream>) -> std::io::Result<Ready> {
+    fn wait(&self, connection: Option<&UnixStream>, most: Option<Duration>) -> std::io::Result<Ready> {
         let events = PollFlags::IN;
         let wake = self.shared.config.wake.as_fd();
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(wake, events),
-            PollFd::from_borrowed_fd(self.listener.as_fd(), events),
-        ];
-        if let Some(connection) = connection {
-            fds.push(PollFd::from_borrowed_fd(connection.as_fd(), events));
-        }
-        match poll(&mut fds, None) {
+        let listener = match &self.rendezvous {
+            Rendezvous::Listen(listener) => Some(listener.as_fd()),
+            Rendezvous::Connect(_) => None,
+        };
+        let mut fds = vec![PollFd::from_borrowed_fd(wake, events)];
+        let connection = connection.map(AsFd::as_fd);
+        fds.extend(
+            [listener, connection].into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, events)),
+        );
+        let most = most.map(Timespec::try_from).transpose().map_err(std::io::Error::other)?;
+        match poll(&mut fds, most.as_ref()) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(Ready::default()),
             Err(error) => return Err(error.into()),
         }
-        let ready = Ready {
-            listener: !fds[1].revents().is_empty(),
-            connection: fds.get(2).is_some_and(|fd| !fd.revents().is_empty()),
-        };
+        let mut others = fds[1..].iter().map(|fd| !fd.revents().is_empty());
+        let mut next = |there: bool| there && others.next().unwrap_or(false);
+        let ready = Ready { listener: next(listener.is_some()), connection: next(connection.is_some()) };
         self.shared.config.wake.drain();
         Ok(ready)
     }
 
     fn accept(&self) -> Option<UnixStream> {
-        match self.listener.accept() {
+        let Rendezvous::Listen(listener) = &self.rendezvous else { return None };
+        match listener.accept() {
             Ok((stream, _)) => match stream.set_nonblocking(false) {
                 Ok(()) => Some(stream),
                 Err(error) => {
@@ -281,7 +339,7 @@ impl Listening {
         handler: &mut BackendReqHandler<Mutex<Session<ControlLink>>>,
     ) -> Result<(), SessionError> {
         loop {
-            let ready = self.wait(Some(peer))?;
+            let ready = self.wait(Some(peer), None)?;
             if self.stopping() {
                 return Ok(());
             }

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
+use ferro_protocol::net::Mac;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
@@ -19,7 +20,8 @@ use vhost::vhost_user::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::backchannel::{self, BackChannel};
+use super::backchannel::BackChannel;
+use super::extra::{self, Extra};
 use super::{ServerSettings, SharedConfig, lock};
 use crate::QueueIndex;
 use crate::error::SessionError;
@@ -63,6 +65,8 @@ pub(crate) struct Session<L> {
     memory: Arc<GuestMap>,
     rings: Vec<RingState>,
     back_channel: Option<BackChannel>,
+    /// The device status as the front end sets it; kept for it, nothing here depends on it.
+    status: u8,
 }
 
 /// Serves the next message. `false`: the front end hung up.
@@ -71,13 +75,9 @@ pub(crate) fn handle_one<L: Link>(
     session: &Arc<Mutex<Session<L>>>,
     handler: &mut BackendReqHandler<Mutex<Session<L>>>,
 ) -> Result<bool, SessionError> {
-    if backchannel::is_next(peer)? {
-        let mut session = lock(session);
-        let (negotiated, may_ack) = (
-            session.has_protocol(VhostUserProtocolFeatures::BACKEND_REQ),
-            session.has_protocol(VhostUserProtocolFeatures::REPLY_ACK),
-        );
-        session.back_channel = Some(backchannel::receive(peer, negotiated, may_ack)?);
+    let negotiated = lock(session).features != 0;
+    if extra::is_next(peer, negotiated)? {
+        lock(session).extra(peer)?;
         return Ok(true);
     }
     match handler.handle_request() {
@@ -99,6 +99,7 @@ impl<L: Link> Session<L> {
             memory: Arc::default(),
             rings,
             back_channel: None,
+            status: 0,
         }
     }
 
@@ -117,6 +118,58 @@ impl<L: Link> Session<L> {
         {
             tracing::warn!(socket = self.settings.name, %error, "guest not told of its new size");
         }
+    }
+
+    /// Serves a message that is not the crate's.
+    fn extra(&mut self, peer: &UnixStream) -> Result<(), SessionError> {
+        use VhostUserProtocolFeatures as Protocol;
+        let message = extra::receive(peer, self.has_protocol(Protocol::REPLY_ACK))?;
+        let (needed, name) = match &message.extra {
+            Extra::BackChannel(_) => (Protocol::BACKEND_REQ, "SET_BACKEND_REQ_FD"),
+            Extra::SendRarp(_) => (Protocol::RARP, "SEND_RARP"),
+            Extra::SetMtu(_) => (Protocol::MTU, "NET_SET_MTU"),
+            Extra::SetStatus(_) | Extra::GetStatus => (Protocol::STATUS, "the device status"),
+            // Only a ring that does not run anyway can be disabled so early.
+            Extra::EarlyDisable(index) => {
+                self.ring(*index)?.1.enabled = false;
+                return Ok(message.acknowledge(peer, true)?);
+            }
+        };
+        if !self.has_protocol(needed) {
+            return Err(SessionError::Unsupported(name));
+        }
+        let done = match &message.extra {
+            Extra::EarlyDisable(_) => true,
+            Extra::GetStatus => return Ok(message.reply(peer, u64::from(self.status))?),
+            Extra::BackChannel(file) => {
+                self.back_channel = Some(BackChannel::new(file.try_clone()?)?);
+                true
+            }
+            Extra::SendRarp(number) => {
+                let mac = number.to_ne_bytes().first_chunk().copied().unwrap_or_default();
+                self.command(Command::Announce(Mac(mac)))?;
+                true
+            }
+            // An MTU that does not fit is answered, if it may be; the guest has another one then.
+            Extra::SetMtu(number) => {
+                match u16::try_from(*number).map(|mtu| self.command(Command::SetMtu(mtu))) {
+                    Ok(Ok(_)) => true,
+                    Ok(Err(SessionError::Mtu(_))) | Err(_) => false,
+                    Ok(Err(error)) => return Err(error),
+                }
+            }
+            Extra::SetStatus(number) => match u8::try_from(*number) {
+                Ok(status) => {
+                    self.status = status;
+                    true
+                }
+                Err(_) => false,
+            },
+        };
+        if !done {
+            tracing::warn!(socket = self.settings.name, ?message, "front end's wish refused");
+        }
+        Ok(message.acknowledge(peer, done)?)
     }
 
     fn command(&mut self, command: Command) -> Result<Reply, SessionError> {
@@ -174,6 +227,7 @@ impl<L: Link> Session<L> {
             enabled: ring.enabled,
             event_idx: features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
             indirect: features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
+            features,
         };
         self.command(Command::Start(queue, Box::new(setup)))?;
         self.ring(u32::from(queue.0))?.1.running = true;
@@ -339,12 +393,7 @@ impl<L: Link> VhostUserBackendReqHandlerMut for Session<L> {
     }
 
     fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::BACKEND_REQ
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+        Ok(self.settings.protocol)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> VhostResult<()> {

@@ -1,0 +1,182 @@
+//! Guest memory for a data path that can't spend a look-up on each field: bounds are checked here, once an access, and
+//! the rings of a queue are resolved when it starts.
+//!
+//! A guest writes its memory while we read it. What decides (indices, descriptors, headers) is read by one volatile or
+//! atomic access into a copy of ours, and only the copy is looked at; the bytes of frames are copied once, and only the
+//! copy is looked at. Nothing here hands out a reference into guest memory.
+//!
+//! All `unsafe` of the network device is in this file.
+// Raw pointers into mappings, each with the argument why it is in bounds.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+
+use crate::chain::DescriptorSource;
+use crate::memory::GuestMap;
+
+/// An access that is not, or not all, within guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outside;
+
+/// A region: where it begins for the guest, where for us, and its bytes.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    start: u64,
+    len: u64,
+    host: NonNull<u8>,
+}
+
+/// Guest memory as raw spans; the map keeps them mapped.
+#[derive(Debug)]
+pub(crate) struct GuestView {
+    /// The largest first: few regions, and nearly all buffers are in the largest.
+    spans: Box<[Span]>,
+    _map: Arc<GuestMap>,
+}
+
+// SAFETY: the pointers are to shared mappings that `_map` keeps alive wherever the view goes; access through them is only
+// by copies, volatile and atomic operations, which other threads (and the guest) may do at the same time.
+unsafe impl Send for GuestView {}
+// SAFETY: as above.
+unsafe impl Sync for GuestView {}
+
+impl GuestView {
+    pub(crate) fn new(map: Arc<GuestMap>) -> Self {
+        let mut spans: Vec<Span> = map
+            .mem()
+            .iter()
+            .filter_map(|region| {
+                let host = region.get_host_address(MemoryRegionAddress(0)).ok()?;
+                Some(Span { start: region.start_addr().0, len: region.len(), host: NonNull::new(host)? })
+            })
+            .collect();
+        spans.sort_by_key(|span| std::cmp::Reverse(span.len));
+        Self { spans: spans.into(), _map: map }
+    }
+
+    /// Where an address is for us, and how many bytes follow in its region: at least one.
+    #[inline]
+    fn find(&self, addr: u64) -> Result<(NonNull<u8>, u64), Outside> {
+        for span in &self.spans {
+            let offset = addr.wrapping_sub(span.start);
+            if offset < span.len {
+                // SAFETY: the offset is within the span's mapping, which `_map` keeps.
+                return Ok((unsafe { span.host.add(offset as usize) }, span.len - offset));
+            }
+        }
+        Err(Outside)
+    }
+
+    /// Copies `N` bytes by one volatile access, if they are in one region; else in pieces.
+    #[inline]
+    pub(crate) fn read_array<const N: usize>(&self, addr: u64) -> Result<[u8; N], Outside> {
+        let (host, room) = self.find(addr)?;
+        if room >= N as u64 {
+            // SAFETY: `room` bytes from `host` on are mapped, and a byte array has no alignment.
+            return Ok(unsafe { host.cast::<[u8; N]>().read_volatile() });
+        }
+        let mut out = [0; N];
+        self.read(addr, &mut out)?;
+        Ok(out)
+    }
+
+    /// Copies out of guest memory. On an error a part of `out` may be written.
+    #[inline]
+    pub(crate) fn read(&self, addr: u64, out: &mut [u8]) -> Result<(), Outside> {
+        let (mut addr, mut out) = (addr, out);
+        while !out.is_empty() {
+            let (host, room) = self.find(addr)?;
+            let now = (out.len() as u64).min(room) as usize;
+            let (head, rest) = out.split_at_mut(now);
+            // SAFETY: `now` bytes from `host` on are mapped, and `head` is ours alone, so they don't overlap.
+            unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), head.as_mut_ptr(), now) };
+            addr = addr.wrapping_add(now as u64);
+            out = rest;
+        }
+        Ok(())
+    }
+
+    /// Copies into guest memory. On an error a part may be written.
+    #[inline]
+    pub(crate) fn write(&self, addr: u64, data: &[u8]) -> Result<(), Outside> {
+        let (mut addr, mut data) = (addr, data);
+        while !data.is_empty() {
+            let (host, room) = self.find(addr)?;
+            let now = (data.len() as u64).min(room) as usize;
+            let (head, rest) = data.split_at(now);
+            // SAFETY: `now` bytes from `host` on are mapped; `head` is not guest memory: nothing here lends that out.
+            unsafe { std::ptr::copy_nonoverlapping(head.as_ptr(), host.as_ptr(), now) };
+            addr = addr.wrapping_add(now as u64);
+            data = rest;
+        }
+        Ok(())
+    }
+
+    /// A window of `len` bytes, aligned to `align` for us, that lies in one region.
+    pub(crate) fn window(self: &Arc<Self>, addr: u64, len: usize, align: usize) -> Result<Window, Outside> {
+        let (host, room) = self.find(addr)?;
+        if room < len as u64 || !host.addr().get().is_multiple_of(align) {
+            return Err(Outside);
+        }
+        Ok(Window { host, len, align, _view: Arc::clone(self) })
+    }
+}
+
+impl DescriptorSource for GuestView {
+    #[inline]
+    fn descriptor(&self, addr: u64) -> Option<[u8; 16]> {
+        self.read_array(addr).ok()
+    }
+}
+
+/// A piece of guest memory that is used for as long as a queue runs.
+#[derive(Debug)]
+pub(crate) struct Window {
+    host: NonNull<u8>,
+    len: usize,
+    align: usize,
+    _view: Arc<GuestView>,
+}
+
+// SAFETY: as for `GuestView`, which the window keeps alive.
+unsafe impl Send for Window {}
+
+impl Window {
+    /// Panics when the field is outside of the window or not aligned: where fields are is decided by us alone.
+    #[inline]
+    fn at(&self, offset: usize, bytes: usize) -> NonNull<u8> {
+        assert!(offset + bytes <= self.len && offset.is_multiple_of(bytes) && bytes <= self.align);
+        // SAFETY: just checked.
+        unsafe { self.host.add(offset) }
+    }
+
+    #[inline]
+    pub(crate) fn load16(&self, offset: usize, order: Ordering) -> u16 {
+        // SAFETY: in bounds and aligned; all our accesses to it are atomic.
+        u16::from_le(unsafe { AtomicU16::from_ptr(self.at(offset, 2).cast().as_ptr()) }.load(order))
+    }
+
+    #[inline]
+    pub(crate) fn store16(&self, offset: usize, value: u16, order: Ordering) {
+        // SAFETY: in bounds and aligned; all our accesses to it are atomic.
+        unsafe { AtomicU16::from_ptr(self.at(offset, 2).cast().as_ptr()) }.store(value.to_le(), order);
+    }
+
+    #[inline]
+    pub(crate) fn load32(&self, offset: usize) -> u32 {
+        // SAFETY: in bounds and aligned; all our accesses to it are atomic.
+        let field = unsafe { AtomicU32::from_ptr(self.at(offset, 4).cast().as_ptr()) };
+        u32::from_le(field.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn store32(&self, offset: usize, value: u32) {
+        // SAFETY: in bounds and aligned; all our accesses to it are atomic.
+        let field = unsafe { AtomicU32::from_ptr(self.at(offset, 4).cast().as_ptr()) };
+        field.store(value.to_le(), Ordering::Relaxed);
+    }
+}
