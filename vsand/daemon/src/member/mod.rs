@@ -41,6 +41,9 @@ use disks::{DiskError, Disks};
 use network::Peers;
 use ownership::OpenVolume;
 
+/// How long the directory may take to stop.
+const DIRECTORY_STOP_MAX: Duration = Duration::from_secs(2);
+
 /// Waits for a quorum so long before an administrator's command fails.
 pub const PROPOSE_MAX: Duration = Duration::from_secs(10);
 
@@ -336,7 +339,10 @@ impl Member {
             tracing::warn!("the data loop had ended already");
             Vec::new()
         });
-        self.directory.shutdown().await;
+        // It waits for requests to other hosts, which may be stopping as well. All that it was told is in its log.
+        if tokio::time::timeout(DIRECTORY_STOP_MAX, self.directory.shutdown()).await.is_err() {
+            tracing::info!("the directory still waited for other hosts; it is left as after a power cut");
+        }
         left
     }
 }
