@@ -213,6 +213,8 @@ fn a_guest_without_buffers_costs_frames_and_nothing_else() {
     }
     assert!(a.send(PAIR, PLAIN, &pattern(1, 9000)).unwrap());
     assert!(a.send(PAIR, PLAIN, &pattern(2, 8000)).unwrap());
+    // Only then are buffers given back, or there would be more than four.
+    eventually("all forwarded", || switch.shared.frames.load(Ordering::SeqCst) == 70);
     for _ in 0..28 {
         b.recv(PAIR, &mut got, PATIENCE).unwrap();
     }
