@@ -166,11 +166,13 @@ fn a_read_is_not_answered_by_a_lease_that_ended_within_the_turn() {
         data.flush(now);
     };
     let serving = |data: &DataLoop| data.volumes.values().all(|v| v.owner.is_serving());
-    while !serving(&data) {
+    // What waits in memory for its place would be answered at once, while the lease still runs.
+    let at_rest = |data: &DataLoop| data.disks.values().all(|d| d.store.stats().overlay_blocks == 0);
+    while !(serving(&data) && at_rest(&data)) {
         turn(&mut data, clock::now());
     }
-    // The lease ends in half a second.
-    let left = Duration::from_millis(500);
+    // The lease ends in a second and a half.
+    let left = Duration::from_millis(1_500);
     let sent = clock::mono() + left - LEASE;
     data.command(clock::now(), Command::Lease(Renewal { sent, locks: vec![(object, epoch)] }));
     let until = sent + LEASE;
@@ -181,6 +183,7 @@ fn a_read_is_not_answered_by_a_lease_that_ended_within_the_turn() {
     data.command(now, Command::Transfer { object, request, answer });
     data.pump(now);
     data.flush(now);
+    assert!(answered.try_recv().is_err(), "the disk is asked, and has not answered yet");
     std::thread::sleep(until.since(now.mono) + Duration::from_millis(50));
     for _ in 0..20 {
         // Still the same turn, as far as it knows.
