@@ -172,57 +172,12 @@ impl Version {
     pub const NEVER: Self = Self { epoch: Epoch(0), seq: Seq(0) };
 }
 
-/// A volume's name: 1 to 63 characters of `a-z`, `0-9`, `-`, `_`, `.`; the first a letter or a digit (it becomes part of
-/// the name of a socket).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schema(value_type = String)]
-pub struct VolumeName(String);
-
-/// Why a text is no volume name.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error(
+crate::name::name!(
+    /// A volume's name: 1 to 63 characters of `a-z`, `0-9`, `-`, `_`, `.`; the first a letter or a digit (it becomes part of
+    /// the name of a socket).
+    VolumeName,
+    u8::is_ascii_lowercase,
+    /// Why a text is no volume name.
+    BadVolumeName,
     "{0:?} is not a volume name: use 1 to 63 characters of a-z, 0-9, '-', '_' and '.', beginning with a letter or a digit"
-)]
-pub struct BadVolumeName(pub String);
-
-impl VolumeName {
-    /// The longest name, in bytes.
-    pub const LEN_MAX: usize = 63;
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for VolumeName {
-    type Error = BadVolumeName;
-    fn try_from(text: String) -> Result<Self, BadVolumeName> {
-        let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_' | b'.');
-        let bytes = text.as_bytes();
-        let good = (1..=Self::LEN_MAX).contains(&bytes.len())
-            && (bytes[0].is_ascii_lowercase() || bytes[0].is_ascii_digit())
-            && bytes.iter().all(|&c| inner(c));
-        if good { Ok(Self(text)) } else { Err(BadVolumeName(text)) }
-    }
-}
-
-impl From<VolumeName> for String {
-    fn from(name: VolumeName) -> Self {
-        name.0
-    }
-}
-
-impl FromStr for VolumeName {
-    type Err = BadVolumeName;
-    fn from_str(text: &str) -> Result<Self, BadVolumeName> {
-        Self::try_from(text.to_owned())
-    }
-}
-
-impl fmt::Display for VolumeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+);

@@ -191,60 +191,15 @@ impl fmt::Display for Vni {
     }
 }
 
-/// The name of a switch, port group, port, uplink or mirror: 1 to 63 characters of `A-Z`, `a-z`, `0-9`, `-`, `_`, `.`; the
-/// first a letter or a digit (a port's becomes part of the name of a socket).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schema(value_type = String)]
-pub struct NetName(String);
-
-/// Why a text is no such name.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error(
+crate::name::name!(
+    /// The name of a switch, port group, port, uplink or mirror: 1 to 63 characters of `A-Z`, `a-z`, `0-9`, `-`, `_`, `.`; the
+    /// first a letter or a digit (a port's becomes part of the name of a socket).
+    NetName,
+    u8::is_ascii_alphabetic,
+    /// Why a text is no such name.
+    BadNetName,
     "{0:?} is not a name: use 1 to 63 letters, digits, '-', '_' and '.', beginning with a letter or a digit"
-)]
-pub struct BadNetName(pub String);
-
-impl NetName {
-    /// The longest name, in bytes.
-    pub const LEN_MAX: usize = 63;
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for NetName {
-    type Error = BadNetName;
-    fn try_from(text: String) -> Result<Self, BadNetName> {
-        let inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
-        let bytes = text.as_bytes();
-        let good = (1..=Self::LEN_MAX).contains(&bytes.len())
-            && bytes[0].is_ascii_alphanumeric()
-            && bytes.iter().all(|&c| inner(c));
-        if good { Ok(Self(text)) } else { Err(BadNetName(text)) }
-    }
-}
-
-impl From<NetName> for String {
-    fn from(name: NetName) -> Self {
-        name.0
-    }
-}
-
-impl FromStr for NetName {
-    type Err = BadNetName;
-    fn from_str(text: &str) -> Result<Self, BadNetName> {
-        Self::try_from(text.to_owned())
-    }
-}
-
-impl fmt::Display for NetName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+);
 
 /// Orders what hosts say about one MAC address: the higher one wins. Each host gives a new claim a number above all that it
 /// has seen, so whoever attached a vNIC last wins.

@@ -46,34 +46,4 @@ impl Bug {
 }
 
 /// Which bug is on, if any.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Bugs {
-    #[cfg(feature = "bugs")]
-    on: Option<Bug>,
-}
-
-impl Bugs {
-    /// None: the product.
-    pub const NONE: Self = Self {
-        #[cfg(feature = "bugs")]
-        on: None,
-    };
-
-    /// This one.
-    #[cfg(feature = "bugs")]
-    pub const fn one(bug: Bug) -> Self {
-        Self { on: Some(bug) }
-    }
-
-    /// Whether this bug is on.
-    #[cfg(feature = "bugs")]
-    pub fn has(self, bug: Bug) -> bool {
-        self.on == Some(bug)
-    }
-
-    /// Whether this bug is on: never.
-    #[cfg(not(feature = "bugs"))]
-    pub const fn has(self, _bug: Bug) -> bool {
-        false
-    }
-}
+pub type Bugs = ferro_protocol::bugs::Bugs<Bug>;

@@ -14,5 +14,6 @@ pub mod pipeline;
 pub mod shaping;
 pub mod table;
 pub mod team;
-pub mod time;
 pub mod tunnel;
+
+pub use ferro_protocol::time;

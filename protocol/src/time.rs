@@ -1,4 +1,4 @@
-//! Time as an input. The core never asks for it: whoever drives the switch says what time it is.
+//! Time as an input. Nothing that is shared asks for it: whoever drives a state machine says what time it is.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
