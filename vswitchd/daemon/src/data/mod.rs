@@ -1,0 +1,1 @@
+//! The worker: one thread that owns the switch, its ports, its tunnels, and forwards.

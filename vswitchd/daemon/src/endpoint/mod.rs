@@ -1,0 +1,1 @@
+//! The switch's own address in a port group: ARP, ND, ping, DHCP.

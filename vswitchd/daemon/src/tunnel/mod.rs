@@ -1,0 +1,1 @@
+//! QUIC between hosts: data connections in the worker, control connections beside it.
