@@ -36,21 +36,33 @@ pub async fn connect(
     channel: Channel,
     identity: &IdentityHandle,
 ) -> Result<Connected, ConnectError> {
-    let verifier: Arc<dyn ServerCertVerifier> = if expected.is_some() {
-        let roots = Arc::clone(identity.roots());
-        let built = WebPkiServerVerifier::builder_with_provider(roots, crypto::provider()).build();
-        // It fails only without roots, and the identity has its CA.
-        built.map_err(|error| ConnectError::Identity(rustls::Error::General(error.to_string())))?
-    } else {
-        Arc::new(AnyHost::new(Trust::Roots(Arc::clone(identity.roots()))))
+    let verifier = match expected {
+        Some(_) => named(identity).map_err(ConnectError::Identity)?,
+        None => Arc::new(AnyHost::new(Trust::Roots(Arc::clone(identity.roots())))),
     };
+    let config = member(identity, verifier).map_err(ConnectError::Identity)?;
+    dial(addr, expected, channel, config).await
+}
+
+/// Accepts the host that the dialled name stands for, and no other.
+pub(super) fn named(identity: &IdentityHandle) -> Result<Arc<dyn ServerCertVerifier>, rustls::Error> {
+    let roots = Arc::clone(identity.roots());
+    let built = WebPkiServerVerifier::builder_with_provider(roots, crypto::provider()).build();
+    // It fails only without roots, and the identity has its CA.
+    Ok(built.map_err(|error| rustls::Error::General(error.to_string()))?)
+}
+
+/// A client that shows this host's certificate, whichever it is by then.
+pub(super) fn member(
+    identity: &IdentityHandle,
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<ClientConfig, rustls::Error> {
     let config = ClientConfig::builder_with_details(crypto::provider(), Arc::clone(identity.clock()))
-        .with_protocol_versions(crypto::VERSIONS)
-        .map_err(ConnectError::Identity)?
+        .with_protocol_versions(crypto::VERSIONS)?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(identity.clone()));
-    dial(addr, expected, channel, config).await
+    Ok(config)
 }
 
 /// Connects to whichever member listens at the address, recognised by the CA's fingerprint, showing no certificate.

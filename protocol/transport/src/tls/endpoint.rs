@@ -113,6 +113,14 @@ struct Door {
 }
 
 fn members_config(identity: &IdentityHandle) -> Result<Arc<ServerConfig>, rustls::Error> {
+    members(identity, &[Channel::Control.alpn(), Channel::Data.alpn()])
+}
+
+/// A server that takes hosts of this cluster only, for these protocols.
+pub(super) fn members(
+    identity: &IdentityHandle,
+    protocols: &[&[u8]],
+) -> Result<Arc<ServerConfig>, rustls::Error> {
     let roots = Arc::clone(identity.roots());
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, crypto::provider())
         .build()
@@ -120,18 +128,18 @@ fn members_config(identity: &IdentityHandle) -> Result<Arc<ServerConfig>, rustls
     let builder = ServerConfig::builder_with_details(crypto::provider(), Arc::clone(identity.clock()))
         .with_protocol_versions(crypto::VERSIONS)?
         .with_client_cert_verifier(verifier);
-    Ok(finish(builder.with_cert_resolver(Arc::new(identity.clone())), &[Channel::Control, Channel::Data]))
+    Ok(finish(builder.with_cert_resolver(Arc::new(identity.clone())), protocols))
 }
 
 fn joiners_config(identity: &IdentityHandle) -> Result<Arc<ServerConfig>, rustls::Error> {
     let builder = ServerConfig::builder_with_details(crypto::provider(), Arc::clone(identity.clock()))
         .with_protocol_versions(crypto::VERSIONS)?
         .with_no_client_auth();
-    Ok(finish(builder.with_cert_resolver(Arc::new(identity.clone())), &[Channel::Join]))
+    Ok(finish(builder.with_cert_resolver(Arc::new(identity.clone())), &[Channel::Join.alpn()]))
 }
 
-fn finish(mut config: ServerConfig, channels: &[Channel]) -> Arc<ServerConfig> {
-    config.alpn_protocols = channels.iter().map(|channel| channel.alpn().to_vec()).collect();
+fn finish(mut config: ServerConfig, protocols: &[&[u8]]) -> Arc<ServerConfig> {
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     // Nothing of ours may be in flight when a stream is taken apart, and resumption would outlive a renewal.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -21,6 +21,7 @@ pub(crate) mod crypto;
 mod endpoint;
 mod error;
 mod preamble;
+pub mod quic;
 mod raw;
 mod refusals;
 mod verify;
@@ -37,7 +38,7 @@ pub use endpoint::{Endpoint, Limits};
 pub use error::{BindError, ConnectError};
 pub use preamble::PreambleError;
 pub use raw::RawTls;
-pub(crate) use refusals::Refusals;
+pub use refusals::Refusals;
 
 /// An encrypted connection, whichever side opened it.
 pub type PeerStream = tokio_rustls::TlsStream<TcpStream>;

@@ -12,8 +12,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Beyond so many of those, one line in that time for all together.
 const LINES_MAX: usize = 1024;
 
+/// What was logged of those who were refused, so that they can't fill the log.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals {
+pub struct Refusals {
     lines: Mutex<HashMap<Option<Offence>, Line>>,
 }
 
@@ -27,7 +28,7 @@ struct Line {
 
 impl Refusals {
     /// Logs that a peer was refused, or counts it if one from there was logged just now.
-    pub(crate) fn log(&self, peer: SocketAddr, reason: &str) {
+    pub fn log(&self, peer: SocketAddr, reason: &str) {
         if let Some(suppressed) = self.note(peer.ip(), reason, Instant::now()) {
             warn!(%peer, reason, suppressed, "refused a connection");
         }
