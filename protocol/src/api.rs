@@ -1,4 +1,5 @@
-//! Types of the local HTTP API that `vsand` serves on its Unix socket and `vsanctl` speaks.
+//! Types of the local HTTP API that `vsand` serves on its Unix socket and `vsanctl` speaks; those of `vswitchd` and `vswctl`
+//! are in [`switch`].
 //!
 //! Only the wire: what a request and an answer look like in JSON. Sizes are bytes, times are seconds unless the name
 //! says otherwise, ids are UUIDs in their hyphenated form. New fields may be added to answers at any time and a client ignores
@@ -16,6 +17,7 @@ mod object;
 mod policy;
 mod size;
 mod status;
+pub mod switch;
 mod transfer;
 mod volume;
 
@@ -24,7 +26,7 @@ pub use cluster::{
     TOKEN_SECONDS_DEFAULT, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest,
 };
 pub use disk::{AddDiskRequest, AddedDisk, DiskInfo, DiskList, DiskState};
-pub use error::{ApiError, ErrorClass, ErrorCode};
+pub use error::{ApiError, ErrorClass, ErrorCode, FaultLine};
 pub use object::{
     BrokenLock, CHUNKS_PAGE_MAX, ChunkInfo, ComponentInfo, ComponentState, LockInfo, LockList, ObjectDetails,
     ObjectInfo, ObjectList,

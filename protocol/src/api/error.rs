@@ -18,18 +18,52 @@ pub struct ApiError {
     /// Further facts, by name; which ones depends on the code.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub details: BTreeMap<String, String>,
+    /// Every single fault, if it was several things that were checked together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultLine>,
+}
+
+/// One fault of several.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FaultLine {
+    /// What kind of thing it is at, such as `port group`.
+    pub kind: String,
+    /// The thing's name.
+    pub name: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl fmt::Display for FaultLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, name, problem } = self;
+        if name.is_empty() { write!(f, "{kind}: {problem}") } else { write!(f, "{kind} {name:?}: {problem}") }
+    }
 }
 
 impl ApiError {
     /// A failure: what failed for which object, and what to do next.
     pub fn new(code: ErrorCode, message: impl Into<String>, next_step: impl Into<String>) -> Self {
-        Self { code, message: message.into(), next_step: next_step.into(), details: BTreeMap::new() }
+        Self {
+            code,
+            message: message.into(),
+            next_step: next_step.into(),
+            details: BTreeMap::new(),
+            faults: Vec::new(),
+        }
     }
 
     /// The same with one more fact.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl fmt::Display) -> Self {
         self.details.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// The same with every single fault.
+    #[must_use]
+    pub fn with_faults(mut self, faults: Vec<FaultLine>) -> Self {
+        self.faults = faults;
         self
     }
 }
@@ -60,6 +94,12 @@ pub enum ErrorCode {
     PolicyNotAvailable,
     /// Not a path that a disk can be at.
     BadPath,
+    /// The network can't be configured like this. `faults` has all that is wrong.
+    InvalidNetwork,
+    /// Not a socket, interface or number of queues that a port can be attached to.
+    BadAttachment,
+    /// Not a frame.
+    BadFrame,
 
     /// No such host in the cluster.
     HostNotFound,
@@ -73,6 +113,20 @@ pub enum ErrorCode {
     LockNotFound,
     /// No such import or export; it may have ended because nobody used it.
     TransferNotFound,
+    /// No such switch.
+    SwitchNotFound,
+    /// No such port group.
+    GroupNotFound,
+    /// No such port.
+    PortNotFound,
+    /// No such uplink on this host.
+    UplinkNotFound,
+    /// No such mirror.
+    MirrorNotFound,
+    /// The address is not frozen.
+    MacNotFrozen,
+    /// No such revision waits to be confirmed.
+    RevisionNotFound,
 
     /// Another volume has this name.
     NameTaken,
@@ -96,6 +150,10 @@ pub enum ErrorCode {
     VolumeIncomplete,
     /// The volume is open read-only, or the transfer is an export.
     ReadOnly,
+    /// The port is attached to something else already.
+    PortAttached,
+    /// The port is not attached to this host.
+    PortNotAttached,
 
     /// Not enough hosts, fault domains or disks for the policy.
     PolicyUnsatisfiable,
@@ -129,6 +187,8 @@ pub enum ErrorCode {
 
     /// A disk failed.
     DiskFailed,
+    /// A socket or an interface can't be used.
+    DeviceFailed,
     /// An input or output error that is none of the above.
     Io,
     /// A fault of the daemon's own.
@@ -138,7 +198,7 @@ pub enum ErrorCode {
     Unknown,
 }
 
-/// Codes by what the caller can do about them. `vsanctl` has an exit code for each.
+/// Codes by what the caller can do about them. The tools have an exit code for each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ErrorClass {
     /// Ask differently.
@@ -167,13 +227,23 @@ impl ErrorCode {
             | Self::BadSize
             | Self::BadPolicy
             | Self::PolicyNotAvailable
-            | Self::BadPath => ErrorClass::Usage,
+            | Self::BadPath
+            | Self::InvalidNetwork
+            | Self::BadAttachment
+            | Self::BadFrame => ErrorClass::Usage,
             Self::HostNotFound
             | Self::DiskNotFound
             | Self::ObjectNotFound
             | Self::VolumeNotFound
             | Self::LockNotFound
-            | Self::TransferNotFound => ErrorClass::NotFound,
+            | Self::TransferNotFound
+            | Self::SwitchNotFound
+            | Self::GroupNotFound
+            | Self::PortNotFound
+            | Self::UplinkNotFound
+            | Self::MirrorNotFound
+            | Self::MacNotFrozen
+            | Self::RevisionNotFound => ErrorClass::NotFound,
             Self::NameTaken
             | Self::ObjectInUse
             | Self::VolumeNotOpen
@@ -184,7 +254,9 @@ impl ErrorCode {
             | Self::Conflict
             | Self::LeaseRunning
             | Self::VolumeIncomplete
-            | Self::ReadOnly => ErrorClass::Conflict,
+            | Self::ReadOnly
+            | Self::PortAttached
+            | Self::PortNotAttached => ErrorClass::Conflict,
             Self::PolicyUnsatisfiable
             | Self::ClusterFull
             | Self::DiskTooSmall
@@ -199,7 +271,9 @@ impl ErrorCode {
             | Self::HostUnreachable
             | Self::Unavailable => ErrorClass::Unavailable,
             Self::TimedOut => ErrorClass::TimedOut,
-            Self::DiskFailed | Self::Io | Self::Internal | Self::Unknown => ErrorClass::Failure,
+            Self::DiskFailed | Self::DeviceFailed | Self::Io | Self::Internal | Self::Unknown => {
+                ErrorClass::Failure
+            }
         }
     }
 

@@ -12,8 +12,11 @@
 //! The worker never waits for the control plane, and forwards without it. The control plane waits and allocates as it likes.
 #![deny(unsafe_code)]
 
+pub mod api;
+pub mod capture;
 pub mod data;
 pub mod endpoint;
 pub mod plane;
 pub mod ports;
+pub mod trace;
 pub mod tunnel;

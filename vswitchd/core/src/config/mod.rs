@@ -1,4 +1,4 @@
-//! The configuration: what an operator writes ([`spec`]), whether it can be ([`validate`]), and what the data path takes
+//! The configuration: what an operator writes ([`spec`], which is also what the API takes), whether it can be ([`validate`]), and what the data path takes
 //! ([`Config`]).
 //!
 //! ```text
@@ -13,7 +13,6 @@
 mod change;
 mod check;
 mod group;
-pub mod spec;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,8 +21,10 @@ use std::time::Duration;
 use ferro_protocol::ids::HostId;
 use ferro_protocol::net::{Mac, NetName, VlanId, Vni};
 
-pub use change::{Change, transact};
+pub use change::transact;
 pub use check::validate;
+pub use ferro_protocol::api::switch::Change;
+pub use ferro_protocol::api::switch::spec;
 pub use spec::{AtLimit, Detection, Direction, PrivateKind, SecuritySpec as Security, Spec, TeamPolicy};
 
 /// The least MTU: what IPv4 needs (RFC 791, section 3.2).

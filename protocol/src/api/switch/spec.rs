@@ -1,11 +1,13 @@
 //! What an operator writes: in `vswitchd.toml`, through the API, into the directory. Names and numbers as they were
-//! given; nothing here is checked, so that [`super::validate`] can name every fault at once.
+//! given; nothing here is checked, so that the switch's core can name every fault of a whole specification at once.
 
-use ferro_protocol::ids::HostId;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::ids::HostId;
 
 /// The whole configuration of the network.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Spec {
     /// Virtual switches.
@@ -23,7 +25,7 @@ pub struct Spec {
 }
 
 /// A virtual switch: what binds port groups to uplinks.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchSpec {
     /// Its name.
@@ -44,7 +46,7 @@ fn mtu_default() -> u32 {
 }
 
 /// A port group.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GroupSpec {
     /// Its name.
@@ -90,7 +92,7 @@ pub struct GroupSpec {
 }
 
 /// The VLANs of a port group.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum VlanSpec {
     /// Untagged everywhere.
@@ -121,7 +123,7 @@ pub enum VlanSpec {
 }
 
 /// Who reaches whom in a private VLAN (RFC 5517, section 3).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PrivateKind {
     /// Reaches all.
@@ -133,7 +135,7 @@ pub enum PrivateKind {
 }
 
 /// What a port may do; no unless it says yes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecuritySpec {
     /// See frames that are not for it.
@@ -145,7 +147,7 @@ pub struct SecuritySpec {
 }
 
 /// Learning of addresses from frames.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LearningSpec {
     /// The most addresses behind one port.
@@ -163,7 +165,7 @@ fn age_default() -> u32 {
 }
 
 /// What becomes of frames from addresses beyond the limit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AtLimit {
     /// They are dropped.
@@ -174,7 +176,7 @@ pub enum AtLimit {
 }
 
 /// Rates in each direction, as the guest sees them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShapingSpec {
     /// From the guest.
@@ -186,7 +188,7 @@ pub struct ShapingSpec {
 }
 
 /// A rate.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateSpec {
     /// Kilobits (1000) a second, over time.
@@ -198,7 +200,7 @@ pub struct RateSpec {
 }
 
 /// Frames a second from one port; no limit unless given.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StormSpec {
     /// Broadcast.
@@ -213,7 +215,7 @@ pub struct StormSpec {
 }
 
 /// Several uplinks as one.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TeamSpec {
     /// Used, in this order.
@@ -231,7 +233,7 @@ pub struct TeamSpec {
 }
 
 /// Which uplink a frame takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TeamPolicy {
     /// By the port that it comes from.
@@ -248,7 +250,7 @@ pub enum TeamPolicy {
 }
 
 /// How a dead uplink is noticed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Detection {
     /// Its link is down.
@@ -259,7 +261,7 @@ pub enum Detection {
 }
 
 /// The switch's own address in a port group.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GatewaySpec {
     /// Address and prefix, as in `10.0.0.1/24`.
@@ -277,7 +279,7 @@ fn lease_default() -> u32 {
 }
 
 /// A port.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortSpec {
     /// Its name.
@@ -295,7 +297,7 @@ pub struct PortSpec {
 }
 
 /// What is different at one port.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OverrideSpec {
     /// Its own security.
@@ -313,7 +315,7 @@ pub struct OverrideSpec {
 }
 
 /// A mirror: what some ports send and get is copied to another.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MirrorSpec {
     /// Its name.
@@ -332,7 +334,7 @@ pub struct MirrorSpec {
 }
 
 /// Which way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// Both.
