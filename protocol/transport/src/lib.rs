@@ -19,7 +19,7 @@
 //! - [`tls`]: the listener and the dialler; [`tls::RawTls`] hands a data stream to a synchronous loop.
 //! - [`join`]: the exchange that turns a token into an identity.
 //! - [`control`]: request and response over one connection, for the directory, Raft and management.
-//! - [`local`]: the daemons' Unix sockets.
+//! - [`local`]: the daemons' Unix sockets; [`http`]: what their APIs have in common.
 //!
 //! What it must not know: what a request means, who is a member of the cluster (the directory says so: a peer that
 //! comes out of [`tls::Endpoint::accept`] holds a certificate of the cluster, not more), disks and objects.
@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod http;
 pub mod identity;
 pub mod join;
 pub mod local;

@@ -19,7 +19,7 @@ use ferro_protocol::api::switch::{
 };
 use ferro_protocol::net::{Mac, NetName};
 
-use crate::capture::Source;
+use crate::data::capture::Capture;
 
 /// An answer or why there is none.
 pub type Result<T> = std::result::Result<T, ApiError>;
@@ -109,8 +109,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// there; never from a group. [`crate::trace::describe`] puts the core's trace into words.
     async fn trace(&self, from: Point, frame: Bytes) -> Result<TraceAnswer>;
     /// Begin a capture that keeps so many bytes of each frame, 1 to [`ferro_protocol::api::switch::SNAP_BYTES_MAX`]. It ends
-    /// when the source is dropped: the worker finds its [`crate::capture::Sink`] closed.
-    async fn capture(&self, what: Point, snap_bytes: u32) -> Result<Source>;
+    /// when what is returned is dropped.
+    async fn capture(&self, what: Point, snap_bytes: usize) -> Result<Capture>;
 
     /// This host's counters now, as Prometheus reads them (`OpenMetrics` text).
     async fn metrics(&self) -> Result<String>;

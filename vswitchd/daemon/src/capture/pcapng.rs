@@ -7,9 +7,13 @@
 //! Each block is `type, length, body, length`, padded to four bytes; numbers are little-endian, as the section header's
 //! magic says. Interfaces may come when they are needed: before the first packet that names them.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use ferro_protocol::net::NetName;
 
-use super::{Captured, Direction, Totals, comment};
+use super::comment;
+use crate::data::capture::{Captured, Direction};
 
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;
@@ -35,11 +39,11 @@ const OPTION_BYTES_MAX: usize = 0xfffc;
 #[derive(Debug)]
 pub struct Writer {
     snap_bytes: u32,
-    interfaces: u32,
+    interfaces: BTreeMap<NetName, u32>,
 }
 
 impl Writer {
-    /// Begins a file.
+    /// Begins a file that has so many bytes of each frame.
     pub fn new(snap_bytes: u32, out: &mut Vec<u8>) -> Self {
         block(out, SECTION_HEADER, |out| {
             out.extend_from_slice(&BYTE_ORDER.to_le_bytes());
@@ -50,12 +54,14 @@ impl Writer {
             option(out, SHB_APPLICATION, concat!("vswitchd ", env!("CARGO_PKG_VERSION")).as_bytes());
             option(out, OPT_END, &[]);
         });
-        Self { snap_bytes, interfaces: 0 }
+        Self { snap_bytes, interfaces: BTreeMap::new() }
     }
 
-    /// The next interface.
-    pub fn interface(&mut self, name: &NetName, out: &mut Vec<u8>) {
-        self.interfaces += 1;
+    /// The number of an interface; a new one is written first.
+    fn interface(&mut self, name: &NetName, out: &mut Vec<u8>) -> u32 {
+        if let Some(number) = self.interfaces.get(name) {
+            return *number;
+        }
         block(out, INTERFACE, |out| {
             out.extend_from_slice(&LINK_ETHERNET.to_le_bytes());
             out.extend_from_slice(&[0, 0]);
@@ -65,16 +71,19 @@ impl Writer {
             option(out, IF_TIME_RESOLUTION, &[9]);
             option(out, OPT_END, &[]);
         });
+        let number = self.interfaces.len() as u32;
+        self.interfaces.insert(name.clone(), number);
+        number
     }
 
     /// A frame.
     pub fn frame(&mut self, frame: &Captured, out: &mut Vec<u8>) {
+        let interface = self.interface(&frame.at, out);
         block(out, ENHANCED_PACKET, |out| {
-            out.extend_from_slice(&frame.interface.to_le_bytes());
-            out.extend_from_slice(&((frame.unix_ns >> 32) as u32).to_le_bytes());
-            out.extend_from_slice(&(frame.unix_ns as u32).to_le_bytes());
+            out.extend_from_slice(&interface.to_le_bytes());
+            time(out, frame.time);
             out.extend_from_slice(&(frame.bytes.len() as u32).to_le_bytes());
-            out.extend_from_slice(&frame.len.to_le_bytes());
+            out.extend_from_slice(&(frame.len as u32).to_le_bytes());
             padded(out, &frame.bytes);
             // Bits 0 and 1: inbound is what the switch receives.
             let direction: u32 = match frame.direction {
@@ -89,22 +98,27 @@ impl Writer {
         });
     }
 
-    /// Ends the file. The capture as a whole lost frames, not one interface: the first says how many.
-    pub fn end(&mut self, totals: Totals, unix_ns: u64, out: &mut Vec<u8>) {
-        if self.interfaces == 0 {
+    /// How many frames there were, and how many of them are not in the file. They are counted for the capture as a whole and
+    /// stand at its first interface; a capture that has seen no frame has none, and nothing is written.
+    pub fn statistics(&mut self, seen: u64, dropped: u64, out: &mut Vec<u8>) {
+        if self.interfaces.is_empty() {
             return;
         }
         block(out, STATISTICS, |out| {
             out.extend_from_slice(&0_u32.to_le_bytes());
-            out.extend_from_slice(&((unix_ns >> 32) as u32).to_le_bytes());
-            out.extend_from_slice(&(unix_ns as u32).to_le_bytes());
-            let text = format!("of {} frames at all interfaces {} were dropped", totals.seen, totals.dropped);
-            option(out, OPT_COMMENT, text.as_bytes());
-            option(out, ISB_RECEIVED, &totals.seen.to_le_bytes());
-            option(out, ISB_DROPPED, &totals.dropped.to_le_bytes());
+            time(out, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+            option(out, ISB_RECEIVED, &seen.to_le_bytes());
+            option(out, ISB_DROPPED, &dropped.to_le_bytes());
             option(out, OPT_END, &[]);
         });
     }
+}
+
+/// Nanoseconds since 1970, the upper half first.
+fn time(out: &mut Vec<u8>, since: Duration) {
+    let ns = since.as_nanos() as u64;
+    out.extend_from_slice(&((ns >> 32) as u32).to_le_bytes());
+    out.extend_from_slice(&(ns as u32).to_le_bytes());
 }
 
 fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
