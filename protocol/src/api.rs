@@ -12,6 +12,7 @@
 
 mod cluster;
 mod disk;
+mod document;
 mod error;
 mod object;
 mod policy;
@@ -26,6 +27,7 @@ pub use cluster::{
     TOKEN_SECONDS_DEFAULT, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest,
 };
 pub use disk::{AddDiskRequest, AddedDisk, DiskInfo, DiskList, DiskState};
+pub use document::{DOCUMENTS_WAIT_MAX_S, Document, DocumentInfo, DocumentList, PutDocument};
 pub use error::{ApiError, ErrorClass, ErrorCode, FaultLine};
 pub use object::{
     BrokenLock, CHUNKS_PAGE_MAX, ChunkInfo, ComponentInfo, ComponentState, LockInfo, LockList, ObjectDetails,

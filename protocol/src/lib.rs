@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod bugs;
+pub mod document;
 pub mod frame;
 pub mod ids;
 mod name;

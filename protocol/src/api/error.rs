@@ -111,6 +111,8 @@ pub enum ErrorCode {
     VolumeNotFound,
     /// Nobody holds a lock on this object.
     LockNotFound,
+    /// No such document in the cluster directory.
+    DocumentNotFound,
     /// No such import or export; it may have ended because nobody used it.
     TransferNotFound,
     /// No such switch.
@@ -142,7 +144,7 @@ pub enum ErrorCode {
     DiskNotEmpty,
     /// The disk belongs to another cluster.
     DiskForeign,
-    /// Something else changed the same thing meanwhile.
+    /// Something else changed the same thing meanwhile. `details` of a document: `revision`, the one it is at.
     Conflict,
     /// The holder's lease may still be running, so its lock can't be broken yet. `details`: `seconds`, where known.
     LeaseRunning,
@@ -236,6 +238,7 @@ impl ErrorCode {
             | Self::ObjectNotFound
             | Self::VolumeNotFound
             | Self::LockNotFound
+            | Self::DocumentNotFound
             | Self::TransferNotFound
             | Self::SwitchNotFound
             | Self::GroupNotFound

@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ferro_protocol::api::{
     AddedDisk, ApiError, BootstrapRequest, BrokenLock, Capacity, ChunkInfo, ClusterInfo, ComponentInfo,
-    ComponentState, DiskCounters, DiskInfo, DiskState, ErrorCode, Health, HealthLevel, HealthReason,
-    HostInfo, HostRole, HostState, JoinRequest, JoinToken, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume,
-    OperationCounters, Redundancy, Removal, ResyncInfo, ResyncKind, ResyncList, ResyncState, ResyncTotals,
-    Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome,
-    VolumeCounters, VolumeInfo, VolumeOwner,
+    ComponentState, DiskCounters, DiskInfo, DiskState, Document, DocumentInfo, DocumentList, ErrorCode,
+    Health, HealthLevel, HealthReason, HostInfo, HostRole, HostState, JoinRequest, JoinToken, LockInfo,
+    ObjectDetails, ObjectInfo, OpenedVolume, OperationCounters, PutDocument, Redundancy, Removal, ResyncInfo,
+    ResyncKind, ResyncList, ResyncState, ResyncTotals, Status, TokenInfo, TopSample, Transfer,
+    TransferDirection, TransferEnded, TransferOutcome, VolumeCounters, VolumeInfo, VolumeOwner,
 };
+use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{
     ChunkIndex, ClusterId, DiskId, Epoch, HostId, ObjectId, Seq, TransferId, VolumeName,
 };
@@ -29,12 +30,13 @@ pub(crate) const HERE_NAME: &str = "alpha";
 pub(crate) const ROOM: u64 = 1 << 40;
 
 #[derive(Default)]
-pub(crate) struct Memory(pub(crate) Mutex<State>);
+pub(crate) struct Memory(pub(crate) Mutex<State>, pub(crate) tokio::sync::watch::Sender<u64>);
 
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) volumes: BTreeMap<VolumeName, Volume>,
     pub(crate) disks: Vec<DiskInfo>,
+    pub(crate) documents: BTreeMap<DocumentName, Document>,
     pub(crate) transfer: Option<(TransferId, VolumeName, TransferDirection)>,
     pub(crate) joined: bool,
     pub(crate) no_quorum: bool,
@@ -70,6 +72,16 @@ impl State {
 
     fn writable(&self, what: &str) -> Result<()> {
         if self.no_quorum { Err(fail::no_quorum(what)) } else { Ok(()) }
+    }
+
+    fn at_revision(&self, name: &DocumentName, basis: u64) -> Result<()> {
+        self.writable("changing a document")?;
+        let now = self.documents.get(name).map_or(0, |document| document.revision);
+        if now == basis {
+            return Ok(());
+        }
+        let message = format!("document {name} is at revision {now}");
+        Err(ApiError::new(ErrorCode::Conflict, message, "read it again").with("revision", now))
     }
 
     fn transfer_volume(&mut self, name: &VolumeName, transfer: TransferId) -> Result<&mut Volume> {
@@ -526,6 +538,45 @@ impl ControlPlane for Memory {
         }
         let previous_owner = info.owner.take().ok_or_else(|| fail::lock_not_found(object))?;
         Ok(BrokenLock { object, volume: Some(info.name.clone()), previous_owner })
+    }
+
+    async fn documents(&self, prefix: &str, after: Option<u64>, wait: Duration) -> Result<DocumentList> {
+        let mut changes = self.1.subscribe();
+        let newer = |revision: &u64| after.is_none_or(|after| *revision > after);
+        let _in_time = tokio::time::timeout(wait, changes.wait_for(newer)).await;
+        let revision = *self.1.borrow();
+        let state = self.state();
+        let under = state.documents.values().filter(|d| d.name.as_str().starts_with(prefix));
+        let info = |d: &Document| DocumentInfo {
+            name: d.name.clone(),
+            revision: d.revision,
+            bytes: d.content.len() as u64,
+        };
+        Ok(DocumentList { revision, documents: under.map(info).collect() })
+    }
+
+    async fn document(&self, name: &DocumentName) -> Result<Document> {
+        self.state().documents.get(name).cloned().ok_or_else(|| fail::document_not_found(name))
+    }
+
+    async fn put_document(&self, name: &DocumentName, basis: u64, content: String) -> Result<PutDocument> {
+        let mut state = self.state();
+        state.at_revision(name, basis)?;
+        let revision = *self.1.borrow() + 1;
+        let document = Document { name: name.clone(), revision, content };
+        state.documents.insert(name.clone(), document);
+        drop(state);
+        self.1.send_replace(revision);
+        Ok(PutDocument { revision })
+    }
+
+    async fn delete_document(&self, name: &DocumentName, basis: u64) -> Result<()> {
+        let mut state = self.state();
+        state.at_revision(name, basis)?;
+        state.documents.remove(name);
+        drop(state);
+        self.1.send_modify(|revision| *revision += 1);
+        Ok(())
     }
 
     async fn resyncs(&self) -> Result<ResyncList> {

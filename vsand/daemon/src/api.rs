@@ -9,6 +9,7 @@
 //! What it must not know: the directory, disks, peers. Who may connect is decided by the socket's mode and group.
 
 pub mod control;
+mod documents;
 mod extract;
 pub mod fail;
 mod handlers;
@@ -73,6 +74,10 @@ routes! {
     post "/v1/locks/{id}/break" => handlers::break_lock,
     get "/v1/resyncs" => handlers::resyncs,
     get "/v1/top" => handlers::top,
+    get "/v1/documents" => documents::list,
+    get "/v1/documents/{*name}" => documents::show,
+    put "/v1/documents/{*name}" => documents::put,
+    delete "/v1/documents/{*name}" => documents::delete,
     get "/v1/volumes" => volumes::list,
     post "/v1/volumes" => volumes::create,
     get "/v1/volumes/{name}" => volumes::show,

@@ -18,8 +18,13 @@ use tokio::sync::watch;
 
 use crate::types::{Applied, Proposal, ProposalId};
 
-/// Version of the encoding of commands, answers and states.
+/// Version of the encoding of commands and answers: those of the state machine, which only ever get variants and fields at
+/// their ends.
 const ENCODING_VERSION: u8 = 1;
+/// Version of a snapshot, whose state is one value and can't get a field without becoming another:
+/// - 1: the first;
+/// - 2: documents take the place of values, with the revision of the last change to any.
+const SNAPSHOT_VERSION: u8 = 2;
 /// Version byte and CRC-32 in front of a snapshot's state.
 const SNAPSHOT_HEAD_BYTES: usize = 5;
 /// For so many entries the answer is remembered.
@@ -44,8 +49,13 @@ pub enum DecodeError {
     #[error("it is cut short")]
     Short,
     /// Written by another version of this software.
-    #[error("it has format version {0}, this host reads version {ENCODING_VERSION}")]
-    Version(u8),
+    #[error("it has format version {found}, this host reads version {read}")]
+    Version {
+        /// Its version.
+        found: u8,
+        /// What this software reads.
+        read: u8,
+    },
     /// The checksum does not match.
     #[error("its checksum does not match")]
     Checksum,
@@ -67,7 +77,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError
             (value, []) => Ok(value),
             _ => Err(DecodeError::Content(postcard::Error::DeserializeBadEncoding)),
         },
-        [other, ..] => Err(DecodeError::Version(*other)),
+        [found, ..] => Err(DecodeError::Version { found: *found, read: ENCODING_VERSION }),
     }
 }
 
@@ -207,7 +217,7 @@ impl<S: StateMachine> Machine for Cell<S> {
         let body = Body { state, recent };
         Arc::new(move || {
             let body = Body { state: &*body.state, recent: body.recent.clone() };
-            let mut bytes = postcard::to_extend(&body, vec![ENCODING_VERSION, 0, 0, 0, 0])?;
+            let mut bytes = postcard::to_extend(&body, vec![SNAPSHOT_VERSION, 0, 0, 0, 0])?;
             let crc = crc32fast::hash(&bytes[SNAPSHOT_HEAD_BYTES..]);
             bytes[1..SNAPSHOT_HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
             Ok(bytes)
@@ -218,8 +228,8 @@ impl<S: StateMachine> Machine for Cell<S> {
         let Some((head, body)) = snapshot.split_first_chunk::<SNAPSHOT_HEAD_BYTES>() else {
             return Err(DecodeError::Short);
         };
-        if head[0] != ENCODING_VERSION {
-            return Err(DecodeError::Version(head[0]));
+        if head[0] != SNAPSHOT_VERSION {
+            return Err(DecodeError::Version { found: head[0], read: SNAPSHOT_VERSION });
         }
         if crc32fast::hash(body) != u32::from_le_bytes([head[1], head[2], head[3], head[4]]) {
             return Err(DecodeError::Checksum);
@@ -337,6 +347,16 @@ mod tests {
         for len in 0..good.len() {
             assert!(other.prepare(&good[..len]).is_err(), "cut at {len}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_of_another_version_is_named() {
+        let cell = Cell::<Sum>::new();
+        add(&cell, 1, 300);
+        let mut old = cell.freeze()().unwrap();
+        old[0] = 1;
+        let Err(error) = cell.prepare(&old) else { panic!("an old snapshot was taken") };
+        assert_eq!(error, DecodeError::Version { found: 1, read: SNAPSHOT_VERSION });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
 use vsand_core::directory::{
     Basis, Command, Content, Departure, HostRecord, LockKind, Policy, Refused, State, SyncChange, TokenEntry,
@@ -156,7 +157,8 @@ pub(super) fn command_seeds() -> Vec<Vec<u8>> {
         Command::BreakLock { object, epoch: Epoch(1), holder: host_id(0), lease: 0 },
         Command::PutToken { id: [1; 16], entry },
         Command::UseToken { id: [1; 16], secret_hash: [4; 32], unix_s: 6 },
-        Command::PutValue { key: "k".to_owned(), revision: 0, value: Some(vec![1, 2]) },
+        Command::PutDocument { name: "k/1".parse().expect("a name"), basis: 0, content: "{}".to_owned() },
+        Command::DeleteDocument { name: "k/1".parse().expect("a name"), basis: 9 },
         Command::Release { object, epoch: Epoch(1), host: host_id(0) },
         Command::DeleteObject { object },
         Command::RemoveDisk { disk, unix_s: 7 },
@@ -284,10 +286,13 @@ fn choose(source: &mut Source<'_>, state: &State) -> Command {
         }
         21 => Command::Trim { basis, chunk },
         _ => {
-            let key = "k".repeat(source.number().min(300) as usize);
-            let revision = state.values.get(&key).map_or(0, |v| v.revision);
-            let value = (!source.rarely(3)).then(|| vec![0; source.below(64)]);
-            Command::PutValue { key, revision, value }
+            let name: DocumentName = format!("k/{}", source.below(4)).parse().expect("a name");
+            let basis = state.documents.get(&name).map_or(0, |document| document.revision);
+            if source.rarely(3) {
+                Command::DeleteDocument { name, basis }
+            } else {
+                Command::PutDocument { name, basis, content: "c".repeat(source.below(64)) }
+            }
         }
     }
 }

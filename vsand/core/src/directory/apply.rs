@@ -4,19 +4,16 @@ use std::sync::Arc;
 
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
 
+use super::State;
 use super::command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
 use super::placement;
 use super::records::{
     ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord,
     Policy, Sync, TokenEntry,
 };
-use super::{State, Value};
 
 pub(super) type Applied = Result<Outcome, Refused>;
 
-const VALUE_BYTES_MAX: usize = 1 << 20;
-const KEY_BYTES_MAX: usize = 256;
-const VALUES_MAX: usize = 65_536;
 const TOKENS_MAX: usize = 1_024;
 
 impl State {
@@ -73,7 +70,8 @@ impl State {
                 Ok(Outcome::Done)
             }
             Command::UseToken { id, secret_hash, unix_s } => self.use_token(id, secret_hash, unix_s),
-            Command::PutValue { key, revision, value } => self.put_value(index, key, revision, value),
+            Command::PutDocument { name, basis, content } => self.put_document(index, name, basis, content),
+            Command::DeleteDocument { name, basis } => self.delete_document(index, &name, basis),
             Command::LeaveDisk { disk, departure } => self.leave_disk(disk, departure),
             Command::LeaveHost { host, departure } => self.leave_host(host, departure),
             Command::Trim { basis, chunk } => self.trim(index, basis, chunk),
@@ -399,24 +397,6 @@ impl State {
         }
         self.tokens.remove(&id);
         Ok(Outcome::Done)
-    }
-
-    fn put_value(&mut self, index: u64, key: String, revision: u64, value: Option<Vec<u8>>) -> Applied {
-        let now = self.values.get(&key).map_or(0, |v| v.revision);
-        if now != revision {
-            return Err(Refused::WrongRevision(now));
-        }
-        let Some(bytes) = value else {
-            self.values.remove(&key);
-            return Ok(Outcome::Revision(0));
-        };
-        if bytes.len() > VALUE_BYTES_MAX || key.len() > KEY_BYTES_MAX || self.values.len() >= VALUES_MAX {
-            return Err(Refused::TooMuch(format!(
-                "a key has at most {KEY_BYTES_MAX} bytes, a value {VALUE_BYTES_MAX}, and there are at most {VALUES_MAX}"
-            )));
-        }
-        self.values.insert(key, Value { revision: index, bytes });
-        Ok(Outcome::Revision(index))
     }
 
     fn object(&self, object: ObjectId) -> Result<&Arc<ObjectRecord>, Refused> {

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
 use serde::{Deserialize, Serialize};
 
@@ -205,14 +206,14 @@ pub enum Command {
         /// When, in seconds since 1970.
         unix_s: u64,
     },
-    /// A small value of another daemon (port groups, VM specs), by compare-and-set.
-    PutValue {
-        /// Its name, at most 256 bytes.
-        key: String,
-        /// What is there now: its revision, or 0 for nothing.
-        revision: u64,
-        /// The new value, at most 1 MiB; `None` takes it away.
-        value: Option<Vec<u8>>,
+    /// A document of another daemon (port groups, VM specs) is made or changed.
+    PutDocument {
+        /// Its name.
+        name: DocumentName,
+        /// The revision that the proposer has seen; 0 if there was none.
+        basis: u64,
+        /// What it is to say.
+        content: String,
     },
     /// A disk is to leave, or, with `None`, to stay after all. Nothing new is placed on one that leaves. Refused if what it
     /// holds can't be kept as its policies ask without it; if it leaves at once, only if a last copy would be lost.
@@ -237,6 +238,13 @@ pub enum Command {
         /// The chunk.
         chunk: ChunkIndex,
     },
+    /// A document goes.
+    DeleteDocument {
+        /// Its name.
+        name: DocumentName,
+        /// The revision that the proposer has seen.
+        basis: u64,
+    },
 }
 
 /// What an accepted command brought.
@@ -253,7 +261,7 @@ pub enum Outcome {
         /// The locks that the host holds, with their epochs.
         locks: Vec<(ObjectId, Epoch)>,
     },
-    /// The revision of the value that was put.
+    /// The revision of the document that was put.
     Revision(u64),
 }
 
@@ -365,8 +373,8 @@ pub enum Refused {
     /// The token is unknown, used, ended, or its secret is another.
     #[error("{0}")]
     Token(TokenRefused),
-    /// The value has another revision.
-    #[error("the value is at revision {0}")]
+    /// The document has another revision; 0 if there is none.
+    #[error("the document has changed: it is at revision {0}")]
     WrongRevision(u64),
     /// Something is over its bound.
     #[error("{0}")]

@@ -12,6 +12,7 @@
 
 mod apply;
 pub mod command;
+mod documents;
 pub mod leave;
 pub mod placement;
 pub mod records;
@@ -19,6 +20,7 @@ pub mod records;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{DiskId, Epoch, HostId, ObjectId, VolumeName};
 use serde::{Deserialize, Serialize};
 
@@ -28,13 +30,13 @@ pub use records::{
     ObjectRecord, Policy, Sync, TokenEntry,
 };
 
-/// A value of another daemon.
+/// A document of another daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Value {
+pub struct Document {
     /// The index of the command that put it.
     pub revision: u64,
-    /// The bytes.
-    pub bytes: Vec<u8>,
+    /// What it says.
+    pub content: String,
 }
 
 /// All that the cluster has agreed on.
@@ -51,13 +53,15 @@ pub struct State {
     /// Join tokens that may still be used.
     pub tokens: BTreeMap<[u8; 16], TokenEntry>,
     /// What the other daemons keep here.
-    pub values: BTreeMap<String, Value>,
+    pub documents: BTreeMap<DocumentName, Arc<Document>>,
     /// The index of the last command that changed anything.
     pub revision: u64,
     /// The hosts that are leaving, with all their disks.
     pub leaving_hosts: BTreeMap<HostId, Departure>,
     /// The disks that are leaving by themselves.
     pub leaving_disks: BTreeMap<DiskId, Departure>,
+    /// The index of the last command that put or deleted a document: those who watch them miss no deletion.
+    pub documents_revision: u64,
 }
 
 impl State {

@@ -9,14 +9,17 @@
 //! half-done runs in a task of its own.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferro_protocol::api::{
-    AddedDisk, ApiError, BootstrapRequest, BrokenLock, ClusterInfo, DiskInfo, HostInfo, JoinRequest,
-    LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, Policy, Removal, ResyncList, Status, TokenInfo,
-    TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
+    AddedDisk, ApiError, BootstrapRequest, BrokenLock, ClusterInfo, DiskInfo, Document, DocumentList,
+    HostInfo, JoinRequest, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, Policy, PutDocument, Removal,
+    ResyncList, Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome,
+    VolumeInfo,
 };
+use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
 
 /// An answer or why there is none.
@@ -141,6 +144,16 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn locks(&self) -> Result<Vec<LockInfo>>;
     /// Take the lock of an object from a holder whose lease has surely ended.
     async fn break_lock(&self, object: ObjectId) -> Result<BrokenLock>;
+
+    /// The documents whose names begin with `prefix`, as this host knows them; with `after`, once any document has changed
+    /// after that revision, but after `wait` in any case.
+    async fn documents(&self, prefix: &str, after: Option<u64>, wait: Duration) -> Result<DocumentList>;
+    /// One document, as this host knows it.
+    async fn document(&self, name: &DocumentName) -> Result<Document>;
+    /// Make or replace a document (at most [`ferro_protocol::document::DOCUMENT_BYTES_MAX`]) that is at revision `basis`.
+    async fn put_document(&self, name: &DocumentName, basis: u64, content: String) -> Result<PutDocument>;
+    /// Delete a document that is at revision `basis`.
+    async fn delete_document(&self, name: &DocumentName, basis: u64) -> Result<()>;
 
     /// All resyncs, running ones first.
     async fn resyncs(&self) -> Result<ResyncList>;

@@ -8,6 +8,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::{ApiError, ErrorCode, Policy, format_size};
+use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{DiskId, HostId, ObjectId, TransferId, VolumeName};
 
 /// An [`ApiError`] on its way out.
@@ -73,6 +74,15 @@ pub fn object_not_found(object: ObjectId) -> ApiError {
         ErrorCode::ObjectNotFound,
         format!("there is no object {object}"),
         "see `vsanctl object list` for those there are",
+    )
+}
+
+/// There is no such document.
+pub fn document_not_found(name: &DocumentName) -> ApiError {
+    ApiError::new(
+        ErrorCode::DocumentNotFound,
+        format!("there is no document {name} in the cluster directory"),
+        "GET /v1/documents lists those there are",
     )
 }
 

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{handlers, transfers, volumes};
+use super::{documents, handlers, transfers, volumes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -36,6 +36,10 @@ use super::{handlers, transfers, volumes};
         handlers::resyncs,
         handlers::top,
         handlers::metrics,
+        documents::list,
+        documents::show,
+        documents::put,
+        documents::delete,
         volumes::list,
         volumes::create,
         volumes::show,

@@ -58,7 +58,7 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
         | Refused::NoComponent(_) => {
             conflict("something else changed the same volume meanwhile; look at it again, then repeat")
         }
-        Refused::WrongRevision(_) => conflict("read the value again, then repeat"),
+        Refused::WrongRevision(now) => conflict("read the document again, then repeat").with("revision", now),
         Refused::LeaseAlive(host) => ApiError::new(
             ErrorCode::LeaseRunning,
             format!("host {} is alive: it has just renewed its lease", host_name(state, *host)),

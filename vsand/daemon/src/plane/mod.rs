@@ -14,6 +14,7 @@
 mod cluster;
 mod departures;
 mod disks;
+mod documents;
 mod errors;
 mod health;
 pub mod remote;
@@ -28,10 +29,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferro_protocol::api::{
-    AddedDisk, BootstrapRequest, BrokenLock, ClusterInfo, DiskInfo, HostInfo, JoinRequest, LockInfo,
-    ObjectDetails, ObjectInfo, OpenedVolume, Removal, ResyncList, Status, TokenInfo, TopSample, Transfer,
-    TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
+    AddedDisk, BootstrapRequest, BrokenLock, ClusterInfo, DiskInfo, Document, DocumentList, HostInfo,
+    JoinRequest, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, PutDocument, Removal, ResyncList, Status,
+    TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
 };
+use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
 use tokio::sync::watch;
 
@@ -274,6 +276,22 @@ impl ControlPlane for Plane {
 
     async fn break_lock(&self, object: ObjectId) -> Result<BrokenLock> {
         volumes::break_lock(&*self.member()?, object).await
+    }
+
+    async fn documents(&self, prefix: &str, after: Option<u64>, wait: Duration) -> Result<DocumentList> {
+        documents::list(&*self.member()?, prefix, after, wait).await
+    }
+
+    async fn document(&self, name: &DocumentName) -> Result<Document> {
+        documents::show(&*self.member()?, name)
+    }
+
+    async fn put_document(&self, name: &DocumentName, basis: u64, content: String) -> Result<PutDocument> {
+        documents::put(&*self.member()?, name, basis, content).await
+    }
+
+    async fn delete_document(&self, name: &DocumentName, basis: u64) -> Result<()> {
+        documents::delete(&*self.member()?, name, basis).await
     }
 
     async fn resyncs(&self) -> Result<ResyncList> {
