@@ -26,11 +26,15 @@ pub enum Bug {
     RunSequence,
     /// A change of the configuration leaves ports in the VLANs where they were.
     StaleVlan,
+    /// What a gateway sends leaves the host.
+    GatewayLeak,
+    /// Others speak in a gateway's name.
+    GatewayClaimed,
 }
 
 impl Bug {
     /// All of them, with their names and what they do.
-    pub const ALL: [(&'static str, Self, &'static str); 11] = [
+    pub const ALL: [(&'static str, Self, &'static str); 13] = [
         ("split-horizon-off", Self::SplitHorizonOff, "a frame from a tunnel leaves by tunnels"),
         ("stale-mac", Self::StaleMac, "an address that moved is looked for where it was"),
         ("unplug-keeps-mac", Self::UnplugKeepsMac, "an address outlives its port in the table"),
@@ -42,6 +46,8 @@ impl Bug {
         ("reflection", Self::Reflection, "a host takes its own frames that come back by another uplink"),
         ("run-sequence", Self::RunSequence, "a part of a super-frame keeps the sequence number of the whole"),
         ("stale-vlan", Self::StaleVlan, "a changed configuration leaves ports in their old VLANs"),
+        ("gateway-leak", Self::GatewayLeak, "what a gateway sends leaves the host"),
+        ("gateway-claimed", Self::GatewayClaimed, "others speak in a gateway's name"),
     ];
 }
 

@@ -16,7 +16,6 @@ pub mod api;
 pub mod capture;
 pub mod data;
 pub mod endpoint;
-pub mod metrics;
 pub mod plane;
 pub mod ports;
 pub mod trace;

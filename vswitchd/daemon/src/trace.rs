@@ -4,7 +4,7 @@
 
 use ferro_protocol::api::switch::{TraceAnswer, TraceStep};
 use ferro_protocol::net::VlanId;
-use vswitch_core::config::UplinkIx;
+use vswitch_core::config::{GroupIx, UplinkIx};
 use vswitch_core::frame::{Ether, Vid};
 use vswitch_core::pipeline::{Cause, Egress, Lane, Sender, Step, Trace};
 use vswitch_core::table::{PeerIx, Place, PortIx};
@@ -17,6 +17,8 @@ pub trait Names {
     fn uplink(&self, ix: UplinkIx) -> String;
     /// Another host.
     fn peer(&self, ix: PeerIx) -> String;
+    /// A port group.
+    fn group(&self, ix: GroupIx) -> String;
 }
 
 /// The trace for people and programs.
@@ -74,6 +76,9 @@ fn egress(to: Egress, names: &impl Names) -> (String, String) {
         Egress::Tunnel { to, vni, .. } => {
             (names.peer(to), format!("host {} through the tunnel, as VNI {vni}", names.peer(to)))
         }
+        Egress::Endpoint(ix) => {
+            (names.group(ix), format!("the gateway of port group {} at this host", names.group(ix)))
+        }
     }
 }
 
@@ -129,10 +134,13 @@ pub fn reason(cause: Cause) -> &'static str {
         Cause::Hairpin => "its receiver is where it came from",
         Cause::Reflected => "it is our own frame, come back by another uplink",
         Cause::OtherUplink => "its receivers do not use this uplink",
-        Cause::NotOurs => "it is from the physical network, to an address that nobody here has",
+        Cause::NotOurs => "it is from outside, to an address that nobody here has",
         Cause::NoReceiver => "nobody is there to get it",
         Cause::NoUplink => "all uplinks of the team are down",
         Cause::TunnelDown => "the other host does not answer",
         Cause::Beacon => "it is a beacon between uplinks",
+        Cause::GatewayClaimed => {
+            "it speaks in the name of the port group's gateway, which is the switch's own"
+        }
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct Sent {
     pub(super) offload: Offload,
     /// The address that it asks about, if it does.
     pub(super) asks: Option<[u8; 4]>,
+    /// The address that it says to come from, then.
+    pub(super) claims: Option<[u8; 4]>,
 }
 
 /// What it carries.
@@ -41,7 +43,7 @@ impl Sent {
             bytes.extend(tci.to_be_bytes());
         }
         let mut offload = Offload::NONE;
-        let mut asks = None;
+        let (mut asks, mut claims) = (None, None);
         match content {
             Content::Plain(len) => {
                 bytes.extend(PLAIN.to_be_bytes());
@@ -56,7 +58,7 @@ impl Sent {
                 bytes.extend(about);
                 bytes.extend(id.to_be_bytes());
                 bytes.resize(bytes.len() + 14, 0);
-                asks = Some(about);
+                (asks, claims) = (Some(about), Some(from));
             }
             Content::Super(len, size) => {
                 let l4 = bytes.len() + 22;
@@ -74,7 +76,7 @@ impl Sent {
                 offload = Offload { csum, gso: Some(Gso { kind: GsoKind::TcpV4, ecn: false, size }) };
             }
         }
-        Self { id, dst, src, tags: tags.to_vec(), bytes, offload, asks }
+        Self { id, dst, src, tags: tags.to_vec(), bytes, offload, asks, claims }
     }
 
     /// The outermost tag, if it is an 802.1Q one.

@@ -10,7 +10,7 @@ use vswitch_core::config::spec::{
 };
 
 use super::frames::Sent;
-use super::topology::Station;
+use super::topology::{GATEWAY, Station};
 
 /// Who sends or gets a frame.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -19,6 +19,8 @@ pub(super) enum Party {
     Port { name: String, host: usize },
     /// A station in the physical network.
     Station(usize),
+    /// The gateway of a group, as it is at a host.
+    Gateway { group: String, host: usize },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +59,8 @@ pub(super) struct Model<'a> {
     pub(super) spec: &'a Spec,
     pub(super) hosts: &'a [HostId],
     pub(super) stations: &'a [Station],
+    /// The MAC addresses of groups' gateways.
+    pub(super) gateways: &'a BTreeMap<String, Mac>,
     /// Where each port is; a port that has just moved may be at two hosts, of which this is the new one.
     pub(super) places: &'a BTreeMap<String, usize>,
     /// Ports whose guest took another address.
@@ -99,6 +103,44 @@ impl<'a> Model<'a> {
     /// The mirror that copies to this port, if it is one's. A mirror works while its port is attached.
     pub(super) fn mirror_to(&self, name: &str) -> Option<&'a MirrorSpec> {
         self.spec.mirrors.iter().find(|mirror| mirror.to == name)
+    }
+
+    /// The gateway of a segment: its group and MAC address.
+    fn gateway(&self, segment: &Segment) -> Option<(&'a GroupSpec, Mac)> {
+        let own = |group: &&GroupSpec| group.gateway.is_some() && Self::home(group) == Some(segment.vid);
+        let mut groups = self.spec.groups.iter().filter(|group| Self::network(group) == segment.network);
+        let group = groups.find(own)?;
+        Some((group, *self.gateways.get(&group.name)?))
+    }
+
+    /// The VLAN that all of a group's ports are in.
+    fn home(group: &GroupSpec) -> Option<u32> {
+        match &group.vlan {
+            VlanSpec::None => Some(0),
+            VlanSpec::Access(vid) | VlanSpec::Private { primary: vid, .. } => Some(*vid),
+            VlanSpec::Trunk { .. } | VlanSpec::Guest => None,
+        }
+    }
+
+    /// Whether a frame speaks in the name of the gateway of its segment.
+    fn poses(&self, segment: &Segment, sent: &Sent) -> bool {
+        self.gateway(segment).is_some_and(|(_, mac)| sent.src == mac || sent.claims == Some(GATEWAY))
+    }
+
+    /// Whether a frame of a port is for the gateway of its segment.
+    fn for_gateway(&self, segment: &Segment, sent: &Sent) -> bool {
+        let asks = sent.dst.is_group() && sent.asks == Some(GATEWAY);
+        self.gateway(segment).is_some_and(|(_, mac)| sent.dst == mac || asks)
+    }
+
+    /// Whether a gateway must get a frame.
+    fn gateway_verdict(&self, from: &Party, sent: &Sent, segment: &Segment, to: (&str, usize)) -> Verdict {
+        let Party::Port { name, host } = from else { return Verdict::Deny };
+        let own = self.gateway(segment).is_some_and(|(group, _)| group.name == to.0);
+        if !own || *host != to.1 || sent.hides() || !self.for_gateway(segment, sent) {
+            return Verdict::Deny;
+        }
+        if self.shaped(name) { Verdict::May } else { Verdict::Must }
     }
 
     fn network(group: &GroupSpec) -> Network {
@@ -237,6 +279,8 @@ impl<'a> Model<'a> {
                 }
             }
             (Party::Station(_), Party::Station(_)) => true,
+            (Party::Gateway { host, .. }, Party::Port { host: at, .. }) => host == at,
+            (Party::Gateway { .. }, _) | (_, Party::Gateway { .. }) => false,
         }
     }
 
@@ -246,11 +290,22 @@ impl<'a> Model<'a> {
     }
 
     fn segment(&self, from: &Party, sent: &Sent) -> Option<Segment> {
-        match from {
-            Party::Port { name, .. } => self.enters(name, sent),
-            Party::Station(_) if reserved(sent.dst) => None,
-            Party::Station(n) => Some(self.enters_station(self.stations[*n])),
-        }
+        let segment = match from {
+            Party::Port { name, .. } => self.enters(name, sent)?,
+            Party::Station(_) if reserved(sent.dst) => return None,
+            Party::Station(n) => self.enters_station(self.stations[*n]),
+            Party::Gateway { group, .. } => return self.enters_gateway(group, sent),
+        };
+        (!self.poses(&segment, sent)).then_some(segment)
+    }
+
+    /// The segment of what a gateway sends.
+    fn enters_gateway(&self, name: &str, sent: &Sent) -> Option<Segment> {
+        let group = self.spec.groups.iter().find(|group| group.name == name)?;
+        let vid = Self::home(group)?;
+        let good = !reserved(sent.dst) && sent.packet() <= Self::mtu(group);
+        let segment = Segment { network: Self::network(group), vid, wire: vid, speaker: Speaker::Open };
+        (group.gateway.is_some() && good).then_some(segment)
     }
 
     /// Whether a frame may or must arrive, and with which tag.
@@ -271,7 +326,12 @@ impl<'a> Model<'a> {
         let hides = sent.hides();
         let priority = sent.tag().unwrap_or(0) & 0xf000;
         let tagged = |vid: u32| (vid != 0).then_some(priority | vid as u16);
+        let alone = !matches!(from, Party::Gateway { .. }) && self.for_gateway(&segment, sent);
         let (verdict, vid) = match to {
+            Party::Gateway { group, host } => {
+                return (self.gateway_verdict(from, sent, &segment, (group, *host)), None);
+            }
+            Party::Station(_) if alone || matches!(from, Party::Gateway { .. }) => return deny,
             Party::Station(n) => {
                 let station = self.stations[*n];
                 let there = self.enters_station(station);
@@ -291,9 +351,18 @@ impl<'a> Model<'a> {
                 if sent.packet() > Self::mtu(group) {
                     return if part { (Verdict::May, tagged(vid)) } else { deny };
                 }
-                let here = matches!(from, Party::Port { host: source, .. } if source == host);
+                let here = matches!(from, Party::Port { host: source, .. } | Party::Gateway { host: source, .. } if source == host);
+                if matches!(from, Party::Gateway { .. }) && !here {
+                    return deny;
+                }
                 let curious = self.curious.contains(name) && Self::security(port, group).promiscuous;
-                let verdict = if sent.dst.is_group() || sent.dst == self.mac(name) || (curious && here) {
+                let verdict = if alone {
+                    // Every host asks its own, and what is asked of all is answered there.
+                    if sent.dst.is_group() || !(curious && here) {
+                        return deny;
+                    }
+                    Verdict::Must
+                } else if sent.dst.is_group() || sent.dst == self.mac(name) || (curious && here) {
                     Verdict::Must
                 } else if curious || group.learning.is_some() {
                     Verdict::May

@@ -4,8 +4,8 @@
 use ferro_protocol::ids::HostId;
 use ferro_protocol::net::Mac;
 use vswitch_core::config::spec::{
-    AtLimit, Detection, Direction, GroupSpec, LearningSpec, MirrorSpec, OverrideSpec, PortSpec, PrivateKind,
-    RateSpec, SecuritySpec, ShapingSpec, Spec, SwitchSpec, TeamPolicy, TeamSpec, VlanSpec,
+    AtLimit, Detection, Direction, GatewaySpec, GroupSpec, LearningSpec, MirrorSpec, OverrideSpec, PortSpec,
+    PrivateKind, RateSpec, SecuritySpec, ShapingSpec, Spec, SwitchSpec, TeamPolicy, TeamSpec, VlanSpec,
 };
 use vswitch_core::config::validate;
 
@@ -155,6 +155,14 @@ pub(super) fn vlan(dice: &mut Dice) -> VlanSpec {
     }
 }
 
+/// The address of all gateways.
+pub(super) const GATEWAY: [u8; 4] = [10, 9, 0, 254];
+
+fn gateway() -> GatewaySpec {
+    let [a, b, c, d] = GATEWAY;
+    GatewaySpec { address: format!("{a}.{b}.{c}.{d}/24"), pool: None, lease_s: 3600 }
+}
+
 /// One group, or the three of a private VLAN.
 fn groups(dice: &mut Dice, n: usize, hosts: &[HostId], names: &[String], own_teams: bool) -> Vec<GroupSpec> {
     let vni = dice.permille(600).then_some(5000 + n as u32);
@@ -186,6 +194,10 @@ fn groups(dice: &mut Dice, n: usize, hosts: &[HostId], names: &[String], own_tea
         let at_limit = if dice.permille(500) { AtLimit::Drop } else { AtLimit::Flood };
         base.learning = Some(LearningSpec { limit: 4, at_limit, age_s: 60 });
     }
+    let with_gateway = dice.permille(350);
+    if with_gateway && matches!(base.vlan, VlanSpec::None | VlanSpec::Access(_)) {
+        base.gateway = Some(gateway());
+    }
     if vni.is_some() && dice.permille(300) {
         base.bridge = dice.pick(hosts).copied();
         base.vlan = VlanSpec::Access(50 + n as u32);
@@ -195,6 +207,8 @@ fn groups(dice: &mut Dice, n: usize, hosts: &[HostId], names: &[String], own_tea
         return vec![base];
     }
     let primary = 100 + 10 * n as u32;
+    // In any of its groups it is there for all of them.
+    let of = dice.below(4);
     let kinds = [
         ("prom", PrivateKind::Promiscuous, None),
         ("iso", PrivateKind::Isolated, Some(primary + 1)),
@@ -204,9 +218,12 @@ fn groups(dice: &mut Dice, n: usize, hosts: &[HostId], names: &[String], own_tea
     let group = |(name, kind, secondary): (&str, PrivateKind, Option<u32>)| GroupSpec {
         name: format!("g{n}{name}"),
         vlan: VlanSpec::Private { primary, secondary, kind },
+        gateway: None,
         ..base.clone()
     };
-    kinds.into_iter().map(group).collect()
+    let mut groups: Vec<GroupSpec> = kinds.into_iter().map(group).collect();
+    groups[of].gateway = with_gateway.then(gateway);
+    groups
 }
 
 /// Stations in VLANs that somebody uses, or nobody.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use vswitch_core::config::GroupIx;
 use vswitch_core::frame::{HEAD_BYTES, Offload, Tci};
 use vswitch_core::pipeline::{Egress, Frame, Ingress};
 use vswitch_core::tunnel::{Edited, Meta};
@@ -43,6 +44,12 @@ impl World {
                 Party::Port { name, host } => {
                     let Some(ix) = self.hosts[*host].ports.get(name) else { continue };
                     hops.push(Hop::Host { host: *host, from: Ingress::Port(*ix), bytes, offload });
+                }
+                Party::Gateway { group, host } => {
+                    let groups = self.hosts[*host].switch.config().groups();
+                    let Some(at) = groups.iter().position(|it| it.name.as_str() == group) else { continue };
+                    let from = Ingress::Endpoint(GroupIx(at as u32));
+                    hops.push(Hop::Host { host: *host, from, bytes, offload });
                 }
             }
         }
@@ -196,6 +203,12 @@ impl World {
                     let to = self.hosts[host].host_of(to).ok_or("a peer that is not there")?;
                     let meta = Meta { vni, tci, offload };
                     self.tunnel(host, to, meta, &Edited::new(bytes, delivery.edit), queue)?;
+                }
+                Egress::Endpoint(group) => {
+                    let group = &self.hosts[host].switch.config().groups()[group.0 as usize];
+                    let at = Party::Gateway { group: group.name.to_string(), host };
+                    let arrival = Arrival { at, bytes: edited(), mirror: delivery.mirror, made: false };
+                    arrivals.entry(id).or_default().push(arrival);
                 }
             }
         }

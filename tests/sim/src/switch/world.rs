@@ -6,7 +6,7 @@ use std::time::Duration;
 use ferro_protocol::net::{Mac, NetName};
 use vswitch_core::bugs::{Bug, Bugs};
 use vswitch_core::config::spec::Spec;
-use vswitch_core::config::validate;
+use vswitch_core::config::{Group, validate};
 use vswitch_core::frame::Offload;
 use vswitch_core::hash::HashKey;
 use vswitch_core::pipeline::{Effect, Output};
@@ -18,7 +18,7 @@ use super::frames::{Content, Sent};
 use super::host::{Host, Message};
 use super::model::{Model, Party};
 use super::physical::{Jack, Physical};
-use super::topology::Topology;
+use super::topology::{GATEWAY, Topology};
 use super::traffic::Hop;
 
 /// How a seed is run.
@@ -67,6 +67,8 @@ pub(super) struct World {
     pub(super) places: BTreeMap<String, usize>,
     /// Where it still is attached besides.
     pub(super) left: BTreeMap<String, usize>,
+    /// The MAC addresses of groups' gateways: the same at all hosts.
+    pub(super) gateways: BTreeMap<String, Mac>,
     pub(super) taken: BTreeMap<String, Mac>,
     pub(super) curious: BTreeSet<String>,
     pub(super) links: Vec<Vec<bool>>,
@@ -112,6 +114,7 @@ impl World {
             news: VecDeque::new(),
             places: BTreeMap::new(),
             left: BTreeMap::new(),
+            gateways: BTreeMap::new(),
             taken: BTreeMap::new(),
             curious: BTreeSet::new(),
             links: vec![vec![true; uplinks]; count],
@@ -200,6 +203,8 @@ impl World {
 
     pub(super) fn configure(&mut self) {
         let config = validate(&self.spec).unwrap_or_default();
+        let gateway = |group: &Group| Some((group.name.to_string(), group.gateway.as_ref()?.mac));
+        self.gateways = config.groups().iter().filter_map(gateway).collect();
         for host in &mut self.hosts {
             host.switch.configure(self.now, config.clone());
         }
@@ -293,21 +298,24 @@ impl World {
         let own = match from {
             Party::Port { name, .. } => model.mac(name),
             Party::Station(n) => self.topology.stations[*n].mac,
+            Party::Gateway { group, .. } => self.gateways.get(group).copied().unwrap_or(Mac::ZERO),
         };
         let forges = matches!(from, Party::Port { name, .. } if model.may_forge(name));
         let macs: Vec<Mac> = self.spec.ports.iter().map(|port| model.mac(&port.name)).collect();
         let stations: Vec<Mac> = self.topology.stations.iter().map(|station| station.mac).collect();
+        let gateways: Vec<Mac> = self.gateways.values().copied().collect();
         drop(links);
         let id = self.next;
         self.next += 1;
         let dice = &mut self.dice;
         let any = |dice: &mut Dice, macs: &[Mac]| dice.pick(macs).copied().unwrap_or(Mac::BROADCAST);
-        let dst = match dice.below(20) {
+        let dst = match dice.below(22) {
             0..=10 => any(dice, &macs),
             11..=14 => Mac::BROADCAST,
             15 => Mac([1, 0, 0x5e, 0, 0, dice.between(1, 9) as u8]),
             16 => Mac([1, 0x80, 0xc2, 0, 0, dice.between(0, 20) as u8]),
             17 => any(dice, &stations),
+            20 | 21 => any(dice, &gateways),
             _ => Mac([0x52, 8, 0, 0, 0, dice.between(1, 30) as u8]),
         };
         let tags: Vec<(u16, u16)> = match from {
@@ -316,9 +324,13 @@ impl World {
                 if vid == 0 { Vec::new() } else { vec![(0x8100, vid | 0x4000)] }
             }
             Party::Port { .. } => tags(dice),
+            Party::Gateway { .. } => Vec::new(),
         };
         let station = matches!(from, Party::Station(_));
+        let gateway = matches!(from, Party::Gateway { .. });
         let src = match dice.below(20) {
+            _ if gateway => own,
+            2 if (forges || station) && !gateways.is_empty() => any(dice, &gateways),
             0 | 1 if forges => Mac([0x52, 8, own.0[1], 0, 0, own.0[5]]),
             0 if !forges && !station => any(dice, &macs),
             _ => own,
@@ -326,7 +338,12 @@ impl World {
         let content = match dice.below(10) {
             0 | 1 if dst == Mac::BROADCAST => {
                 let about = [10, 9, 0, dice.between(1, 20) as u8];
-                Content::Arp([10, 9, 0, 200], about)
+                match dice.below(8) {
+                    // In the gateway's name, and about it.
+                    0 => Content::Arp(GATEWAY, about),
+                    1 | 2 => Content::Arp([10, 9, 0, 200], GATEWAY),
+                    _ => Content::Arp([10, 9, 0, 200], about),
+                }
             }
             0 => Content::Plain(dice.between(1480, 1520) as usize),
             1 => Content::Plain(dice.between(40, 9050) as usize),
@@ -352,6 +369,7 @@ impl World {
             spec: &self.spec,
             hosts: &self.topology.hosts,
             stations: &self.topology.stations,
+            gateways: &self.gateways,
             places: &self.places,
             taken: &self.taken,
             curious: &self.curious,
@@ -365,6 +383,9 @@ impl World {
         let port = |(name, host): (&String, &usize)| Party::Port { name: name.clone(), host: *host };
         let mut all: Vec<Party> = self.places.iter().chain(&self.left).map(port).collect();
         all.extend((0..self.topology.stations.len()).map(Party::Station));
+        for host in 0..self.hosts.len() {
+            all.extend(self.gateways.keys().map(|group| Party::Gateway { group: group.clone(), host }));
+        }
         all
     }
 
@@ -374,10 +395,12 @@ impl World {
         let Some(first) = self.dice.pick(&everybody).cloned() else { return Ok(()) };
         let near: Vec<Party> = match &first {
             Party::Station(_) => vec![first],
-            Party::Port { host, .. } => {
-                let here = |party: &&Party| {
+            Party::Port { host, .. } | Party::Gateway { host, .. } => {
+                let here = |party: &&Party| match party {
                     // What has moved away is silent.
-                    matches!(party, Party::Port { host: other, name } if other == host && self.places.get(name) == Some(host))
+                    Party::Port { host: other, name } => other == host && self.places.get(name) == Some(host),
+                    Party::Gateway { host: other, .. } => other == host,
+                    Party::Station(_) => false,
                 };
                 everybody.iter().filter(here).cloned().collect()
             }

@@ -8,12 +8,12 @@ use std::net::IpAddr;
 
 use ferro_protocol::net::{Mac, NetName};
 
-use super::group;
 use super::spec::{MirrorSpec, OverrideSpec, PortSpec, RateSpec, Spec, StormSpec};
 use super::{
     Config, Direction, Fault, GroupIx, LIST_MAX, MTU_MAX, MTU_MIN, Mirror, PORTS_MAX, Policy, Port, Problem,
     Rate, Storm, Switch, SwitchIx, UPLINKS_MAX, Uplink, UplinkIx,
 };
+use super::{gateway, group};
 
 /// The highest rate: 10 Tbit/s; the largest burst: 1 TiB.
 const RATE_KBIT_S_MAX: u64 = 10_000_000_000;
@@ -178,6 +178,7 @@ fn ports(spec: &Spec, groups: &BTreeMap<&str, Option<GroupIx>>, config: &mut Con
     let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
     let mut macs: BTreeMap<Mac, &str> = BTreeMap::new();
     let mut ips: BTreeMap<(group::Network, IpAddr), &str> = BTreeMap::new();
+    let (gateways, owners) = (gateway::macs(config), gateway::Owners::of(config));
     for it in &spec.ports {
         match seen.insert(&it.name, &it.group) {
             Some(other) if other == it.group => faults.add(KIND, &it.name, Problem::Twice),
@@ -191,6 +192,9 @@ fn ports(spec: &Spec, groups: &BTreeMap<&str, Option<GroupIx>>, config: &mut Con
             faults.add(KIND, &it.name, Problem::Name);
         }
         let mac = mac(it, &mut macs, faults);
+        if let Some((mac, owner)) = mac.and_then(|mac| Some((mac, gateways.get(&mac)?))) {
+            faults.add(KIND, &it.name, Problem::MacOfGateway(mac, owner.to_string()));
+        }
         let group = groups.get(it.group.as_str());
         if group.is_none() {
             faults.add(KIND, &it.name, Problem::UnknownGroup(it.group.clone()));
@@ -198,6 +202,13 @@ fn ports(spec: &Spec, groups: &BTreeMap<&str, Option<GroupIx>>, config: &mut Con
         let group = group.copied().flatten();
         let network = group.map(|ix| group::network(&config.groups[ix.0 as usize]));
         let addresses = addresses(it, network, &mut ips, faults);
+        if let Some(group) = group.map(|ix| &config.groups[ix.0 as usize]) {
+            for ip in &addresses {
+                if let Some(owner) = owners.find(group, *ip) {
+                    faults.add(KIND, &it.name, Problem::IpOfGateway(*ip, owner.to_string()));
+                }
+            }
+        }
         let (Some(name), Some(mac), Some(group)) = (name, mac, group) else { continue };
         let policy = overridden(config.groups[group.0 as usize].policy, &it.name, it.overrides, faults);
         config.ports.insert(name, Port { group, mac, addresses, policy });

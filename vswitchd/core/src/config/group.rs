@@ -1,19 +1,19 @@
 //! The checks of port groups: VLANs, networks, teams, gateways.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ferro_protocol::net::{NetName, VlanId, Vni};
 
 use super::check::{self, Faults, uplinks_of};
-use super::spec::{GatewaySpec, GroupSpec, LearningSpec, PrivateKind, Spec, TeamSpec, VlanSpec};
+use super::gateway;
+use super::spec::{GroupSpec, LearningSpec, PrivateKind, Spec, TeamSpec, VlanSpec};
 use super::{
-    Config, Detection, Gateway, Group, GroupIx, LEARNING_MAX, LIST_MAX, Learning, Policy, Problem, SwitchIx,
-    Team, UplinkIx, Vlan, VlanSet,
+    Config, Detection, Group, GroupIx, LEARNING_MAX, LIST_MAX, Learning, Policy, Problem, SwitchIx, Team,
+    UplinkIx, Vlan, VlanSet,
 };
 
-const KIND: &str = "port group";
+pub(super) const KIND: &str = "port group";
 
 /// What is separate from everything else: a virtual network, or the VLANs of a switch on its hosts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -58,7 +58,7 @@ pub(super) fn groups<'a>(
     networks(config, faults);
     private(config, faults);
     bridges(config, faults);
-    pools(config, faults);
+    gateway::gateways(config, faults);
     places
 }
 
@@ -82,7 +82,7 @@ fn group(
     });
     let vlan = vlan(it, faults);
     let learning = it.learning.and_then(|learning| self::learning(it, learning, faults));
-    let gateway = it.gateway.as_ref().map(|gateway| self::gateway(it, gateway, faults));
+    let gateway = it.gateway.as_ref().map(|gateway| gateway::gateway(it, gateway, faults));
     let mtu = it.mtu.and_then(|mtu| check::mtu(KIND, &it.name, mtu, faults));
     if it.bridge.is_some() && it.vni.is_none() {
         faults.add(KIND, &it.name, Problem::BridgeStandard);
@@ -124,17 +124,20 @@ fn group(
             ..Team::default()
         },
     };
+    let vni = vni.transpose().ok()?;
+    let vlan = vlan?;
+    let gateway = gateway.flatten().map(|gateway| gateway.with_mac(vni, &it.switch, &vlan));
     Some(Group {
         name: name?,
         switch,
-        vni: vni.transpose().ok()?,
+        vni,
         bridge: it.bridge,
-        vlan: vlan?,
+        vlan,
         policy,
         learning,
         answer_neighbours: !it.flood_neighbours,
         team,
-        gateway: gateway.flatten(),
+        gateway,
     })
 }
 
@@ -262,60 +265,6 @@ pub(super) fn team(
     }
 }
 
-fn gateway(it: &GroupSpec, spec: &GatewaySpec, faults: &mut Faults) -> Option<Gateway> {
-    let mut fault = |problem| faults.add(KIND, &it.name, problem);
-    let parsed = spec.address.split_once('/').and_then(|(address, prefix)| {
-        let address: IpAddr = address.parse().ok()?;
-        let prefix: u8 = prefix.parse().ok()?;
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        (prefix >= 1 && prefix <= bits && !address.is_unspecified() && !address.is_multicast())
-            .then_some((address, prefix))
-    });
-    if parsed.is_none() {
-        fault(Problem::Prefix(spec.address.clone()));
-    }
-    if matches!(it.vlan, VlanSpec::Trunk { .. } | VlanSpec::Guest) {
-        fault(Problem::GatewayOnTrunk);
-    }
-    if !(60..=2_592_000).contains(&spec.lease_s) {
-        fault(Problem::Lease(spec.lease_s));
-    }
-    let mut pool = None;
-    if let Some((first, last)) = &spec.pool {
-        let mut ip = |text: &String| {
-            let ip = text.parse::<IpAddr>().ok();
-            if ip.is_none() {
-                fault(Problem::Ip(text.clone()));
-            }
-            ip
-        };
-        if let (Some(first), Some(last), Some((address, prefix))) = (ip(first), ip(last), parsed) {
-            let within = |ip| network_of(ip, prefix) == network_of(address, prefix);
-            if !within(first) || !within(last) {
-                fault(Problem::PoolOutside(first, last, address, prefix));
-            } else if first > last {
-                fault(Problem::PoolBackwards(first, last));
-            } else if (first..=last).contains(&address) {
-                fault(Problem::PoolHoldsGateway(first, last));
-            } else {
-                pool = Some((first, last));
-            }
-        }
-    }
-    let (address, prefix) = parsed?;
-    Some(Gateway { address, prefix, pool, lease: Duration::from_secs(u64::from(spec.lease_s)) })
-}
-
-/// The network part of an address, and its family.
-fn network_of(ip: IpAddr, prefix: u8) -> (bool, u128) {
-    match ip {
-        IpAddr::V4(v4) => {
-            (true, u128::from(u32::from(v4)).checked_shr(32 - u32::from(prefix.min(32))).unwrap_or(0))
-        }
-        IpAddr::V6(v6) => (false, u128::from(v6).checked_shr(128 - u32::from(prefix)).unwrap_or(0)),
-    }
-}
-
 /// A VNI belongs to one group, or to those of one private VLAN.
 fn networks(config: &Config, faults: &mut Faults) {
     let mut owners: BTreeMap<Vni, &Group> = BTreeMap::new();
@@ -408,17 +357,5 @@ fn bridges(config: &Config, faults: &mut Faults) {
             let switch = config.switches[usize::from(group.switch.0)].name.to_string();
             faults.add(KIND, group.name.as_str(), Problem::BridgeClash(what, switch, other.name.to_string()));
         }
-    }
-}
-
-fn pools(config: &Config, faults: &mut Faults) {
-    let mut seen: Vec<(IpAddr, IpAddr, &NetName)> = Vec::new();
-    for group in &config.groups {
-        let Some((first, last)) = group.gateway.as_ref().and_then(|gateway| gateway.pool) else { continue };
-        if let Some((_, _, other)) = seen.iter().find(|(a, b, _)| first <= *b && *a <= last) {
-            let problem = Problem::PoolTaken(first, last, other.to_string());
-            faults.add(KIND, group.name.as_str(), problem);
-        }
-        seen.push((first, last, &group.name));
     }
 }

@@ -12,6 +12,7 @@
 
 mod change;
 mod check;
+mod gateway;
 mod group;
 
 use std::collections::BTreeMap;
@@ -266,6 +267,8 @@ pub struct Gateway {
     pub address: IpAddr,
     /// Bits of its network.
     pub prefix: u8,
+    /// Its MAC address: the same on every host, made from the network.
+    pub mac: Mac,
     /// First and last address for guests.
     pub pool: Option<(IpAddr, IpAddr)>,
     /// How long they keep one.
@@ -421,6 +424,20 @@ pub enum Problem {
     /// A gateway where there is no single untagged network.
     #[error("a gateway needs a port group with one VLAN, not a trunk")]
     GatewayOnTrunk,
+    /// A pool of addresses that nobody hands out.
+    #[error(
+        "there is no DHCP for IPv6: leave the pool out, guests make their addresses from the gateway's prefix"
+    )]
+    PoolV6,
+    /// Two gateways that would meet.
+    #[error("its network has its gateway in port group {0:?} already: a network has one")]
+    GatewayTwice(String),
+    /// The gateway's MAC address.
+    #[error("MAC address {0} is that of the gateway of port group {1:?}")]
+    MacOfGateway(Mac, String),
+    /// The gateway's IP address.
+    #[error("IP address {0} is that of the gateway of port group {1:?}")]
+    IpOfGateway(IpAddr, String),
     /// A lease of no time.
     #[error("a lease of {0} s is not from 60 s to 30 days")]
     Lease(u32),

@@ -37,8 +37,8 @@ impl Arp {
             return None;
         }
         let arp = head.get(ether.l3..ether.l3 + ARP_BYTES)?;
-        // Ethernet, IPv4, six and four bytes of address.
-        if arp[..6] != [0, 1, 8, 0, 6, 4] {
+        // IPv4, six and four bytes of address; Ethernet, or IEEE 802, which Linux takes for the same.
+        if !matches!(arp[..6], [0, 1 | 6, 8, 0, 6, 4]) {
             return None;
         }
         let ip = |at: usize| Ipv4Addr::new(arp[at], arp[at + 1], arp[at + 2], arp[at + 3]);

@@ -1,5 +1,7 @@
 //! IPv4 and IPv6 headers: where the next one begins, and which flow a frame belongs to.
 
+use std::net::IpAddr;
+
 use super::{Ether, be16, be32, ether_type};
 use crate::hash::HashKey;
 
@@ -87,6 +89,21 @@ impl Ip {
         }
         let end = l3 + 40 + usize::from(be16(header, 4));
         Some(Self { v6: true, addresses: l3 + 8, protocol, l4, fragment, hops: header[7], end })
+    }
+
+    /// Who sends it.
+    pub fn source(&self, head: &[u8]) -> IpAddr {
+        if self.v6 {
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&head[self.addresses..self.addresses + 16]);
+            return IpAddr::from(octets);
+        }
+        IpAddr::from(be32(head, self.addresses).to_be_bytes())
+    }
+
+    /// Whether the walk over its headers came to a transport's: not if there are too many.
+    pub const fn is_whole(&self) -> bool {
+        !(self.v6 && matches!(self.protocol, 0 | 43 | 44 | 60))
     }
 
     /// Bytes of one address.

@@ -9,6 +9,8 @@ use super::{Csum, Ether, Offload, ether_type, sum16};
 
 /// Bytes of a neighbour advertisement with its link-layer option.
 const ADVERTISEMENT_BYTES: usize = 32;
+/// The type of the message that looks for routers (RFC 4861, section 4.1).
+pub const ROUTER_SOLICITATION: u8 = 133;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 /// Nobody may have forwarded it (RFC 4861, section 7.1.1).
@@ -62,6 +64,23 @@ impl Solicitation {
     pub fn put_reply(&self, asker: Mac, mac: Mac, out: &mut Vec<u8>) {
         // Solicited, override (RFC 4861, section 4.4).
         put(out, (asker, self.source), mac, self.target, 0x60);
+    }
+}
+
+/// An advertisement whose target lies behind what is read of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a neighbour advertisement that ends before its target")]
+pub struct CutOff;
+
+/// Whose place a neighbour advertisement tells; `None` if it is none. Whether its sums are right is left to who believes it.
+pub fn advertised(head: &[u8], ip: &Ip) -> Result<Option<Ipv6Addr>, CutOff> {
+    if !ip.v6 || ip.protocol != protocol::ICMP_V6 || ip.fragment {
+        return Ok(None);
+    }
+    match head.get(ip.l4) {
+        Some(&ADVERTISEMENT) if head.len() >= ip.l4 + 24 => Ok(Some(address(head, ip.l4 + 8))),
+        None | Some(&ADVERTISEMENT) => Err(CutOff),
+        Some(_) => Ok(None),
     }
 }
 

@@ -58,6 +58,7 @@ impl Switch {
             self.table.flush_learned(Place::Uplink(UplinkIx(at as u16)));
         }
         self.uplinks = vec![Counters::default(); self.config.uplinks().len()];
+        self.endpoints = vec![Counters::default(); self.config.groups().len()];
         let built = domain::build(&self.config, self.settings.host, &mut self.names_of_switches);
         let kept: BTreeSet<_> = built.all.iter().map(|domain| domain.id).collect();
         self.table.purge(|id| kept.contains(&id));
@@ -121,6 +122,7 @@ impl Switch {
             attached: true,
             name: name.clone(),
             guest: Guest::default(),
+            mac_barred: false,
             domain: 0,
             vlan: group.vlan.clone(),
             config,
@@ -197,6 +199,9 @@ impl Switch {
         port.learning = group.learning;
         port.answer_neighbours = group.answer_neighbours;
         port.domain = place;
+        // A guest does not get its gateway's address.
+        let wanted = port.guest.mac;
+        port.mac_barred = self.domains[place].gateways.iter().any(|gateway| wanted == Some(gateway.mac));
         port.set_rates(self.settings.bugs);
         let domain = &self.domains[place];
         let (key, vni) = (claim_key(domain.id, &port.vlan, port.mac()), domain.vni);

@@ -50,7 +50,7 @@ pub enum Cause {
     Reflected,
     /// Received by an uplink that its receivers do not use.
     OtherUplink,
-    /// From the physical network, to an address that nobody here has.
+    /// From outside, to an address that nobody here has.
     NotOurs,
     /// Nobody is there to get it.
     NoReceiver,
@@ -60,6 +60,8 @@ pub enum Cause {
     TunnelDown,
     /// A beacon between uplinks.
     Beacon,
+    /// It says that it comes from the gateway, or that the gateway's address is its own.
+    GatewayClaimed,
 }
 
 impl Cause {
@@ -67,7 +69,7 @@ impl Cause {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All of them, with the names that metrics have.
-    pub const ALL: [(Self, &'static str); 28] = [
+    pub const ALL: [(Self, &'static str); 29] = [
         (Self::Malformed, "malformed"),
         (Self::BadOffload, "bad_offload"),
         (Self::Reserved, "reserved_address"),
@@ -96,6 +98,7 @@ impl Cause {
         (Self::NoUplink, "no_uplink"),
         (Self::TunnelDown, "tunnel_down"),
         (Self::Beacon, "beacon"),
+        (Self::GatewayClaimed, "gateway_claimed"),
     ];
 
     /// Its name in metrics.

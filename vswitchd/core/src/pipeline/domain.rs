@@ -9,6 +9,7 @@ use crate::config::{Config, Group, GroupIx, Learning, PrivateKind, SwitchIx, Vla
 use crate::frame::Vid;
 use crate::table::{DomainId, PeerIx};
 
+use super::gateway::Gateway;
 use super::lane::Private;
 
 /// A virtual network, or the VLANs of a switch.
@@ -29,6 +30,8 @@ pub struct Domain {
     /// The group whose uplinks it leaves by here.
     pub(super) bridge: Option<GroupIx>,
     pub(super) learning: Option<Learning>,
+    /// Sorted by VLAN, one in each at most.
+    pub(super) gateways: Vec<Gateway>,
 }
 
 impl Domain {
@@ -78,6 +81,10 @@ pub(super) fn build(config: &Config, host: HostId, names: &mut BTreeMap<NetName,
             let old = domain.learning.get_or_insert(learning);
             old.age = old.age.max(learning.age);
         }
+        if let Some(gateway) = Gateway::of(group, GroupIx(at as u32)) {
+            let at = domain.gateways.partition_point(|other| other.vid < gateway.vid);
+            domain.gateways.insert(at, gateway);
+        }
         if let (Vlan::Access(vlan), true) = (&group.vlan, group.bridge == Some(host)) {
             domain.bridge = Some(GroupIx(at as u32));
             it.bridged.insert((group.switch.0, Vid::from(*vlan).get()), place);
@@ -113,6 +120,7 @@ fn place(it: &mut Domains, config: &Config, group: &Group, names: &mut BTreeMap<
         has_trunks: false,
         bridge: None,
         learning: None,
+        gateways: Vec::new(),
     });
     place
 }

@@ -115,7 +115,9 @@ impl Switch {
             Ingress::Port(_) => self.enter_port(&mut way)?,
             Ingress::Uplink(_) => self.enter_uplink(now, &mut way, watch)?,
             Ingress::Tunnel { .. } => self.enter_tunnel(&mut way)?,
+            Ingress::Endpoint(group) => self.enter_endpoint(&mut way, group)?,
         };
+        let to_gateway = self.gateway(&way, frame.offload)?;
         watch.step(|| Step::Entered(way.lane));
         self.mirror_in(&way, out, watch);
         if way.packet > usize::from(mtu) {
@@ -123,6 +125,16 @@ impl Switch {
         }
         Self::acl(&way)?;
         self.learn(now, &way, watch)?;
+        if let Some((group, only)) = to_gateway {
+            // What is also for others is limited with their copies.
+            let many = (!only).then_some(Many::Multicast);
+            self.limit(now, &mut way, many, watch)?;
+            let sent = self.send_to_endpoint(&way, group, out, watch);
+            if only {
+                return sent;
+            }
+            return self.send_to_all(&way, Many::Multicast, out, watch).or(sent);
+        }
         if let Ingress::Port(ix) = way.from
             && self.answer(ix.slot, frame, &ether, way.lane, out)
         {
@@ -261,6 +273,8 @@ impl Switch {
             }
             Ingress::Uplink(uplink) => (Place::Uplink(uplink), domain.learning),
             Ingress::Tunnel { from, .. } => (Place::Peer(from), domain.learning),
+            // Where it is, is known.
+            Ingress::Endpoint(_) => return Ok(()),
         };
         let Some(learning) = learning else { return Ok(()) };
         watch.step(|| Step::WouldLearn);

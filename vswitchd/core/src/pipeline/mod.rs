@@ -20,12 +20,16 @@
 //! switch on its hosts (standard port groups). A frame from a tunnel never leaves by a tunnel, one from an uplink never by
 //! an uplink, and a distributed group meets the physical network at one host only: so there are no loops.
 //!
+//! **Gateways.** A port group's own address is the same on every host and answered at each ([`Egress::Endpoint`]): what is
+//! for it never leaves the host, and nobody else may speak in its name.
+//!
 //! What it must not know: how frames get in and out, guest memory, QUIC, the directory.
 
 mod control;
 mod count;
 mod domain;
 mod forward;
+mod gateway;
 mod lane;
 mod neighbour;
 mod output;
@@ -39,7 +43,7 @@ use ferro_protocol::ids::HostId;
 use ferro_protocol::net::{Announcement, Mac, NetName, Sequence, Vni, Withdrawal};
 
 use crate::bugs::Bugs;
-use crate::config::{Config, UplinkIx};
+use crate::config::{Config, GroupIx, UplinkIx};
 use crate::frame::{Edit, Offload, Tci};
 use crate::hash::{HashKey, Map};
 use crate::table::{Key, PeerIx, PortIx, Table};
@@ -70,6 +74,8 @@ pub enum Ingress {
         /// Priority, and the VLAN on the wire; 0 is none.
         tci: Tci,
     },
+    /// The gateway of a port group at this host. Its frames are untagged, reach the ports here and leave by nothing else.
+    Endpoint(GroupIx),
 }
 
 /// One frame of a batch.
@@ -103,6 +109,8 @@ pub enum Egress {
         /// What all frames of its flow have in common: they take the same connection.
         flow: u32,
     },
+    /// To the gateway of a port group at this host: untagged, and only what a port here sent.
+    Endpoint(GroupIx),
 }
 
 /// One copy of a frame.
@@ -222,6 +230,8 @@ pub struct Switch {
     teams: Vec<Team>,
     links: BTreeMap<NetName, bool>,
     uplinks: Vec<Counters>,
+    /// One for each port group: what passed to and from its gateway.
+    endpoints: Vec<Counters>,
     peers: Vec<Peer>,
     by_host: BTreeMap<HostId, PeerIx>,
     sequence: Sequence,
@@ -253,6 +263,7 @@ impl Switch {
             teams: Vec::new(),
             links: BTreeMap::new(),
             uplinks: Vec::new(),
+            endpoints: Vec::new(),
             peers: Vec::new(),
             by_host: BTreeMap::new(),
             sequence: settings.sequence,
@@ -294,8 +305,13 @@ impl Switch {
         self.uplinks.get(usize::from(uplink.0))
     }
 
+    /// The counters of a port group's gateway.
+    pub fn endpoint_counters(&self, group: GroupIx) -> Option<&Counters> {
+        self.endpoints.get(group.0 as usize)
+    }
+
     /// The uplinks that a port group uses now.
-    pub fn uplinks_used(&self, group: crate::config::GroupIx) -> &[UplinkIx] {
+    pub fn uplinks_used(&self, group: GroupIx) -> &[UplinkIx] {
         self.teams.get(group.0 as usize).map_or(&[], Team::used)
     }
 

@@ -1,7 +1,7 @@
 //! Where a frame leaves: ports, uplinks, tunnels, mirrors, and the counting of it all.
 
 use crate::bugs::Bug;
-use crate::config::UplinkIx;
+use crate::config::{GroupIx, UplinkIx};
 use crate::frame::{Edit, Vid};
 use crate::table::{PeerIx, Place};
 use crate::team::TeamKey;
@@ -28,17 +28,55 @@ impl Switch {
             Place::Peer(peer) => self.send_to_peer(way, peer, out, watch),
             Place::Uplink(_) => self.send_to_uplink(way, out, watch),
         };
+        // A copy of it by another uplink was or will be taken instead.
+        if sent != Err(Cause::OtherUplink) {
+            way.taken.set(sent.is_ok());
+            let but = if let Place::Port(ix) = place { Some(ix.slot) } else { None };
+            self.send_to_watchers(way, but, out, watch);
+        }
+        sent
+    }
+
+    /// To those who see everything.
+    fn send_to_watchers<W: Watch>(
+        &mut self,
+        way: &Way<'_>,
+        but: Option<u32>,
+        out: &mut Output,
+        watch: &mut W,
+    ) {
         for at in 0..self.domains[way.domain].watchers.len() {
             let slot = self.domains[way.domain].watchers[at];
-            // A copy of it by another uplink was or will be taken instead.
-            let elsewhere = sent == Err(Cause::OtherUplink);
-            if !elsewhere && !matches!(place, Place::Port(ix) if ix.slot == slot) {
-                way.taken.set(sent.is_ok());
+            if but != Some(slot) {
                 // Who may not see it, does not.
                 let _ = self.send_to_port(way, slot, out, watch);
             }
         }
-        sent
+    }
+
+    /// To the gateway here, and to those who see everything.
+    pub(super) fn send_to_endpoint<W: Watch>(
+        &mut self,
+        way: &Way<'_>,
+        group: GroupIx,
+        out: &mut Output,
+        watch: &mut W,
+    ) -> Result<(), Cause> {
+        let to = Egress::Endpoint(group);
+        if way.nested && !self.settings.bugs.has(Bug::HiddenTag) {
+            watch.step(|| Step::Withheld(to, Cause::HiddenTag));
+            return Err(Cause::HiddenTag);
+        }
+        watch.step(|| Step::Sent(to));
+        let edit = Edit::between(way.has, None);
+        out.deliveries.push(Delivery { frame: way.index, to, edit, at: way.at, mirror: false });
+        if W::LIVE {
+            self.endpoints[group.0 as usize].to.add(edit.len(way.len));
+        }
+        if !way.ether.dst.is_group() {
+            self.send_to_watchers(way, None, out, watch);
+        }
+        Ok(())
     }
 
     /// To everybody in its VLAN; if only nobody knows the receiver, to those who might.
@@ -157,6 +195,10 @@ impl Switch {
         out: &mut Output,
         watch: &mut W,
     ) -> Result<(), Cause> {
+        let own = matches!(way.from, Ingress::Endpoint(_));
+        if own && !self.settings.bugs.has(Bug::GatewayLeak) {
+            return Err(Cause::NotOurs);
+        }
         let domain = &self.domains[way.domain];
         let vni = domain.vni.ok_or(Cause::NotThere)?;
         // A frame from a tunnel never leaves by a tunnel.
@@ -195,7 +237,8 @@ impl Switch {
         out: &mut Output,
         watch: &mut W,
     ) -> Result<(), Cause> {
-        if matches!(way.from, Ingress::Uplink(_)) || !self.domains[way.domain].is_physical() {
+        let inside = matches!(way.from, Ingress::Uplink(_) | Ingress::Endpoint(_));
+        if inside || !self.domains[way.domain].is_physical() {
             return Err(Cause::NotOurs);
         }
         let group = way.group.ok_or(Cause::NoUplink)?;
@@ -253,6 +296,7 @@ impl Switch {
             Ingress::Tunnel { from, .. } => {
                 self.peers.get_mut(usize::from(from.0)).map(|peer| &mut peer.counters)
             }
+            Ingress::Endpoint(group) => self.endpoints.get_mut(group.0 as usize),
         }
     }
 

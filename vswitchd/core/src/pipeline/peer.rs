@@ -131,6 +131,10 @@ impl Switch {
         ips: &[IpAddr],
     ) {
         let Some(at) = self.by_vni.get((u64::from(vni.get()), 0)).copied() else { return };
+        // Every host has its own.
+        if self.domains[at].gateways.iter().any(|gateway| gateway.mac == mac) {
+            return;
+        }
         let host = self.peers[usize::from(ix.0)].host;
         let key = key(self.domains[at].id, lanes, mac);
         self.domains[at].has_trunks |= lanes == Lanes::All;

@@ -29,6 +29,8 @@ pub struct Port {
     pub(super) name: NetName,
     pub(super) config: config::Port,
     pub(super) guest: Guest,
+    /// The address that the guest took is its gateway's: it is not heard.
+    pub(super) mac_barred: bool,
     /// The place of its network.
     pub(super) domain: usize,
     pub(super) vlan: Vlan,
@@ -86,7 +88,8 @@ impl Port {
 
     /// The address that it may send from and is reached at.
     pub fn mac(&self) -> Mac {
-        let changed = self.guest.mac.filter(|mac| self.config.policy.security.mac_change && mac.is_station());
+        let may = self.config.policy.security.mac_change && !self.mac_barred;
+        let changed = self.guest.mac.filter(|mac| may && mac.is_station());
         changed.unwrap_or(self.config.mac)
     }
 

@@ -216,7 +216,7 @@ impl Names {
         let egress = |to: Egress, places: &mut Vec<Place>| match to {
             Egress::Port(ix) => places.push(Place::Port(ix)),
             Egress::Tunnel { to, .. } => places.push(Place::Peer(to)),
-            Egress::Uplink(_) => {}
+            Egress::Uplink(_) | Egress::Endpoint(_) => {}
         };
         for step in &trace.steps {
             match step {
