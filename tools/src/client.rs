@@ -1,46 +1,30 @@
-//! A client of a daemon's local API: HTTP/1.1 over a Unix socket.
-//!
-//! Connections are kept and used again, as many as there are requests at once. A request is never sent twice: one that
-//! fails half-way may have been carried out.
+//! A client of a daemon's local API: [`LocalClient`] with the types of the API, a time limit, and the words for a terminal.
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ferro_protocol::api::{ApiError, ErrorClass};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use ferro_transport::client::{ClientError, LocalClient};
+use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
 
 use crate::failure::{Exit, Failure, Result};
 
-/// The largest answer that is taken in: the chunks of an object page or the volumes of a large cluster.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// The most idle connections that are kept.
-const IDLE_MAX: usize = 16;
-
-type Sender = SendRequest<Full<Bytes>>;
-
 /// A client of one daemon.
 pub struct Client {
-    socket: PathBuf,
+    local: LocalClient,
     /// How to start the daemon: the unit's name.
     unit: &'static str,
     timeout: Option<Duration>,
-    idle: Mutex<Vec<Sender>>,
 }
 
 impl Client {
     /// A client of the daemon at `socket`, which systemd calls `unit`. Requests that take longer than `timeout` are given up.
     pub fn new(socket: &Path, unit: &'static str, timeout: Option<Duration>) -> Self {
-        Self { socket: socket.to_owned(), unit, timeout, idle: Mutex::new(Vec::new()) }
+        Self { local: LocalClient::new(socket), unit, timeout }
     }
 
     /// `GET path`, as JSON.
@@ -109,7 +93,7 @@ impl Client {
 
     fn encode(&self, body: &impl Serialize) -> Result<Bytes> {
         serde_json::to_vec(body).map(Bytes::from).map_err(|error| {
-            let message = format!("a request for {} can't be written: {error}", self.socket.display());
+            let message = format!("a request for {} can't be written: {error}", self.socket().display());
             Failure::new(Exit::Failure, "internal", message, "this is worth a bug report")
         })
     }
@@ -120,47 +104,22 @@ impl Client {
         path: &str,
         body: Option<(Bytes, &'static str)>,
     ) -> Result<(StatusCode, Bytes)> {
-        let mut sender = self.connection().await?;
-        let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
-        let mut content = Bytes::new();
-        if let Some((bytes, kind)) = body {
-            request = request.header(CONTENT_TYPE, kind);
-            content = bytes;
-        }
-        let request = request.body(Full::new(content)).map_err(|error| {
-            Failure::usage(format!("{path:?} can't be asked for: {error}"), "check the names that were given")
-        })?;
-        let answer = sender.send_request(request).await.map_err(|error| self.cut_off(&error))?;
-        let status = answer.status();
-        let collected = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let bytes = collected
-            .map_err(|error| {
+        self.local.exchange(method, path, body).await.map_err(|error| match error {
+            ClientError::Unreachable { source, .. } => self.unreachable(&source),
+            ClientError::CutOff { reason, .. } => self.cut_off(&reason),
+            ClientError::BrokenOff { reason, .. } => {
                 let message =
-                    format!("the answer of the daemon at {} broke off: {error}", self.socket.display());
+                    format!("the answer of the daemon at {} broke off: {reason}", self.socket().display());
                 Failure::new(Exit::Failure, "bad_answer", message, self.look_at_log())
-            })?
-            .to_bytes();
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_MAX {
-            idle.push(sender);
-        }
-        Ok((status, bytes))
+            }
+            ClientError::BadRequest { .. } => {
+                Failure::usage(error.to_string(), "check the names that were given")
+            }
+        })
     }
 
-    async fn connection(&self) -> Result<Sender> {
-        loop {
-            let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some(mut sender) = kept else { break };
-            if !sender.is_closed() && sender.ready().await.is_ok() {
-                return Ok(sender);
-            }
-        }
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.cut_off(&error))?;
-        // It ends with the sender; an error of its own shows at the request that it breaks.
-        tokio::spawn(connection);
-        Ok(sender)
+    fn socket(&self) -> &Path {
+        self.local.socket()
     }
 
     fn unreachable(&self, error: &io::Error) -> Failure {
@@ -168,7 +127,7 @@ impl Client {
         let next = match error.kind() {
             io::ErrorKind::PermissionDenied => format!(
                 "run it as root or as a member of the socket's group (`ls -l {}`; `usermod -aG GROUP USER` and log in anew)",
-                self.socket.display()
+                self.socket().display()
             ),
             io::ErrorKind::InvalidInput => "give the path of the daemon's socket with --socket".to_owned(),
             _ => format!(
@@ -176,15 +135,15 @@ impl Client {
                  the path of its socket with --socket"
             ),
         };
-        let message = format!("can't reach {unit} on its socket {}: {error}", self.socket.display());
+        let message = format!("can't reach {unit} on its socket {}: {error}", self.socket().display());
         Failure::new(Exit::Unreachable, "daemon_unreachable", message, next)
     }
 
-    fn cut_off(&self, error: &hyper::Error) -> Failure {
+    fn cut_off(&self, reason: &str) -> Failure {
         let message = format!(
-            "{} at {} closed the connection before it answered: {error}; the request may or may not have been carried out",
+            "{} at {} closed the connection before it answered: {reason}; the request may or may not have been carried out",
             self.unit,
-            self.socket.display()
+            self.socket().display()
         );
         Failure::new(Exit::Unreachable, "daemon_unreachable", message, self.look_at_log())
     }
@@ -193,7 +152,7 @@ impl Client {
         let message = format!(
             "{} at {} did not answer `{what}` within {} s; it may still carry it out",
             self.unit,
-            self.socket.display(),
+            self.socket().display(),
             limit.as_secs()
         );
         let next =

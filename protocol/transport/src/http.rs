@@ -85,6 +85,7 @@ pub fn bad_request(message: impl Into<String>, next: &str) -> ApiError {
 }
 
 /// The fallback of a router.
+#[expect(clippy::unused_async, reason = "the framework takes asynchronous handlers only")]
 pub async fn no_such_route(uri: Uri) -> Failure {
     Failure(ApiError::new(
         ErrorCode::NoSuchRoute,
@@ -94,6 +95,7 @@ pub async fn no_such_route(uri: Uri) -> Failure {
 }
 
 /// The fallback for a route's other methods.
+#[expect(clippy::unused_async, reason = "the framework takes asynchronous handlers only")]
 pub async fn no_such_method(method: Method, uri: Uri) -> (StatusCode, Failure) {
     let error = ApiError::new(
         ErrorCode::NoSuchRoute,

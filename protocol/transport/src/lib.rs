@@ -19,7 +19,8 @@
 //! - [`tls`]: the listener and the dialler; [`tls::RawTls`] hands a data stream to a synchronous loop.
 //! - [`join`]: the exchange that turns a token into an identity.
 //! - [`control`]: request and response over one connection, for the directory, Raft and management.
-//! - [`local`]: the daemons' Unix sockets; [`http`]: what their APIs have in common.
+//! - [`local`]: the daemons' Unix sockets; [`http`]: what their APIs have in common; [`client`]: the other end.
+//! - [`notify`]: what systemd is told; [`files`]: small files that survive a power cut.
 //!
 //! What it must not know: what a request means, who is a member of the cluster (the directory says so: a peer that
 //! comes out of [`tls::Endpoint::accept`] holds a certificate of the cluster, not more), disks and objects.
@@ -28,11 +29,14 @@
 //! [`identity::IdentityHandle`], which a test can replace.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod control;
+pub mod files;
 pub mod http;
 pub mod identity;
 pub mod join;
 pub mod local;
+pub mod notify;
 pub mod renew;
 pub mod tls;
 pub mod token;

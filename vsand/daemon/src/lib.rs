@@ -13,6 +13,5 @@ pub mod config;
 pub mod data;
 pub mod member;
 pub mod metrics;
-pub mod notify;
 pub mod plane;
 pub mod server;

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use ferro_transport::local;
+use ferro_transport::{local, notify};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, control::ControlPlane};
 use crate::config::Config;
-use crate::notify;
 use crate::plane::Plane;
 
 /// How long stopping may take; then the process ends anyway, which is as safe as a power cut.
@@ -54,7 +53,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<End> {
         _ = terminate.recv() => tracing::info!("told to stop"),
         _ = interrupt.recv() => tracing::info!("interrupted"),
         reason = plane.failed() => tracing::error!(reason, "this host can't go on"),
-        () = notify::keep_alive(watchdog, &plane) => {}
+        () = notify::keep_alive(watchdog, || plane.turns()) => {}
     }
 
     notify::stopping();

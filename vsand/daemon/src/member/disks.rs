@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ferro_protocol::ids::DiskId;
+use ferro_transport::files;
 use serde::{Deserialize, Serialize};
 use vsand_core::directory::{Command, Refused};
 use vsand_directory::DirectoryError;
 use vsand_store::check::Finding;
 use vsand_store::{FormatOptions, OpenError, Store, StoreConfig};
 
+use super::Member;
 use super::devices::{self, DeviceError};
-use super::{Member, write_file};
 use crate::data::clock;
 use crate::data::port::{Command as DataCommand, LoopGone};
 
@@ -308,7 +309,7 @@ impl Disks {
         let list = List { version: 1, disks: inner.listed.clone() };
         let failed = |source| DiskError::List { path: self.file.clone(), source };
         let bytes = serde_json::to_vec_pretty(&list).map_err(|e| failed(e.into()))?;
-        write_file(&self.file, &bytes).map_err(failed)
+        files::replace(&self.file, &bytes).map_err(failed)
     }
 
     /// Tells the cluster which disks this host has, where it does not know.

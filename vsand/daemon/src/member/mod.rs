@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use ferro_protocol::ids::{ClusterId, DiskId, HostId, ObjectId};
 use ferro_transport::UnixTime;
+use ferro_transport::files;
 use ferro_transport::identity::{CaError, HOST_CERT_LIFETIME, IdentityDir, IdentityError, IdentityHandle};
 use ferro_transport::tls::{BindError, Endpoint};
 use serde::{Deserialize, Serialize};
@@ -158,21 +159,9 @@ impl Membership {
         let path = Self::path(state_dir);
         let bytes = serde_json::to_vec_pretty(self).map_err(std::io::Error::from);
         bytes
-            .and_then(|bytes| write_file(&path, &bytes))
+            .and_then(|bytes| files::replace(&path, &bytes))
             .map_err(|source| StartError::File { path: path.clone(), source })
     }
-}
-
-/// Replaces a file so that after a power cut either the old or the new one is there.
-pub fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    let temporary = path.with_extension("new");
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    std::fs::File::open(dir)?.sync_all()
 }
 
 /// What [`Member::start`] begins with.

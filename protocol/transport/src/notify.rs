@@ -1,10 +1,9 @@
-//! What systemd is told (`sd_notify(3)`): ready, stopping, and that the data loop still turns. Without systemd, nothing.
+//! What systemd is told (`sd_notify(3)`): ready, stopping, and that the daemon's loop still turns. Without systemd, nothing.
 
+use std::future::Future;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
-
-use crate::plane::Plane;
 
 /// How often systemd wants a sign of life.
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +23,12 @@ pub fn stopping() {
     }
 }
 
-/// Gives signs of life for as long as the data loop answers. Never ends.
-pub async fn keep_alive(watchdog: Watchdog, plane: &Plane) {
+/// Gives signs of life for as long as `turns` says that the daemon does its work. Never ends.
+pub async fn keep_alive<T: Future<Output = bool>>(watchdog: Watchdog, turns: impl Fn() -> T) {
     let Some(period) = watchdog.0 else { return std::future::pending().await };
     loop {
         tokio::time::sleep(period / 3).await;
-        if plane.turns().await
+        if turns().await
             && let Err(error) = tell("WATCHDOG=1")
         {
             tracing::warn!(%error, "systemd could not be told that the daemon lives");

@@ -1,0 +1,135 @@
+//! A client of a daemon's local API: HTTP/1.1 over a Unix socket. Used by the tools, and by daemons that need each other.
+//!
+//! Connections are kept and used again, as many as there are requests at once. A request is never sent twice: one that
+//! fails half-way may have been carried out.
+//!
+//! What it must not know: what is asked, and in which words a person is told that it failed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use axum::body::Bytes;
+use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+/// The largest answer that is taken in: the chunks of an object page or the volumes of a large cluster.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// The most idle connections that are kept.
+const IDLE_MAX: usize = 16;
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// Why there was no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody could be reached: nothing was sent.
+    #[error("can't reach {socket}: {source}")]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection ended before the answer came: the request may or may not have been carried out.
+    #[error("{socket} closed the connection before it answered: {reason}")]
+    CutOff {
+        /// The socket.
+        socket: PathBuf,
+        /// How it ended.
+        reason: String,
+    },
+    /// The answer began and broke off, or is too large.
+    #[error("the answer of {socket} broke off: {reason}")]
+    BrokenOff {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// That is no request: nothing was sent.
+    #[error("{path:?} can't be asked for: {reason}")]
+    BadRequest {
+        /// What was to be asked for.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// A client of one daemon.
+#[derive(Debug)]
+pub struct LocalClient {
+    socket: PathBuf,
+    idle: Mutex<Vec<Sender>>,
+}
+
+impl LocalClient {
+    /// A client of the daemon at `socket`.
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), idle: Mutex::new(Vec::new()) }
+    }
+
+    /// The daemon's socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks, and takes in the whole answer, whatever its status. `body` is the content and its type.
+    pub async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Bytes, &'static str)>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
+        let mut content = Bytes::new();
+        if let Some((bytes, kind)) = body {
+            request = request.header(CONTENT_TYPE, kind);
+            content = bytes;
+        }
+        let request = request
+            .body(Full::new(content))
+            .map_err(|error| ClientError::BadRequest { path: path.to_owned(), reason: error.to_string() })?;
+        let mut sender = self.connection().await?;
+        let answer = sender.send_request(request).await.map_err(|error| self.cut_off(&error))?;
+        let status = answer.status();
+        let collected = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let bytes = collected
+            .map_err(|error| ClientError::BrokenOff {
+                socket: self.socket.clone(),
+                reason: error.to_string(),
+            })?
+            .to_bytes();
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX {
+            idle.push(sender);
+        }
+        Ok((status, bytes))
+    }
+
+    async fn connection(&self) -> Result<Sender, ClientError> {
+        loop {
+            let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(mut sender) = kept else { break };
+            if !sender.is_closed() && sender.ready().await.is_ok() {
+                return Ok(sender);
+            }
+        }
+        let unreachable = |source| ClientError::Unreachable { socket: self.socket.clone(), source };
+        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.cut_off(&error))?;
+        // It ends with the sender; an error of its own shows at the request that it breaks.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    fn cut_off(&self, error: &hyper::Error) -> ClientError {
+        ClientError::CutOff { socket: self.socket.clone(), reason: error.to_string() }
+    }
+}
