@@ -18,6 +18,8 @@
 
 pub mod control;
 pub mod data;
+#[cfg(test)]
+mod testing;
 
 use std::net::SocketAddr;
 

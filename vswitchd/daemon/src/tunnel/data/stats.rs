@@ -41,6 +41,17 @@ pub struct Volume {
     pub bytes: u64,
 }
 
+impl Volume {
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.add_all(Self { count: 1, bytes: bytes as u64 });
+    }
+
+    pub(super) fn add_all(&mut self, other: Self) {
+        self.count += other.count;
+        self.bytes += other.bytes;
+    }
+}
+
 /// One peer's figures. The counters outlive its connections.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerStats {
@@ -67,7 +78,7 @@ pub struct PeerStats {
 pub struct SocketStats {
     /// Its address.
     pub local: SocketAddr,
-    /// Datagrams that were not QUIC.
+    /// Datagrams that belong to no connection: not QUIC, or of a connection that is gone.
     pub foreign: u64,
     /// Connections that were refused: unknown hosts, other clusters, other versions.
     pub refused: u64,

@@ -1,0 +1,116 @@
+//! How much may be in flight, and whether anything arrives.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
+use quinn_proto::{Connection, RttEstimator};
+
+use super::settings::Congestion;
+
+/// A window that stays as it is.
+#[derive(Clone, Debug)]
+struct Fixed {
+    window: u64,
+}
+
+impl Controller for Fixed {
+    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, _persistent: bool, _lost_bytes: u64) {}
+
+    fn on_mtu_update(&mut self, _new_mtu: u16) {}
+
+    fn window(&self) -> u64 {
+        self.window
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.window
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+impl ControllerFactory for Fixed {
+    fn build(self: Arc<Self>, _now: Instant, _current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(Self::clone(&self))
+    }
+}
+
+impl Congestion {
+    /// As QUIC wants it. For the benchmark of bare QUIC, too.
+    #[must_use]
+    pub fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
+        match self {
+            Self::Cubic => Arc::new(CubicConfig::default()),
+            Self::Managed { window } => Arc::new(Fixed { window: u64::from(window) }),
+        }
+    }
+}
+
+/// Makes controllers that count what the other side acknowledges.
+pub(super) struct Watch(pub(super) Arc<dyn ControllerFactory + Send + Sync>);
+
+impl ControllerFactory for Watch {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(Watched { inner: Arc::clone(&self.0).build(now, current_mtu), acked: 0 })
+    }
+}
+
+/// A controller, and how many packets were acknowledged for the first time. That is what shows that a path works both ways:
+/// QUIC repeats old acknowledgements in whatever it sends.
+struct Watched {
+    inner: Box<dyn Controller>,
+    acked: u64,
+}
+
+/// How many of a connection's packets the other side has acknowledged.
+pub(super) fn acknowledged(connection: &Connection) -> u64 {
+    let copy = connection.congestion_state().clone_box().into_any();
+    copy.downcast::<Watched>().map_or(0, |watched| watched.acked)
+}
+
+impl Controller for Watched {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.inner.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.acked += 1;
+        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
+        self.inner.on_end_acks(now, in_flight, app_limited, largest);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64) {
+        self.inner.on_congestion_event(now, sent, persistent, lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.inner.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        self.inner.window()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(Self { inner: self.inner.clone_box(), acked: self.acked })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.inner.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
