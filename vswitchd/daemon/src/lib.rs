@@ -16,6 +16,7 @@ pub mod api;
 pub mod capture;
 pub mod data;
 pub mod endpoint;
+pub mod metrics;
 pub mod plane;
 pub mod ports;
 pub mod trace;
