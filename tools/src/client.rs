@@ -6,25 +6,31 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ferro_protocol::api::{ApiError, ErrorClass};
-use ferro_transport::client::{ClientError, LocalClient};
+use ferro_transport::client::{AnswerStream, ClientError, LocalClient};
 use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Exit, Failure, Result};
 
+/// The most bytes of an error that are read.
+const ERROR_BYTES_MAX: usize = 16 << 20;
+
 /// A client of one daemon.
 pub struct Client {
     local: LocalClient,
     /// How to start the daemon: the unit's name.
     unit: &'static str,
+    /// The tool that asks.
+    tool: &'static str,
     timeout: Option<Duration>,
 }
 
 impl Client {
-    /// A client of the daemon at `socket`, which systemd calls `unit`. Requests that take longer than `timeout` are given up.
-    pub fn new(socket: &Path, unit: &'static str, timeout: Option<Duration>) -> Self {
-        Self { local: LocalClient::new(socket), unit, timeout }
+    /// The client `tool` of the daemon at `socket`, which systemd calls `unit`. Requests that take longer than `timeout` are
+    /// given up.
+    pub fn new(socket: &Path, unit: &'static str, tool: &'static str, timeout: Option<Duration>) -> Self {
+        Self { local: LocalClient::new(socket), unit, tool, timeout }
     }
 
     /// `GET path`, as JSON.
@@ -72,6 +78,30 @@ impl Client {
         Err(failure_of(status, &answer, &what))
     }
 
+    /// `GET path` whose answer goes on and on: its body, once it has begun. The time limit is for its beginning.
+    pub async fn stream(&self, path: &str) -> Result<AnswerStream> {
+        let what = format!("GET {path}");
+        let begun = self.local.begin(Method::GET, path);
+        let begun = match self.timeout {
+            None => begun.await,
+            Some(limit) => {
+                tokio::time::timeout(limit, begun).await.map_err(|_| self.timed_out(&what, limit))?
+            }
+        };
+        let (status, mut answer) = begun.map_err(|error| self.failed(&error))?;
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = answer.next().await.map_err(|error| self.failed(&error))? {
+            if body.len() + piece.len() > ERROR_BYTES_MAX {
+                break;
+            }
+            body.extend_from_slice(&piece);
+        }
+        Err(failure_of(status, &body, &what))
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -104,9 +134,14 @@ impl Client {
         path: &str,
         body: Option<(Bytes, &'static str)>,
     ) -> Result<(StatusCode, Bytes)> {
-        self.local.exchange(method, path, body).await.map_err(|error| match error {
-            ClientError::Unreachable { source, .. } => self.unreachable(&source),
-            ClientError::CutOff { reason, .. } => self.cut_off(&reason),
+        self.local.exchange(method, path, body).await.map_err(|error| self.failed(&error))
+    }
+
+    /// There was no answer, or not all of it.
+    pub fn failed(&self, error: &ClientError) -> Failure {
+        match error {
+            ClientError::Unreachable { source, .. } => self.unreachable(source),
+            ClientError::CutOff { reason, .. } => self.cut_off(reason),
             ClientError::BrokenOff { reason, .. } => {
                 let message =
                     format!("the answer of the daemon at {} broke off: {reason}", self.socket().display());
@@ -115,7 +150,7 @@ impl Client {
             ClientError::BadRequest { .. } => {
                 Failure::usage(error.to_string(), "check the names that were given")
             }
-        })
+        }
     }
 
     fn socket(&self) -> &Path {
@@ -155,8 +190,10 @@ impl Client {
             self.socket().display(),
             limit.as_secs()
         );
-        let next =
-            "look with `vsanctl status` whether it did before you repeat it; --timeout sets how long to wait";
+        let next = format!(
+            "look with `{} status` whether it did before you repeat it; --timeout sets how long to wait",
+            self.tool
+        );
         Failure::new(Exit::TimedOut, "timed_out", message, next)
     }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use ferro_protocol::api::{ApiError, ErrorClass};
+use ferro_protocol::api::{ApiError, ErrorClass, FaultLine};
 use serde::Serialize;
 
-/// The exit codes of every tool. [`EXIT_CODES_HELP`] and docs/operations.md tell people about them.
+/// The exit codes of every tool. [`EXIT_CODES_HELP`], its like of the other tools and docs/operations.md tell people about them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Exit {
@@ -33,7 +33,7 @@ pub enum Exit {
     Aborted = 9,
 }
 
-/// The exit codes for `--help` and the man page.
+/// The exit codes for `--help` and the man page of `vsanctl`.
 pub const EXIT_CODES_HELP: &str = "\
 Exit codes:
   0  done
@@ -61,6 +61,8 @@ pub struct Failure {
     pub next_step: String,
     /// Further facts.
     pub details: BTreeMap<String, String>,
+    /// Every single fault, if it was several things that were checked together.
+    pub faults: Vec<FaultLine>,
 }
 
 /// What `-o json` prints of a failure.
@@ -71,6 +73,8 @@ struct FailureJson<'a> {
     next_step: &'a str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     details: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "<[FaultLine]>::is_empty")]
+    faults: &'a [FaultLine],
     exit_code: u8,
 }
 
@@ -86,6 +90,7 @@ impl Failure {
             message: message.into(),
             next_step: next_step.into(),
             details: BTreeMap::new(),
+            faults: Vec::new(),
         }
     }
 
@@ -134,6 +139,7 @@ impl Failure {
             message: &self.message,
             next_step: &self.next_step,
             details: &self.details,
+            faults: &self.faults,
             exit_code: self.exit as u8,
         };
         // Strings and a number: there is nothing in it that JSON can't hold.
@@ -169,6 +175,7 @@ impl From<ApiError> for Failure {
             message: error.message,
             next_step: error.next_step,
             details: error.details,
+            faults: error.faults,
         }
     }
 }

@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod common;
+pub mod docs;
 pub mod failure;
 pub mod terminal;
 pub mod text;

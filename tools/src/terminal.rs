@@ -31,6 +31,32 @@ pub enum Format {
     Json,
 }
 
+/// Clears the screen and goes to its corner (ECMA-48: CUP, ED).
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// What parts one picture from the next: on a terminal the screen is cleared, elsewhere a line is left free.
+pub fn between_rounds(repeating: bool, round: u64) -> &'static str {
+    match (repeating, io::stdout().is_terminal(), round) {
+        (true, true, _) => CLEAR,
+        (true, false, 1..) => "\n",
+        _ => "",
+    }
+}
+
+/// How often something is shown.
+#[derive(clap::Args, Debug, Clone, Copy)]
+pub struct WatchOptions {
+    /// Show it again and again, until interrupted
+    #[arg(short, long)]
+    pub watch: bool,
+    /// How many seconds apart
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
+    /// Stop after so many times
+    #[arg(long, value_name = "N", requires = "watch")]
+    pub count: Option<u64>,
+}
+
 /// The terminal, or what stands in its place.
 #[derive(Clone, Copy, Debug)]
 pub struct Terminal {
@@ -132,11 +158,12 @@ impl Terminal {
             let paint = Paint { on: self.colored(io::stderr().is_terminal()) };
             let (message, next) = (printable(&failure.message), printable(&failure.next_step));
             let head = paint.text(Style::Bad, "error:");
-            if next.is_empty() {
-                writeln!(err, "{head} {message}")
-            } else {
-                writeln!(err, "{head} {message}\n  next: {next}")
-            }
+            // A single fault is the message.
+            let faults = if failure.faults.len() > 1 { failure.faults.as_slice() } else { &[] };
+            let faults: String =
+                faults.iter().map(|fault| format!("\n  - {}", printable(&fault.to_string()))).collect();
+            let next = if next.is_empty() { next } else { format!("\n  next: {next}") };
+            writeln!(err, "{head} {message}{faults}{next}")
         };
     }
 

@@ -5,7 +5,6 @@
 
 pub mod args;
 mod cluster;
-mod docs;
 mod image;
 mod leaving;
 mod resolve;
@@ -16,12 +15,13 @@ mod transfer;
 mod volume;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::client::Client;
-use crate::failure::{Exit, Failure, Result};
+use crate::common;
+use crate::docs;
+use crate::failure::Result;
 use crate::terminal::Terminal;
 use args::{Args, ClusterVerb, Noun};
 
@@ -33,36 +33,10 @@ struct Context {
 
 /// Parses the arguments, does what they say and returns the exit code.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    let common = &args.common;
-    let terminal = Terminal::new(common.output, common.color, common.quiet, common.yes);
-    match start(args, terminal) {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever read the output has read enough.
-        Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
-        Err(failure) => {
-            terminal.failure(&failure);
-            ExitCode::from(failure.exit as u8)
-        }
-    }
-}
-
-fn start(args: Args, terminal: Terminal) -> Result<()> {
-    // One thread reads and writes images, two move the data.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| {
-            let message = format!("the tool can't start: {error}");
-            Failure::new(Exit::Failure, "internal", message, "check the limits of this session (`ulimit -a`)")
-        })?;
-    let timeout = (args.common.timeout > 0).then(|| Duration::from_secs(args.common.timeout));
-    let client = Client::new(&args.common.socket, "vsand", timeout);
-    let outcome = runtime.block_on(run(args.noun, Context { client, terminal }));
-    // A question at the terminal or a slow file must not hold up the end.
-    runtime.shutdown_background();
-    outcome
+    let Args { common, noun } = Args::parse();
+    let terminal = common.options.terminal();
+    let client = Client::new(&common.socket, "vsand", "vsanctl", common.options.timeout());
+    common::run(terminal, run(noun, Context { client, terminal }))
 }
 
 async fn run(noun: Noun, context: Context) -> Result<()> {
@@ -81,7 +55,7 @@ async fn run(noun: Noun, context: Context) -> Result<()> {
         Noun::Lock { verb } => storage::lock(&context, verb).await,
         Noun::Resync { .. } => status::resyncs(&context).await,
         Noun::Top(options) => top::top(&context, options).await,
-        Noun::Completion { shell } => docs::completion(&context, shell),
-        Noun::Man { dir } => docs::man(&context, dir.as_deref()),
+        Noun::Completion { shell } => docs::completion(context.terminal, Args::command(), shell),
+        Noun::Man { dir } => docs::man(context.terminal, Args::command(), dir.as_deref()),
     }
 }

@@ -11,8 +11,9 @@ use std::sync::{Mutex, PoisonError};
 
 use axum::body::Bytes;
 use axum::http::header::{CONTENT_TYPE, HOST};
-use axum::http::{Method, Request, StatusCode};
+use axum::http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -61,6 +62,31 @@ pub enum ClientError {
     },
 }
 
+/// An answer that comes in pieces.
+#[derive(Debug)]
+pub struct AnswerStream {
+    socket: PathBuf,
+    body: Incoming,
+    _sender: Sender,
+}
+
+impl AnswerStream {
+    /// The next piece; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while let Some(frame) = self.body.frame().await {
+            let broken = |error: hyper::Error| ClientError::BrokenOff {
+                socket: self.socket.clone(),
+                reason: error.to_string(),
+            };
+            // What is no data (trailers) says nothing here.
+            if let Ok(piece) = frame.map_err(broken)?.into_data() {
+                return Ok(Some(piece));
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// A client of one daemon.
 #[derive(Debug)]
 pub struct LocalClient {
@@ -86,17 +112,7 @@ impl LocalClient {
         path: &str,
         body: Option<(Bytes, &'static str)>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
-        let mut content = Bytes::new();
-        if let Some((bytes, kind)) = body {
-            request = request.header(CONTENT_TYPE, kind);
-            content = bytes;
-        }
-        let request = request
-            .body(Full::new(content))
-            .map_err(|error| ClientError::BadRequest { path: path.to_owned(), reason: error.to_string() })?;
-        let mut sender = self.connection().await?;
-        let answer = sender.send_request(request).await.map_err(|error| self.cut_off(&error))?;
+        let (answer, sender) = self.ask(method, path, body).await?;
         let status = answer.status();
         let collected = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         let bytes = collected
@@ -110,6 +126,34 @@ impl LocalClient {
             idle.push(sender);
         }
         Ok((status, bytes))
+    }
+
+    /// Asks for something whose answer may go on and on.
+    pub async fn begin(&self, method: Method, path: &str) -> Result<(StatusCode, AnswerStream), ClientError> {
+        // The connection ends with the answer: nobody knows whether anything follows it.
+        let (answer, sender) = self.ask(method, path, None).await?;
+        let status = answer.status();
+        Ok((status, AnswerStream { socket: self.socket.clone(), body: answer.into_body(), _sender: sender }))
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Bytes, &'static str)>,
+    ) -> Result<(Response<Incoming>, Sender), ClientError> {
+        let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
+        let mut content = Bytes::new();
+        if let Some((bytes, kind)) = body {
+            request = request.header(CONTENT_TYPE, kind);
+            content = bytes;
+        }
+        let request = request
+            .body(Full::new(content))
+            .map_err(|error| ClientError::BadRequest { path: path.to_owned(), reason: error.to_string() })?;
+        let mut sender = self.connection().await?;
+        let answer = sender.send_request(request).await.map_err(|error| self.cut_off(&error))?;
+        Ok((answer, sender))
     }
 
     async fn connection(&self) -> Result<Sender, ClientError> {

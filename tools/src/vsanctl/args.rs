@@ -6,8 +6,10 @@ use clap::{Parser, Subcommand, ValueHint};
 use ferro_protocol::api::{Policy, SOCKET_DEFAULT, TOKEN_SECONDS_MAX, parse_size};
 use ferro_protocol::ids::VolumeName;
 
+use crate::common::Options;
+use crate::docs::CompletionShell;
 use crate::failure::EXIT_CODES_HELP;
-use crate::terminal::{ColorChoice, Format};
+use crate::terminal::WatchOptions;
 
 /// Administer a Ferrosphere storage cluster.
 ///
@@ -33,36 +35,16 @@ pub struct Common {
     #[arg(long, global = true, value_name = "PATH", env = "VSAND_SOCKET", default_value = SOCKET_DEFAULT)]
     #[arg(value_hint = ValueHint::FilePath)]
     pub socket: PathBuf,
-    /// How to show answers: wide has more columns, json is as the API gives it
-    #[arg(
-        short,
-        long,
-        global = true,
-        value_enum,
-        value_name = "FORMAT",
-        default_value_t,
-        hide_possible_values = false
-    )]
-    pub output: Format,
-    /// Answer yes to every question
-    #[arg(short, long, global = true)]
-    pub yes: bool,
-    /// Say only what was asked for: no confirmations, hints and progress bars
-    #[arg(short, long, global = true)]
-    pub quiet: bool,
-    /// When to use colour; auto is on a terminal, unless `NO_COLOR` is set
-    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t)]
-    pub color: ColorChoice,
-    /// Give up a request after so many seconds; 0 waits for ever
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 120)]
-    pub timeout: u64,
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub options: Options,
 }
 
 /// The nouns.
 #[derive(Subcommand, Debug)]
 pub enum Noun {
     /// Show the cluster at a glance: health, hosts, capacity, volumes, resync
-    Status(StatusOptions),
+    Status(WatchOptions),
     /// Make a cluster, or join one
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Cluster {
@@ -125,20 +107,6 @@ pub enum Noun {
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: Option<PathBuf>,
     },
-}
-
-/// Options of `status`.
-#[derive(clap::Args, Debug, Clone, Copy)]
-pub struct StatusOptions {
-    /// Show it again and again, until interrupted
-    #[arg(short, long)]
-    pub watch: bool,
-    /// How many seconds apart
-    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub interval: u64,
-    /// Stop after so many times
-    #[arg(long, value_name = "N", requires = "watch")]
-    pub count: Option<u64>,
 }
 
 /// Options of `top`.
@@ -400,15 +368,6 @@ pub enum ResyncVerb {
     /// List the resyncs with progress, rate and time left
     #[command(visible_alias = "status")]
     List,
-}
-
-/// A shell that completions can be made for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-#[allow(missing_docs)]
-pub enum CompletionShell {
-    Bash,
-    Zsh,
-    Fish,
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {

@@ -1,6 +1,5 @@
 //! `cluster` and `host`.
 
-use std::fmt::Write as _;
 use std::io::Read;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +12,7 @@ use super::args::{HostVerb, MemberOptions};
 use super::leaving::{Leaver, Thing};
 use super::{Context, resolve};
 use crate::failure::{Failure, Result};
-use crate::text::{Cell, Paint, Style, Table, count, duration, printable};
+use crate::text::{Cell, Paint, Style, Table, count, duration, facts, printable};
 
 /// A token is a few hundred bytes; more than this is some other file.
 const TOKEN_BYTES_MAX: u64 = 16 << 10;
@@ -190,13 +189,4 @@ fn one_host(host: &HostInfo, paint: Paint) -> String {
         ("version", printable(host.version.as_deref().unwrap_or("unknown"))),
     ];
     facts(&lines)
-}
-
-/// Facts, one a line. The values may be painted, so the caller has seen to control characters.
-pub(super) fn facts(lines: &[(&str, String)]) -> String {
-    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    lines.iter().fold(String::new(), |mut out, (name, value)| {
-        let _ = writeln!(out, "{name:width$}  {value}");
-        out
-    })
 }

@@ -9,19 +9,16 @@ use ferro_protocol::api::{
 };
 
 use super::Context;
-use super::args::StatusOptions;
 use super::cluster::host_table;
 use super::volume::volume_table;
 use crate::failure::Result;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, WatchOptions, between_rounds};
 use crate::text::{Cell, Paint, Style, Table, count, duration, percent, printable, rate};
 
 /// How many volumes `status` lists before it says how many more there are. Those that need attention come first.
 const VOLUMES_SHOWN: usize = 20;
-/// Clears the screen and goes to its corner (ECMA-48: CUP, ED).
-pub(super) const CLEAR: &str = "\x1b[H\x1b[2J";
 
-pub(super) async fn status(context: &Context, options: StatusOptions) -> Result<()> {
+pub(super) async fn status(context: &Context, options: WatchOptions) -> Result<()> {
     let terminal = context.terminal;
     let rounds = if options.watch { options.count } else { Some(1) };
     let mut round = 0_u64;
@@ -39,16 +36,6 @@ pub(super) async fn status(context: &Context, options: StatusOptions) -> Result<
         round += 1;
     }
     Ok(())
-}
-
-/// What parts one picture from the next: on a terminal the screen is cleared, elsewhere a line is left free.
-pub(super) fn between_rounds(repeating: bool, round: u64) -> &'static str {
-    use std::io::IsTerminal;
-    match (repeating, std::io::stdout().is_terminal(), round) {
-        (true, true, _) => CLEAR,
-        (true, false, 1..) => "\n",
-        _ => "",
-    }
 }
 
 fn glance(status: &Status, paint: Paint, wide: bool) -> String {

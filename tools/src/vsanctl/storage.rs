@@ -9,12 +9,11 @@ use ferro_protocol::api::{
 use ferro_protocol::ids::VolumeName;
 
 use super::args::{DiskVerb, LockVerb, ObjectVerb};
-use super::cluster::facts;
 use super::leaving::{Leaver, Thing};
 use super::volume::{owner_name, redundancy_cell};
 use super::{Context, resolve};
 use crate::failure::{Failure, Result};
-use crate::text::{Cell, Paint, Style, Table, duration, percent, printable};
+use crate::text::{Cell, Paint, Style, Table, duration, facts, percent, printable};
 
 pub(super) async fn disk(context: &Context, verb: DiskVerb) -> Result<()> {
     let terminal = context.terminal;

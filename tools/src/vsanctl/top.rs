@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::Context;
 use super::args::TopOptions;
-use super::status::between_rounds;
 use crate::failure::Result;
+use crate::terminal::between_rounds;
 use crate::text::{Cell, Paint, Table};
 
 /// What happened between two samples, a second.

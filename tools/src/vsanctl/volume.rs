@@ -11,10 +11,9 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::args::VolumeVerb;
-use super::cluster::facts;
 use super::{Context, transfer};
 use crate::failure::{Exit, Failure, Result};
-use crate::text::{Cell, Paint, Style, Table, printable};
+use crate::text::{Cell, Paint, Style, Table, facts, printable, shell_word};
 
 pub(super) async fn volume(context: &Context, verb: VolumeVerb) -> Result<()> {
     let terminal = context.terminal;
@@ -136,16 +135,6 @@ fn qemu_arguments(opened: &OpenedVolume, memory_bytes: u64) -> Vec<String> {
     .into_iter()
     .flat_map(|(option, value)| [option.to_owned(), value])
     .collect()
-}
-
-/// A word that a shell takes as it is.
-fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }
 
 pub(super) fn redundancy_cell(redundancy: Redundancy) -> Cell {

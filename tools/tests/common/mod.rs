@@ -48,7 +48,7 @@ impl Served {
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client::new(&self.socket(), "vsand", None)
+        Client::new(&self.socket(), "vsand", "vsanctl", None)
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {

@@ -41,8 +41,22 @@ pub struct SwitchSpec {
     pub team: Option<TeamSpec>,
 }
 
+/// A switch's MTU unless it is given.
+pub const MTU_DEFAULT: u32 = 1500;
+/// Seconds after which a learned address that is silent is forgotten, unless they are given.
+pub const LEARNING_AGE_S_DEFAULT: u32 = 300;
+/// Seconds that guests keep an address, unless they are given.
+pub const LEASE_S_DEFAULT: u32 = 86_400;
+
 fn mtu_default() -> u32 {
-    1500
+    MTU_DEFAULT
+}
+
+impl SwitchSpec {
+    /// A switch of this name and nothing else.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), mtu: MTU_DEFAULT, uplinks: Vec::new(), team: None }
+    }
 }
 
 /// A port group.
@@ -161,7 +175,7 @@ pub struct LearningSpec {
 }
 
 fn age_default() -> u32 {
-    300
+    LEARNING_AGE_S_DEFAULT
 }
 
 /// What becomes of frames from addresses beyond the limit.
@@ -275,7 +289,7 @@ pub struct GatewaySpec {
 }
 
 fn lease_default() -> u32 {
-    86_400
+    LEASE_S_DEFAULT
 }
 
 /// A port.
