@@ -33,7 +33,7 @@ impl Gateway {
             };
             // The same on all hosts, so with a key that everybody has. Networks that meet by chance in the lower 24 bits
             // still do not meet in any segment.
-            let key = HashKey(0x6665_7272_6f73, 0x7068_6572_65);
+            let key = HashKey(0x6665_7272_6f73, 0x0070_6865_7265);
             let hash = switch.bytes().fold(u64::from(vid), |hash, byte| key.of(hash, u64::from(byte)));
             (STANDARD, hash as u32)
         };
@@ -44,8 +44,8 @@ impl Gateway {
 
     /// Its address on the link, if it speaks IPv6 (RFC 4291, appendix A).
     pub fn link_local(&self) -> Option<Ipv6Addr> {
-        let [a, b, c, d, e, f] = self.mac.0;
-        let id = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+        let mac = self.mac.0;
+        let id = u64::from_be_bytes([mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]]);
         let address = Ipv6Addr::from(0xfe80 << 112 | u128::from(id));
         self.address.is_ipv6().then_some(address)
     }

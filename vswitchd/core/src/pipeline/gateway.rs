@@ -34,7 +34,7 @@ pub(super) struct Gateway {
     pub(super) vid: Vid,
     pub(super) group: GroupIx,
     pub(super) mac: Mac,
-    gateway: config::Gateway,
+    addresses: config::Gateway,
 }
 
 /// What a frame says of IP addresses, and asks about one.
@@ -55,7 +55,7 @@ impl Gateway {
             Vlan::Trunk { .. } | Vlan::Guest => return None,
         };
         let gateway = group.gateway.clone()?;
-        Some(Self { vid, group: ix, mac: gateway.mac, gateway })
+        Some(Self { vid, group: ix, mac: gateway.mac, addresses: gateway })
     }
 }
 
@@ -87,9 +87,9 @@ impl Switch {
         };
         let own = &gateways[at];
         let speech = speech(way, offload);
-        let claims = speech.claims.iter().flatten().any(|ip| own.gateway.has(*ip));
+        let claims = speech.claims.iter().flatten().any(|ip| own.addresses.has(*ip));
         // An advertisement behind more headers than are read here would be believed all the same.
-        let obscure = speech.obscure && own.gateway.address.is_ipv6();
+        let obscure = speech.obscure && own.addresses.address.is_ipv6();
         let refused = way.ether.src == own.mac || claims || obscure;
         if refused && !self.settings.bugs.has(Bug::GatewayClaimed) {
             return Err(Cause::GatewayClaimed);
@@ -105,16 +105,16 @@ impl Switch {
         if !way.ether.dst.is_group() {
             return Ok(None);
         }
-        if speech.asks.is_some_and(|ip| own.gateway.has(ip)) {
+        if speech.asks.is_some_and(|ip| own.addresses.has(ip)) {
             return only;
         }
         let Some(ip) = Ip::parse(way.head, &way.ether).filter(|ip| !ip.fragment) else { return Ok(None) };
-        let dhcp = !ip.v6 && ip.protocol == protocol::UDP && own.gateway.serves_dhcp();
+        let dhcp = !ip.v6 && ip.protocol == protocol::UDP && own.addresses.serves_dhcp();
         if dhcp && way.head.len() >= ip.l4 + 4 && be16(way.head, ip.l4 + 2) == DHCP_SERVER {
             return only;
         }
         // Who looks for routers may find more than this one.
-        let solicits = ip.v6 && ip.protocol == protocol::ICMP_V6 && own.gateway.address.is_ipv6();
+        let solicits = ip.v6 && ip.protocol == protocol::ICMP_V6 && own.addresses.address.is_ipv6();
         if solicits && way.head.get(ip.l4) == Some(&nd::ROUTER_SOLICITATION) {
             return Ok(Some((own.group, false)));
         }

@@ -199,6 +199,12 @@ impl Book {
         Ok(lease)
     }
 
+    /// How many addresses a port has.
+    pub fn of_port(&self, rules: &Rules, now: WallSeconds, port: &NetName) -> usize {
+        let own = self.leases.values().filter(|lease| lease.port == *port);
+        own.filter(|lease| Self::is_held(lease, rules, now)).count()
+    }
+
     /// How many addresses a port has for other machines than this.
     fn count(&self, rules: &Rules, now: WallSeconds, port: &NetName, but: Mac) -> usize {
         let others = self.leases.values().filter(|lease| lease.port == *port);
@@ -276,7 +282,7 @@ impl Book {
 /// How many more addresses than are taken are looked at: those on offer, and the edges of networks.
 const TRIES: u64 = 2048;
 
-/// Spreads numbers that differ little (Stafford's thirteenth variant of the MurmurHash3 finaliser).
+/// Spreads numbers that differ little (Stafford's thirteenth variant of the `MurmurHash3` finaliser).
 const fn mix(n: u64) -> u64 {
     let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
