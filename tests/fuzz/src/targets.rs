@@ -3,6 +3,7 @@
 mod directory;
 mod frames;
 mod identity;
+mod mesh;
 mod replica;
 mod store;
 mod switch;
@@ -136,6 +137,13 @@ pub const ALL: &[Target] = &[
         seeds: switch::datagram_seeds,
         quick_cases: 30_000,
         len_max: 8192,
+    },
+    Target {
+        name: "mesh_messages",
+        run: mesh::messages,
+        seeds: mesh::message_seeds,
+        quick_cases: 100_000,
+        len_max: 4096,
     },
 ];
 

@@ -149,6 +149,7 @@ quick! {
     replica_requests
     switch_frames
     tunnel_datagrams
+    mesh_messages
 }
 
 /// The driver itself: a panic and a large allocation are both seen, and what is found is made small.

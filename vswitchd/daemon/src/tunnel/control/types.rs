@@ -43,7 +43,7 @@ pub enum MeshCommand {
 /// What the mesh has to say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MeshEvent {
-    /// A host can be reached now. It is followed by a [`MeshEvent::Snapshot`].
+    /// A host can be reached now. Its [`MeshEvent::Snapshot`] comes with it, sooner or later.
     Alive(HostId),
     /// A host can be reached no longer, on any path.
     Dead(HostId),
