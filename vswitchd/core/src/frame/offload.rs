@@ -11,6 +11,9 @@ use super::SuperFrame;
 /// Bytes of `virtio_net_hdr` with its number of buffers, as modern devices have it.
 pub const VIRTIO_NET_HDR_BYTES: usize = 12;
 
+/// Where UDP has its checksum.
+const UDP_CSUM_AT: usize = 6;
+
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
 const GSO_ECN: u8 = 0x80;
@@ -30,6 +33,26 @@ pub enum Csum {
         /// Where it goes, from `start`.
         offset: u16,
     },
+}
+
+impl Csum {
+    /// Makes the checksum of a frame that lies in one piece, for a receiver that can't: what is left to be done. Nothing
+    /// happens to a frame that has no room for it (see [`Offload::check`]).
+    #[must_use]
+    pub fn make(self, frame: &mut [u8]) -> Self {
+        let Self::Partial { start, offset } = self else { return self };
+        let (start, at) = (usize::from(start), usize::from(start) + usize::from(offset));
+        if at + 2 > frame.len() {
+            return self;
+        }
+        // The field holds the pseudo header's sum, so it is part of what is summed.
+        let sum = !(super::sum16(&frame[start..], 0) as u16);
+        // A datagram without a checksum says 0 (RFC 768), so one that has it says the other zero.
+        let udp = usize::from(offset) == UDP_CSUM_AT;
+        let sum = if udp && sum == 0 { 0xffff } else { sum };
+        frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        Self::None
+    }
 }
 
 /// Of what a super-frame is made.

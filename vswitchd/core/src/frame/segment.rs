@@ -181,6 +181,27 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn checksums_are_made() {
+        let (bytes, offload) = tcp(3500, 1000);
+        let whole = offload.check(&bytes, bytes.len()).unwrap().unwrap();
+        for n in 0..whole.segments() {
+            let run = Run { first: n, count: 1 };
+            let mut frame = Vec::new();
+            let left = whole.put_head(&bytes, run, &mut frame);
+            frame.extend_from_slice(&bytes[whole.head_len..][whole.bytes(run)]);
+            assert_eq!(left.csum.make(&mut frame), Csum::None);
+            let transport = (frame.len() - 34) as u32;
+            let pseudo = sum16(&frame[26..34], transport + 6);
+            assert_eq!(sum16(&frame[34..], pseudo), 0xffff, "a receiver finds it right");
+        }
+        let far = Csum::Partial { start: 60, offset: 10 };
+        assert_eq!(far.make(&mut [0; 70]), far, "no room, no change");
+        let mut udp = [0xff; 20];
+        assert_eq!(Csum::Partial { start: 12, offset: 6 }.make(&mut udp), Csum::None);
+        assert_eq!(udp[18..], [0xff; 2], "zero would say that there is none");
+    }
+
+    #[test]
     fn headers_that_lie_are_refused() {
         let (bytes, offload) = tcp(3000, 1000);
         let check = |offload: Offload, bytes: &[u8]| offload.check(bytes, bytes.len()).map(|_| ());

@@ -28,7 +28,9 @@ use vswitch_core::pipeline::Trace;
 
 use super::capture::{Capture, CaptureId, CaptureOf, CaptureOptions};
 use super::snapshot::{MacView, Names, PortLink, Snapshot};
+use crate::endpoint::{Book, LeaseAnswer, LeaseWanted, WallSeconds};
 use crate::ports::{PortDevice, UplinkDevice};
+use crate::tunnel::Path;
 
 /// Commands that may wait for the worker.
 pub const COMMANDS_MAX: usize = 16_384;
@@ -97,6 +99,22 @@ pub enum Command {
     },
     /// The host has left the cluster: its connections end, and all that it said is forgotten.
     PeerRemove(HostId),
+    /// The book of a group's leases, whenever it has changed anywhere, and what wall clock it is.
+    LeaseBook {
+        /// The port group.
+        group: NetName,
+        /// The wall clock.
+        wall: WallSeconds,
+        /// The book.
+        book: Box<Book>,
+    },
+    /// What came of an [`Event::LeaseWanted`].
+    Lease {
+        /// The port group.
+        group: NetName,
+        /// What came of it.
+        answer: LeaseAnswer,
+    },
     /// All that is to be said on a new control connection: this host's virtual networks and addresses.
     Announced(oneshot::Sender<(Vec<Vni>, Vec<Announcement>)>),
     /// How everything is.
@@ -211,9 +229,9 @@ pub enum AttachRefused {
     /// Something is plugged in.
     #[error("port {0:?} has a device already: detach it first")]
     Attached(NetName),
-    /// The worker can't watch it.
+    /// The system does not let the worker watch it.
     #[error("port {0:?} can't be watched: {1}")]
-    Watch(NetName, String),
+    Watch(NetName, rustix::io::Errno),
 }
 
 /// What the worker tells the control plane.
@@ -246,6 +264,19 @@ pub enum Event {
         /// Whether it can be used.
         up: bool,
     },
+    /// The interface of an uplink is gone. [`Command::AddUplink`] with a new one when it is back.
+    UplinkGone(NetName),
+    /// A data connection to a peer works now, or works no longer.
+    Path {
+        /// The peer.
+        host: HostId,
+        /// Between which addresses.
+        path: Path,
+        /// Whether it works.
+        up: bool,
+    },
+    /// A gateway wants something to be written into its book of leases; answered by [`Command::Lease`], or never.
+    LeaseWanted(LeaseWanted),
     /// Events were lost because nobody took them: ask for everything anew.
     Missed,
 }

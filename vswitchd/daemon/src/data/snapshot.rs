@@ -113,6 +113,8 @@ pub struct UplinkView {
 pub struct PeerView {
     /// Which.
     pub host: HostId,
+    /// Its place, which the tunnels' figures name.
+    pub peer: PeerIx,
     /// Whether its control connection says that it is there.
     pub alive: bool,
     /// What passed the switch.
@@ -139,6 +141,8 @@ pub struct Snapshot {
     pub peers: Vec<PeerView>,
     /// Which uplinks groups use.
     pub teams: Vec<TeamView>,
+    /// What the gateways of port groups have seen.
+    pub gateways: Vec<(NetName, crate::endpoint::Seen)>,
     /// How many addresses are known.
     pub addresses: usize,
     /// Turns of the worker's loop since it began.
@@ -149,8 +153,8 @@ pub struct Snapshot {
     pub delayed: usize,
     /// Their bytes.
     pub delayed_bytes: usize,
-    /// Frames that captures missed.
-    pub capture_missed: u64,
+    /// The data connections to other hosts, if there are any.
+    pub tunnels: Option<crate::tunnel::data::Stats>,
 }
 
 /// Where an address is.

@@ -9,10 +9,10 @@ use ferro_vhost::net::{
     NetDevice, NetSettings, QueuePair, RxRefusal, VirtioNetHdr, feature, gso_type, header_flag, serve,
 };
 use ferro_vhost::server::{Rendezvous, Server, ServerSettings};
-use vswitch_core::frame::{Csum, Gso, GsoKind, HEAD_BYTES, Offload};
+use vswitch_core::frame::{Csum, Gso, GsoKind, Offload};
 
 use super::batch::Batch;
-use super::{OpenError, Refusal};
+use super::{OpenError, Refusal, head_len};
 
 /// Who listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,8 +65,6 @@ pub struct VhostPort {
     socket: VhostSocket,
     /// Which pair is asked first next time.
     turn: usize,
-    /// Something was given to the guest since the last notification.
-    pub(crate) dirty: bool,
 }
 
 impl VhostPort {
@@ -102,7 +100,7 @@ impl VhostPort {
         };
         let (server, device) = serve(rendezvous, net, ServerSettings::new(name.as_str()))
             .map_err(|error| OpenError::Vhost(path.display().to_string(), error))?;
-        Ok(Self { device, server, socket: settings.socket.clone(), turn: 0, dirty: false })
+        Ok(Self { device, server, socket: settings.socket.clone(), turn: 0 })
     }
 
     /// The socket.
@@ -149,7 +147,6 @@ impl VhostPort {
     #[inline]
     pub(crate) fn give(&mut self, flow: u32, offload: Offload, pieces: &[&[u8]]) -> Result<(), Refusal> {
         let pair = self.device.receiver_of(flow).ok_or(Refusal::NotReady)?;
-        self.dirty = true;
         self.device.push_rx(pair, header_of(offload, pieces), pieces).map_err(|refusal| match refusal {
             RxRefusal::NotReady => Refusal::NotReady,
             RxRefusal::NoRoom => Refusal::NoRoom,
@@ -158,7 +155,7 @@ impl VhostPort {
         })
     }
 
-    /// What the guest can do by itself: (checksums, super-frames of TCP over IPv4, of TCP over IPv6).
+    /// Whether the guest makes checksums by itself.
     pub(crate) fn takes_csum(&self) -> bool {
         self.device.features() & feature::GUEST_CSUM != 0
     }
@@ -190,22 +187,5 @@ fn header_of(offload: Offload, pieces: &[&[u8]]) -> VirtioNetHdr {
     if offload == Offload::NONE {
         return VirtioNetHdr::default();
     }
-    let head_len = if offload.gso.is_some() { head_len(offload, pieces) } else { 0 };
-    VirtioNetHdr::parse(offload.to_virtio(head_len, 1))
-}
-
-fn head_len(offload: Offload, pieces: &[&[u8]]) -> u16 {
-    let mut head = [0; HEAD_BYTES];
-    let mut used = 0;
-    let mut len = 0;
-    for piece in pieces {
-        let now = piece.len().min(HEAD_BYTES - used);
-        head[used..used + now].copy_from_slice(&piece[..now]);
-        used += now;
-        len += piece.len();
-    }
-    match offload.check(&head[..used], len) {
-        Ok(Some(layout)) => layout.head_len as u16,
-        _ => 0,
-    }
+    VirtioNetHdr::parse(offload.to_virtio(head_len(offload, pieces), 1))
 }

@@ -64,6 +64,9 @@ struct Ours {
     generation: u64,
 }
 
+/// Both ends of a channel: the tasks get copies of the first.
+type Both<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
+
 pub(super) struct Owner {
     origin: std::time::Instant,
     quic: Quic,
@@ -73,8 +76,8 @@ pub(super) struct Owner {
     links: u64,
     waiting: VecDeque<MeshEvent>,
     events: mpsc::Sender<MeshEvent>,
-    inputs: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
-    messages: (mpsc::Sender<(LinkId, Message)>, mpsc::Receiver<(LinkId, Message)>),
+    inputs: Both<Input>,
+    messages: Both<(LinkId, Message)>,
     refusals: Arc<Refusals>,
     #[cfg(test)]
     muted: Option<SocketAddr>,

@@ -123,7 +123,7 @@ pub struct Tunnels {
 }
 
 #[cfg(test)]
-type Filter = Box<dyn FnMut(usize, &[u8]) -> bool>;
+type Filter = Box<dyn FnMut(usize, &[u8]) -> bool + Send>;
 
 impl Tunnels {
     /// Opens the sockets.

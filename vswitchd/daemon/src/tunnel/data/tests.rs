@@ -65,7 +65,7 @@ impl Side {
         self.addresses()
     }
 
-    fn lose(&mut self, filter: impl FnMut(usize, &[u8]) -> bool + 'static) {
+    fn lose(&mut self, filter: impl FnMut(usize, &[u8]) -> bool + Send + 'static) {
         self.tunnels.filter = Some(Box::new(filter));
     }
 }
