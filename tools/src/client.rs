@@ -43,6 +43,11 @@ impl Client {
         self.json(Method::POST, path, Some(body)).await
     }
 
+    /// `PUT path` with a body, as JSON.
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.json(Method::PUT, path, Some(body)).await
+    }
+
     /// `DELETE path`, as JSON.
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.json(Method::DELETE, path, None::<&()>).await

@@ -62,7 +62,7 @@ pub struct Failure {
     /// Further facts.
     pub details: BTreeMap<String, String>,
     /// Every single fault, if it was several things that were checked together.
-    pub faults: Vec<FaultLine>,
+    pub faults: Box<[FaultLine]>,
 }
 
 /// What `-o json` prints of a failure.
@@ -90,7 +90,7 @@ impl Failure {
             message: message.into(),
             next_step: next_step.into(),
             details: BTreeMap::new(),
-            faults: Vec::new(),
+            faults: Box::default(),
         }
     }
 
@@ -175,7 +175,7 @@ impl From<ApiError> for Failure {
             message: error.message,
             next_step: error.next_step,
             details: error.details,
-            faults: error.faults,
+            faults: error.faults.into(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The command-line tools. `vsanctl` is in [`vsanctl`]; the rest is what every tool needs: a client of a daemon's local
+//! The command-line tools. `vsanctl` is in [`vsanctl`], `vswctl` in [`vswctl`]; the rest is what every tool needs: a client of a daemon's local
 //! API, errors with exit codes, tables, and questions at the terminal.
 //!
 //! What it must not know: anything of a daemon but its API.
@@ -11,3 +11,4 @@ pub mod failure;
 pub mod terminal;
 pub mod text;
 pub mod vsanctl;
+pub mod vswctl;

@@ -148,6 +148,25 @@ impl Terminal {
         }
     }
 
+    /// Says something that a person should know although it was done. Nobody is there to hear that it can't be printed.
+    pub fn warn(self, text: &str) {
+        if !self.is_json() {
+            let paint = Paint { on: self.colored(io::stderr().is_terminal()) };
+            let _ = writeln!(io::stderr(), "{} {}", paint.text(Style::Warn, "warning:"), printable(text));
+        }
+    }
+
+    /// Says how something ended whose answer is on the standard output. Nobody is there to hear that it can't be printed.
+    pub fn aside<T: Serialize>(self, value: &T, sentence: impl FnOnce(&T) -> String) {
+        if self.is_json() {
+            if let Ok(text) = serde_json::to_string(value) {
+                let _ = writeln!(io::stderr(), "{text}");
+            }
+        } else if !self.quiet {
+            let _ = writeln!(io::stderr(), "{}", printable(&sentence(value)));
+        }
+    }
+
     /// Shows a failure on the standard error.
     pub fn failure(self, failure: &Failure) {
         let mut err = io::stderr().lock();
@@ -159,9 +178,12 @@ impl Terminal {
             let (message, next) = (printable(&failure.message), printable(&failure.next_step));
             let head = paint.text(Style::Bad, "error:");
             // A single fault is the message.
-            let faults = if failure.faults.len() > 1 { failure.faults.as_slice() } else { &[] };
-            let faults: String =
-                faults.iter().map(|fault| format!("\n  - {}", printable(&fault.to_string()))).collect();
+            let faults = if failure.faults.len() > 1 { &failure.faults[..] } else { &[] };
+            let faults = faults.iter().fold(String::new(), |mut text, fault| {
+                text.push_str("\n  - ");
+                text.push_str(&printable(&fault.to_string()));
+                text
+            });
             let next = if next.is_empty() { next } else { format!("\n  next: {next}") };
             writeln!(err, "{head} {message}{faults}{next}")
         };

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use ferro_protocol::api::format_size;
+use ferro_protocol::api::{Health, HealthLevel, format_size};
 
 /// How a piece of text stands out, where colour is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -155,6 +155,29 @@ pub fn percent(part: u64, whole: u64) -> String {
 /// `1 host`, `2 hosts`.
 pub fn count(number: u64, word: &str) -> String {
     if number == 1 { format!("1 {word}") } else { format!("{number} {word}s") }
+}
+
+/// How well something is, and why.
+pub fn health_lines(health: &Health, paint: Paint) -> String {
+    let mut out = String::new();
+    let (style, word) = match health.level {
+        HealthLevel::Ok => (Style::Good, "OK"),
+        HealthLevel::Warning => (Style::Warn, "WARNING"),
+        HealthLevel::Critical => (Style::Bad, "CRITICAL"),
+    };
+    let _ = writeln!(out, "health    {}", paint.text(style, word));
+    for reason in &health.reasons {
+        let style = match reason.level {
+            HealthLevel::Critical => Style::Bad,
+            HealthLevel::Warning => Style::Warn,
+            HealthLevel::Ok => Style::Plain,
+        };
+        let _ = writeln!(out, "          {} {}", paint.text(style, "-"), printable(&reason.message));
+        if !reason.next_step.is_empty() {
+            let _ = writeln!(out, "            next: {}", printable(&reason.next_step));
+        }
+    }
+    out
 }
 
 /// Facts, one a line. The values may be painted, so the caller has seen to control characters.

@@ -4,8 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use ferro_protocol::api::{
-    HealthLevel, Redundancy, ResyncInfo, ResyncKind, ResyncList, ResyncState, ResyncTotals, Status,
-    format_size,
+    Redundancy, ResyncInfo, ResyncKind, ResyncList, ResyncState, ResyncTotals, Status, format_size,
 };
 
 use super::Context;
@@ -13,7 +12,7 @@ use super::cluster::host_table;
 use super::volume::volume_table;
 use crate::failure::Result;
 use crate::terminal::{Terminal, WatchOptions, between_rounds};
-use crate::text::{Cell, Paint, Style, Table, count, duration, percent, printable, rate};
+use crate::text::{Cell, Paint, Style, Table, count, duration, health_lines, percent, rate};
 
 /// How many volumes `status` lists before it says how many more there are. Those that need attention come first.
 const VOLUMES_SHOWN: usize = 20;
@@ -39,25 +38,7 @@ pub(super) async fn status(context: &Context, options: WatchOptions) -> Result<(
 }
 
 fn glance(status: &Status, paint: Paint, wide: bool) -> String {
-    let mut out = String::new();
-    let health = &status.health;
-    let (style, word) = match health.level {
-        HealthLevel::Ok => (Style::Good, "OK"),
-        HealthLevel::Warning => (Style::Warn, "WARNING"),
-        HealthLevel::Critical => (Style::Bad, "CRITICAL"),
-    };
-    let _ = writeln!(out, "health    {}", paint.text(style, word));
-    for reason in &health.reasons {
-        let style = match reason.level {
-            HealthLevel::Critical => Style::Bad,
-            HealthLevel::Warning => Style::Warn,
-            HealthLevel::Ok => Style::Plain,
-        };
-        let _ = writeln!(out, "          {} {}", paint.text(style, "-"), printable(&reason.message));
-        if !reason.next_step.is_empty() {
-            let _ = writeln!(out, "            next: {}", printable(&reason.next_step));
-        }
-    }
+    let mut out = health_lines(&status.health, paint);
     match &status.cluster {
         None => {
             let _ = writeln!(out, "cluster   none: this host is in no cluster yet");
