@@ -1,0 +1,264 @@
+//! Uplinks and TAPs, with the kernel on the other side. Each test runs this program again in a network namespace of its own,
+//! which is gone when that process is: nothing touches the machine's network, and nothing is left behind. They need root.
+
+mod rig;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command as Process, Stdio};
+use std::time::Duration;
+
+use ferro_vhost::frontend::{NetClient, NetClientOptions};
+use ferro_vhost::net::{VirtioNetHdr, gso_type, header_flag};
+use rig::{LAN, PATIENCE, Rig, config, eventually, frame, mac, name, receive, send};
+use vswitchd::data::port::{Command, Event};
+use vswitchd::data::snapshot::PortLink;
+use vswitchd::ports::{PortDevice, TapPort, UplinkDevice};
+
+const PLAIN: VirtioNetHdr = VirtioNetHdr {
+    flags: 0,
+    gso_type: 0,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 0,
+    csum_offset: 0,
+    num_buffers: 0,
+};
+/// Without a VLAN: not every kernel has interfaces for them.
+const PLAIN_LAN: &str = "[[portgroup]]\nname = 'lan'\nswitch = 'sw'\nmtu = 1500\n";
+const ECHO: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 7);
+
+/// Runs one of the ignored tests below in a new network namespace.
+fn in_a_namespace(test: &str) {
+    let program = std::env::current_exe().unwrap();
+    let run = Process::new("unshare")
+        .arg("--net")
+        .arg(program)
+        .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+        .output()
+        .expect("unshare runs");
+    let text = [run.stdout, run.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(run.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn an_uplink_carries_frames_tags_and_super_frames() {
+    in_a_namespace("inner_uplink");
+}
+
+#[test]
+fn the_kernel_talks_through_tap_and_uplink() {
+    in_a_namespace("inner_kernel");
+}
+
+#[test]
+fn a_link_that_goes_is_noticed() {
+    in_a_namespace("inner_link");
+}
+
+/// Makes sure that this is not the machine's own network: a new namespace has nothing but a loopback that is down.
+fn ip(arguments: &str) {
+    let run = Process::new("ip").args(arguments.split(' ')).output().expect("ip runs");
+    assert!(run.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&run.stderr));
+}
+
+fn add_uplink(rig: &Rig, interface: &str) {
+    let device = UplinkDevice::open(interface).unwrap();
+    rig.data.ask_blocking(|answer| Command::AddUplink { name: name("up0"), device, answer }).unwrap();
+}
+
+fn up(rig: &Rig) -> bool {
+    rig.snapshot().uplinks[0].up
+}
+
+fn veth() {
+    ip("link add up0 type veth peer name far0");
+    for interface in ["up0", "far0"] {
+        ip(&format!("link set {interface} mtu 9000 up"));
+    }
+}
+
+/// The next frame that no switch made: where ports are is told when they come (RARP).
+fn receive_sent(client: &mut NetClient) -> (VirtioNetHdr, Vec<u8>) {
+    loop {
+        let (header, bytes) = receive(client);
+        if bytes[12..14] != [0x80, 0x35] {
+            return (header, bytes);
+        }
+    }
+}
+
+/// TCP over IPv4 between ports 1 and 2, of 1,000-byte segments.
+fn super_frame(payload: usize) -> (VirtioNetHdr, Vec<u8>) {
+    let mut bytes = [mac(2).0, mac(1).0].concat();
+    bytes.extend([8, 0, 0x45, 0]);
+    bytes.extend(((40 + payload) as u16).to_be_bytes());
+    bytes.extend([0x12, 0x34, 0x40, 0, 64, 6]);
+    let head: Vec<u8> = [&bytes[14..24], &[0, 0, 10, 0, 0, 1, 10, 0, 0, 2]].concat();
+    bytes.extend((!sum(&head, 0)).to_be_bytes());
+    bytes.extend([10, 0, 0, 1, 10, 0, 0, 2, 0x04, 0xd2, 0, 80, 0, 0, 0, 1, 0, 0, 0, 9, 0x50, 0x18, 1, 0]);
+    bytes.extend(sum(&[10, 0, 0, 1, 10, 0, 0, 2], 20 + payload as u32 + 6).to_be_bytes());
+    bytes.extend([0, 0]);
+    bytes.extend((0..payload).map(|n| (n * 7 + n / 256) as u8));
+    let header = VirtioNetHdr {
+        flags: header_flag::NEEDS_CSUM,
+        gso_type: gso_type::TCPV4,
+        hdr_len: 54,
+        gso_size: 1000,
+        csum_start: 34,
+        csum_offset: 16,
+        num_buffers: 0,
+    };
+    (header, bytes)
+}
+
+fn sum(bytes: &[u8], start: u32) -> u16 {
+    let mut sum = start;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+#[test]
+#[ignore = "runs in a namespace: see an_uplink_carries_frames_tags_and_super_frames"]
+fn inner_uplink() {
+    veth();
+    let here = Rig::new(config(LAN, &["lan"]));
+    // Its first port is the other one's second: two hosts on one wire.
+    let there = Rig::new(config(LAN, &["lan", "lan"]));
+    add_uplink(&here, "up0");
+    add_uplink(&there, "far0");
+    eventually("both are up", || up(&here) && up(&there));
+    let options = NetClientOptions { queue_size: 128, ..NetClientOptions::default() };
+    let (mut one, mut two) = (here.guest(1, options.clone()), there.guest(2, options));
+    for (round, len) in [60, 61, 1514, 5000, 9014].into_iter().enumerate() {
+        let mine = frame(mac(2), mac(1), len, round);
+        send(&mut one, PLAIN, &mine);
+        assert_eq!(receive_sent(&mut two).1, mine);
+        let mine = frame(mac(1), mac(2), len, round);
+        send(&mut two, PLAIN, &mine);
+        assert_eq!(receive_sent(&mut one).1, mine);
+    }
+    for payload in [1001, 8000, 60_000, 65_000] {
+        let (header, bytes) = super_frame(payload);
+        send(&mut one, header, &bytes);
+        let (got, arrived) = receive_sent(&mut two);
+        assert_eq!(arrived, bytes, "whole, through both sockets and their tags");
+        assert_eq!((got.flags, got.gso_type, got.gso_size), (header.flags, header.gso_type, header.gso_size));
+        assert_eq!((got.csum_start, got.csum_offset, got.hdr_len), (34, 16, 54));
+    }
+    let (here, there) = (here.snapshot(), there.snapshot());
+    assert_eq!((here.ports[0].counters.from.frames, there.ports[0].counters.from.frames), (9, 5));
+    assert_eq!(there.uplinks[0].interface.as_deref(), Some("far0"));
+    let drops = [here.uplinks[0].drops, there.uplinks[0].drops];
+    assert!(drops.iter().all(|drops| drops.all().iter().all(|(_, n)| *n == 0)), "{drops:?}");
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "runs in a namespace: see the_kernel_talks_through_tap_and_uplink"]
+fn inner_kernel() {
+    veth();
+    // The other host: a namespace with the far end, and an echo in it.
+    let program = std::env::current_exe().unwrap();
+    let mut other = Process::new("unshare");
+    other.arg("--net").arg(program).args(["--exact", "inner_echo", "--ignored", "--nocapture"]);
+    let mut other = Killed(other.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+    let pid = other.0.id();
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    eventually("its namespace is there", || {
+        std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|it| it != own)
+    });
+    ip(&format!("link set far0 netns {pid}"));
+    other.0.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+
+    let rig = Rig::new(config(PLAIN_LAN, &["lan"]));
+    add_uplink(&rig, "up0");
+    let device = PortDevice::Tap(Box::new(TapPort::open("tap1", 1500).unwrap()));
+    ip(&format!("link set tap1 address {}", mac(1)));
+    ip("addr add 10.0.0.1/24 dev tap1");
+    rig.data.ask_blocking(|answer| Command::Attach { name: name("p1"), device, answer }).unwrap().unwrap();
+    assert_eq!((rig.port(1).link, rig.port(1).kind), (PortLink::Running, "tap"));
+    let mut stream = None;
+    eventually("the other host answers", || {
+        stream = TcpStream::connect_timeout(&ECHO, Duration::from_millis(500)).ok();
+        stream.is_some()
+    });
+    let mut stream = stream.unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut reader = stream.try_clone().unwrap();
+    let data: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let sent = data.clone();
+    let writer = std::thread::spawn(move || stream.write_all(&sent).map(|()| stream));
+    let mut back = vec![0; data.len()];
+    reader.read_exact(&mut back).unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(back == data, "what came back is what went");
+    let port = rig.port(1);
+    assert!(port.counters.from.bytes > 4_000_000 && port.counters.to.bytes > 4_000_000);
+    assert!(port.counters.from.frames < 2500, "super-frames stay whole: {:?}", port.counters.from);
+    // Its MTU follows the policy.
+    rig.configure(config(&PLAIN_LAN.replace("mtu = 1500", "mtu = 1400"), &["lan"]));
+    assert_eq!(std::fs::read_to_string("/proc/net/dev").unwrap().matches("tap1").count(), 1);
+    let run = Process::new("ip").args(["-o", "link", "show", "tap1"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&run.stdout).contains("mtu 1400"));
+}
+
+#[test]
+#[ignore = "the other host of inner_kernel"]
+fn inner_echo() {
+    let mut go = String::new();
+    std::io::stdin().read_line(&mut go).unwrap();
+    ip("link set far0 mtu 1500 up");
+    ip("addr add 10.0.0.2/24 dev far0");
+    let listener = TcpListener::bind(ECHO).unwrap();
+    for stream in listener.incoming() {
+        let (mut reader, mut writer) = (stream.as_ref().unwrap(), stream.as_ref().unwrap());
+        // Who connects hangs up at the end.
+        let _ended = std::io::copy(&mut reader, &mut writer);
+    }
+}
+
+#[test]
+#[ignore = "runs in a namespace: see a_link_that_goes_is_noticed"]
+fn inner_link() {
+    veth();
+    let mut rig = Rig::new(config(LAN, &["lan"]));
+    assert!(UplinkDevice::open("none0").is_err());
+    add_uplink(&rig, "up0");
+    let link = |wanted: bool| move |event: &Event| matches!(event, Event::Uplink { up, .. } if *up == wanted);
+    rig.event("up", link(true));
+    ip("link set far0 down");
+    rig.event("the carrier is lost", link(false));
+    ip("link set far0 up");
+    rig.event("it is back", link(true));
+    rig.data.send(Command::Link { uplink: name("up0"), up: false }).unwrap();
+    rig.event("held down", link(false));
+    rig.data.send(Command::Link { uplink: name("up0"), up: true }).unwrap();
+    rig.event("let go", link(true));
+    // The same configuration again is no change.
+    rig.configure(config(LAN, &["lan"]));
+    assert!(up(&rig));
+    ip("link del up0");
+    rig.event("gone", |event| matches!(event, Event::UplinkGone(_)));
+    assert!(!up(&rig));
+    veth();
+    add_uplink(&rig, "up0");
+    rig.event("another of its name", link(true));
+    let removed = |answer| Command::RemoveUplink { name: name("up0"), answer };
+    assert!(rig.data.ask_blocking(removed).unwrap());
+    rig.event("without a card", link(false));
+}
