@@ -9,21 +9,12 @@ use std::process::{Child, Command as Process, Stdio};
 use std::time::Duration;
 
 use ferro_vhost::frontend::{NetClient, NetClientOptions};
-use ferro_vhost::net::{VirtioNetHdr, gso_type, header_flag};
-use rig::{LAN, PATIENCE, Rig, config, eventually, frame, mac, name, receive, send};
+use ferro_vhost::net::VirtioNetHdr;
+use rig::{LAN, PATIENCE, PLAIN, Rig, config, eventually, frame, mac, name, receive, send, super_frame};
 use vswitchd::data::port::{Command, Event};
 use vswitchd::data::snapshot::PortLink;
 use vswitchd::ports::{PortDevice, TapPort, UplinkDevice};
 
-const PLAIN: VirtioNetHdr = VirtioNetHdr {
-    flags: 0,
-    gso_type: 0,
-    hdr_len: 0,
-    gso_size: 0,
-    csum_start: 0,
-    csum_offset: 0,
-    num_buffers: 0,
-};
 /// Without a VLAN: not every kernel has interfaces for them.
 const PLAIN_LAN: &str = "[[portgroup]]\nname = 'lan'\nswitch = 'sw'\nmtu = 1500\n";
 const ECHO: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 7);
@@ -86,41 +77,6 @@ fn receive_sent(client: &mut NetClient) -> (VirtioNetHdr, Vec<u8>) {
             return (header, bytes);
         }
     }
-}
-
-/// TCP over IPv4 between ports 1 and 2, of 1,000-byte segments.
-fn super_frame(payload: usize) -> (VirtioNetHdr, Vec<u8>) {
-    let mut bytes = [mac(2).0, mac(1).0].concat();
-    bytes.extend([8, 0, 0x45, 0]);
-    bytes.extend(((40 + payload) as u16).to_be_bytes());
-    bytes.extend([0x12, 0x34, 0x40, 0, 64, 6]);
-    let head: Vec<u8> = [&bytes[14..24], &[0, 0, 10, 0, 0, 1, 10, 0, 0, 2]].concat();
-    bytes.extend((!sum(&head, 0)).to_be_bytes());
-    bytes.extend([10, 0, 0, 1, 10, 0, 0, 2, 0x04, 0xd2, 0, 80, 0, 0, 0, 1, 0, 0, 0, 9, 0x50, 0x18, 1, 0]);
-    bytes.extend(sum(&[10, 0, 0, 1, 10, 0, 0, 2], 20 + payload as u32 + 6).to_be_bytes());
-    bytes.extend([0, 0]);
-    bytes.extend((0..payload).map(|n| (n * 7 + n / 256) as u8));
-    let header = VirtioNetHdr {
-        flags: header_flag::NEEDS_CSUM,
-        gso_type: gso_type::TCPV4,
-        hdr_len: 54,
-        gso_size: 1000,
-        csum_start: 34,
-        csum_offset: 16,
-        num_buffers: 0,
-    };
-    (header, bytes)
-}
-
-fn sum(bytes: &[u8], start: u32) -> u16 {
-    let mut sum = start;
-    for pair in bytes.chunks(2) {
-        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }
 
 #[test]

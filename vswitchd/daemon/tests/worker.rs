@@ -7,22 +7,12 @@ use std::time::Duration;
 use ferro_protocol::net::Mac;
 use ferro_vhost::frontend::NetClientOptions;
 use ferro_vhost::net::{VirtioNetHdr, feature};
-use rig::{LAN, PAIR, Rig, config, eventually, frame, mac, name, receive, send};
+use rig::{LAN, PAIR, PLAIN, Rig, config, eventually, frame, mac, name, receive, send};
 use vswitch_core::frame::Offload;
 use vswitch_core::pipeline::{Cause, Step};
 use vswitchd::data::capture::{CaptureOf, CaptureOptions, Direction};
 use vswitchd::data::port::{AttachRefused, Command, Event, TraceFrom};
 use vswitchd::data::snapshot::PortLink;
-
-const PLAIN: VirtioNetHdr = VirtioNetHdr {
-    flags: 0,
-    gso_type: 0,
-    hdr_len: 0,
-    gso_size: 0,
-    csum_start: 0,
-    csum_offset: 0,
-    num_buffers: 0,
-};
 
 fn small() -> NetClientOptions {
     NetClientOptions { queue_size: 64, frame_bytes_max: 16_384, ..NetClientOptions::default() }

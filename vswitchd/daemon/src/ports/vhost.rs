@@ -161,6 +161,18 @@ impl VhostPort {
     }
 }
 
+impl Drop for VhostPort {
+    /// The socket's file goes at once. Its thread ends a moment later, and must not be waited for by who it may wait for.
+    fn drop(&mut self) {
+        if let VhostSocket::Listen(path) = &self.socket
+            && let Err(error) = std::fs::remove_file(path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(socket = %path.display(), %error, "the socket's file can't be removed");
+        }
+    }
+}
+
 /// What a guest's header says is still to be done; `None` if no frame can have it.
 #[inline]
 pub(crate) fn offload_of(header: VirtioNetHdr) -> Option<Offload> {
