@@ -1,0 +1,116 @@
+//! How fast frames pass from guest to guest. Figures, not judgements: run it alone, in release, on a quiet machine:
+//! `cargo test --release -p vswitchd --test speed -- --ignored --nocapture`.
+
+mod rig;
+
+use std::time::{Duration, Instant};
+
+use ferro_vhost::frontend::{NetClient, NetClientOptions};
+use ferro_vhost::net::VirtioNetHdr;
+use rig::{LAN, PAIR, PLAIN, Rig, config, frame, mac, receive, send, super_frame};
+
+const SPAN: Duration = Duration::from_secs(2);
+
+/// One thread drives both guests without looking at what arrives; frames a second.
+fn rate(rig: &Rig, header: VirtioNetHdr, bytes: &[u8], options: &NetClientOptions, merged: usize) -> f64 {
+    let (mut one, mut two) = (rig.guest(1, options.clone()), rig.guest(2, options.clone()));
+    while one.send_quietly(PAIR, header, bytes).unwrap() {}
+    one.kick(PAIR).unwrap();
+    let run = |span: Duration, one: &mut NetClient, two: &mut NetClient| {
+        let (started, mut got) = (Instant::now(), 0);
+        loop {
+            for _ in 0..64 {
+                let sent = one.resend(PAIR, bytes.len(), 64);
+                if sent > 0 {
+                    one.kick(PAIR).unwrap();
+                }
+                got += two.discard_rx(PAIR, 64);
+            }
+            if started.elapsed() >= span {
+                return (got / merged) as f64 / started.elapsed().as_secs_f64();
+            }
+        }
+    };
+    run(Duration::from_millis(200), &mut one, &mut two);
+    let rate = run(SPAN, &mut one, &mut two);
+    drop((one, two));
+    let port = rig.port(2);
+    println!("    refused {:?}", port.drops.no_room);
+    rig.unplug(1);
+    rig.unplug(2);
+    rate
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn guest_to_guest() {
+    let rig = Rig::new(config(LAN, &["lan", "lan"]));
+    let options = NetClientOptions { frame_bytes_max: 2000, ..NetClientOptions::default() };
+    for len in [60, 1514] {
+        let rate = rate(&rig, PLAIN, &frame(mac(2), mac(1), len, 1), &options, 1);
+        println!("{len} B: {:.2} M frames/s, {:.1} Gb/s", rate / 1e6, rate * len as f64 * 8e-9);
+    }
+    let (header, bytes) = super_frame(65_000);
+    for rx_buffer_bytes in [2048, 65_600] {
+        let options = NetClientOptions { queue_size: 128, rx_buffer_bytes, ..NetClientOptions::default() };
+        let merged = (bytes.len() + 12).div_ceil(rx_buffer_bytes as usize);
+        let rate = rate(&rig, header, &bytes, &options, merged);
+        let len = bytes.len();
+        println!(
+            "{len} B in {merged} buffers: {:.0} k frames/s, {:.1} Gb/s",
+            rate / 1e3,
+            rate * len as f64 * 8e-9
+        );
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn ping_pong() {
+    let rig = Rig::new(config(LAN, &["lan", "lan"]));
+    let options = NetClientOptions { frame_bytes_max: 2000, ..NetClientOptions::default() };
+    let (mut one, mut two) = (rig.guest(1, options.clone()), rig.guest(2, options));
+    for (what, sleep, pause) in [
+        ("polling", false, 0),
+        ("asleep", true, 0),
+        ("asleep, worker too", true, 500),
+        ("polling, worker asleep", false, 500),
+    ] {
+        (one.sleep, two.sleep) = (sleep, sleep);
+        let mut times: Vec<Duration> = Vec::new();
+        for round in 0..1000 {
+            std::thread::sleep(Duration::from_micros(pause));
+            let started = Instant::now();
+            send(&mut one, PLAIN, &frame(mac(2), mac(1), 60, round));
+            receive(&mut two);
+            send(&mut two, PLAIN, &frame(mac(1), mac(2), 60, round));
+            receive(&mut one);
+            times.push(started.elapsed());
+        }
+        times.sort_unstable();
+        println!("there and back, {what}: {:?} median, {:?} of 99 %", times[500], times[990]);
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn idle() {
+    let ports: Vec<&str> = vec!["lan"; 50];
+    let rig = Rig::new(config(LAN, &ports));
+    let options = NetClientOptions { queue_size: 16, frame_bytes_max: 2000, ..NetClientOptions::default() };
+    let _guests: Vec<_> = (1..=50).map(|n| rig.guest(n, options.clone())).collect();
+    let used = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields: Vec<u64> =
+            stat.rsplit(')').next().unwrap().split(' ').filter_map(|it| it.parse().ok()).collect();
+        fields[10] + fields[11]
+    };
+    std::thread::sleep(Duration::from_millis(500));
+    let before = (used(), rig.snapshot());
+    std::thread::sleep(Duration::from_secs(10));
+    let after = (used(), rig.snapshot());
+    let (turns, ticks) = (after.1.turns - before.1.turns, after.0 - before.0);
+    println!(
+        "50 idle ports, 10 s: {turns} turns, {ticks} ticks of 10 ms of processor time for the whole process"
+    );
+}
