@@ -249,3 +249,43 @@ fn every_pair_of_guests_with_tags() {
     matrix(1500, true);
     matrix(9000, true);
 }
+
+#[test]
+fn flows_spread_over_queues_and_stay_on_theirs() {
+    let rig = Rig::new(config(&groups(1500), &["flat", "flat"]));
+    let mut one = rig.guest(1, options(Level::Nothing, true, 1, 1500));
+    let mut two = rig.guest(2, options(Level::Nothing, true, 4, 1500));
+    let case = Case {
+        v6: false,
+        tagged: false,
+        mtu: 1500,
+        from: Level::Nothing,
+        to: Level::Nothing,
+        mergeable: true,
+        pairs: 4,
+    };
+    let (mut bytes, mut queues) = (Vec::new(), std::collections::BTreeMap::new());
+    for round in 0..3 {
+        for flow in 0..32_u16 {
+            let mut frame = tcp(case, 0, &[round; 100]);
+            frame[34..36].copy_from_slice(&(1000 + flow).to_be_bytes());
+            assert!(one.send(PAIR, VirtioNetHdr::default(), &frame).unwrap());
+            let (_, pair) = receive_any(&mut two, 4, &mut bytes);
+            assert_eq!(bytes, frame);
+            assert_eq!(*queues.entry(flow).or_insert(pair), pair);
+        }
+    }
+    let used: std::collections::BTreeSet<_> = queues.values().collect();
+    assert_eq!(used.len(), 4, "32 flows, 4 queues");
+    // The guest takes two of its queues out of use: nobody's frames go there any more.
+    for pair in [1, 3] {
+        two.set_enabled(QueuePair(pair), false).unwrap();
+    }
+    for flow in 0..32_u16 {
+        let mut frame = tcp(case, 0, &[9; 100]);
+        frame[34..36].copy_from_slice(&(1000 + flow).to_be_bytes());
+        assert!(one.send(PAIR, VirtioNetHdr::default(), &frame).unwrap());
+        let (_, pair) = receive_any(&mut two, 4, &mut bytes);
+        assert!(bytes == frame && [0, 2].contains(&pair));
+    }
+}

@@ -111,9 +111,6 @@ impl Loop {
                 self.unplug(now, slot, PortLink::Removed);
             }
         }
-        // What an uplink's link is, the switch knows by name; names that are new have not been told.
-        self.links.clear();
-        self.check_links(now);
     }
 
     fn attach(&mut self, now: Instant, name: NetName, mut device: PortDevice) -> Result<(), AttachRefused> {

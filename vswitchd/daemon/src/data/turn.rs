@@ -463,6 +463,7 @@ impl Loop {
             Token::Control(slot) => controls.push(slot as usize),
             Token::Port(slot) => ports.push(slot as usize),
             Token::Tunnel => *tunnels_ready = true,
+            Token::Timer => {}
             Token::Uplink(place) => {
                 if let Some(Some(uplink)) = devices.uplinks.get_mut(place as usize) {
                     uplink.awake = true;

@@ -8,6 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 /// Whose a descriptor is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +27,8 @@ pub(super) enum Token {
     Links(u32),
     /// A tunnel's socket.
     Tunnel,
+    /// It is time.
+    Timer,
 }
 
 impl Token {
@@ -35,6 +40,7 @@ impl Token {
             Self::Uplink(n) => (3, n),
             Self::Links(n) => (4, n),
             Self::Tunnel => (5, 0),
+            Self::Timer => (6, 0),
         };
         kind << 32 | u64::from(n)
     }
@@ -47,6 +53,7 @@ impl Token {
             3 => Self::Uplink(n),
             4 => Self::Links(n),
             5 => Self::Tunnel,
+            6 => Self::Timer,
             _ => Self::Wake,
         }
     }
@@ -64,16 +71,24 @@ pub(super) enum Trigger {
 /// The epoll.
 pub(super) struct Watch {
     epoll: OwnedFd,
+    /// For times that epoll, which counts milliseconds, would round up.
+    timer: OwnedFd,
     events: Vec<epoll::Event>,
 }
 
 /// Descriptors that are taken in one look; more are found by the next.
 const EVENTS_MAX: usize = 256;
+/// From here on a millisecond does not matter.
+const COARSE: Duration = Duration::from_millis(50);
 
 impl Watch {
     pub(super) fn new() -> std::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { epoll, events: Vec::with_capacity(EVENTS_MAX) })
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let it = Self { epoll, timer, events: Vec::with_capacity(EVENTS_MAX) };
+        it.add(&it.timer, Token::Timer, Trigger::Edge)?;
+        Ok(it)
     }
 
     /// Watches a descriptor. One that is watched already (a front end may use one eventfd for two rings) is fine.
@@ -97,6 +112,11 @@ impl Watch {
     /// Waits for at most so long, and hands out what happened.
     pub(super) fn wait(&mut self, most: Duration, mut happened: impl FnMut(Token)) -> std::io::Result<()> {
         self.events.clear();
+        if !most.is_zero() && most < COARSE {
+            let it_value = Timespec { tv_sec: 0, tv_nsec: i64::from(most.subsec_nanos()) };
+            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        }
         let most = Timespec { tv_sec: most.as_secs().cast_signed(), tv_nsec: i64::from(most.subsec_nanos()) };
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&most)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
