@@ -47,6 +47,17 @@ pub(super) struct LocalPort {
     pub(super) dirty: bool,
 }
 
+impl LocalPort {
+    /// Its guest is to be told of something at the end of the turn.
+    #[inline]
+    pub(super) fn soil(&mut self, slot: usize, dirty: &mut Vec<usize>) {
+        if !self.dirty {
+            self.dirty = true;
+            dirty.push(slot);
+        }
+    }
+}
+
 /// An uplink's network card.
 #[derive(Debug)]
 pub(super) struct LocalUplink {
@@ -105,6 +116,8 @@ pub(super) struct Devices {
     pub(super) uplinks: Vec<Option<LocalUplink>>,
     /// The place in `uplinks` of each uplink of the configuration.
     by_uplink: Vec<Option<usize>>,
+    /// Slots of ports whose guests are to be told of something.
+    pub(super) dirty: Vec<usize>,
     pub(super) captures: Captures,
     pub(super) delayed: Delayed,
     mender: Mender,
@@ -225,7 +238,7 @@ impl Devices {
             given => given,
         };
         match given {
-            Ok(()) => port.dirty = true,
+            Ok(()) => port.soil(slot, &mut self.dirty),
             Err(refusal) => port.drops.refused(refusal),
         }
     }

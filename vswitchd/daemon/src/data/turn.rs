@@ -134,7 +134,7 @@ impl Loop {
         let any = more || !self.batch.is_empty();
         if any {
             port.worked_at = now;
-            port.dirty = true;
+            port.soil(slot, &mut self.devices.dirty);
         }
         if port.device.is_broken() && port.link == PortLink::Running {
             self.handle_control(now, slot);
@@ -244,9 +244,12 @@ impl Loop {
 
     /// What is to be shown to guests and hosts, once for all of the turn.
     fn flush(&mut self, now: Instant) {
-        for port in self.devices.ports.iter_mut().flatten().filter(|port| port.dirty) {
-            port.dirty = false;
-            port.device.flush();
+        for slot in self.devices.dirty.drain(..) {
+            // One may be gone, and another in its place: telling that one does no harm.
+            if let Some(Some(port)) = self.devices.ports.get_mut(slot) {
+                port.dirty = false;
+                port.device.flush();
+            }
         }
         if let Some(tunnels) = self.tunnels.as_mut() {
             tunnels.flush(now);
