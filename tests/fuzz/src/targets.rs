@@ -2,12 +2,14 @@
 
 mod directory;
 mod frames;
+mod gateway;
 mod identity;
 mod mesh;
 mod replica;
 mod store;
 mod switch;
 mod vhost;
+mod vhost_net;
 
 /// Something that reads foreign bytes.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +85,13 @@ pub const ALL: &[Target] = &[
         len_max: 4096,
     },
     Target {
+        name: "vhost_net_rings",
+        run: vhost_net::rings,
+        seeds: vhost_net::seeds,
+        quick_cases: 8_000,
+        len_max: 4096,
+    },
+    Target {
         name: "journal_batch",
         run: store::journal_batch,
         seeds: store::journal_seeds,
@@ -143,6 +152,20 @@ pub const ALL: &[Target] = &[
         run: mesh::messages,
         seeds: mesh::message_seeds,
         quick_cases: 100_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "gateway_frames",
+        run: gateway::frames,
+        seeds: gateway::seeds,
+        quick_cases: 60_000,
+        len_max: 8192,
+    },
+    Target {
+        name: "lease_book",
+        run: gateway::book,
+        seeds: gateway::book_seeds,
+        quick_cases: 20_000,
         len_max: 4096,
     },
 ];

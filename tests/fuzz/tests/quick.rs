@@ -141,6 +141,7 @@ quick! {
     certificate
     vhost_messages
     vhost_rings
+    vhost_net_rings
     journal_batch
     superblock
     whole_disk
@@ -150,6 +151,8 @@ quick! {
     switch_frames
     tunnel_datagrams
     mesh_messages
+    gateway_frames
+    lease_book
 }
 
 /// The driver itself: a panic and a large allocation are both seen, and what is found is made small.

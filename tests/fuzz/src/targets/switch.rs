@@ -6,12 +6,12 @@ use ferro_protocol::ids::HostId;
 use ferro_protocol::net::{NetName, Sequence, Vni};
 use vswitch_core::bugs::Bugs;
 use vswitch_core::config::spec::Spec;
-use vswitch_core::config::{UplinkIx, validate};
+use vswitch_core::config::{GroupIx, UplinkIx, validate};
 use vswitch_core::frame::{
     Csum, Edit, Ether, FRAME_BYTES_MAX, Gso, GsoKind, HEAD_BYTES, Offload, Run, Tci, VIRTIO_NET_HDR_BYTES,
 };
 use vswitch_core::hash::HashKey;
-use vswitch_core::pipeline::{Frame, Ingress, Output, Settings, Switch};
+use vswitch_core::pipeline::{Egress, Frame, Ingress, Output, Settings, Switch};
 use vswitch_core::table::{PeerIx, PortIx};
 use vswitch_core::time::Instant;
 use vswitch_core::tunnel::{MARKER, Meta, Packer, Unpacker};
@@ -23,11 +23,13 @@ const SPEC: &str = r#"{
     "switch": [{ "name": "sw", "mtu": 9000, "uplinks": ["eth0", "eth1"] }],
     "portgroup": [
         { "name": "a", "switch": "sw", "vlan": { "access": 10 }, "security": { "forged_transmits": true },
-          "learning": { "limit": 4 } },
+          "learning": { "limit": 4 },
+          "gateway": { "address": "10.0.0.254/24", "pool": ["10.0.0.100", "10.0.0.120"] } },
         { "name": "t", "switch": "sw", "vlan": { "trunk": { "ranges": [[10, 12]], "native": 11 } } },
         { "name": "g", "switch": "sw", "vni": 7, "vlan": "guest" },
         { "name": "p", "switch": "sw", "vni": 8, "vlan": { "private": { "primary": 100, "secondary": 101, "kind": "isolated" } } },
-        { "name": "q", "switch": "sw", "vni": 8, "vlan": { "private": { "primary": 100, "kind": "promiscuous" } } }
+        { "name": "q", "switch": "sw", "vni": 8, "vlan": { "private": { "primary": 100, "kind": "promiscuous" } },
+          "gateway": { "address": "fd00::1/64" } }
     ],
     "port": [
         { "name": "p0", "group": "a", "mac": "02:00:00:00:00:01", "addresses": ["10.0.0.1"] },
@@ -65,9 +67,10 @@ fn switch() -> (Switch, Vec<PortIx>) {
 pub(super) fn frames(data: &[u8]) {
     let mut source = Source::new(data);
     let (mut switch, ports) = switch();
-    let from = match source.below(9) {
+    let from = match source.below(10) {
         n @ 0..=5 => Ingress::Port(ports[n]),
         6 => Ingress::Uplink(UplinkIx(u16::from(source.byte() % 3))),
+        7 => Ingress::Endpoint(GroupIx(u32::from(source.byte() % 6))),
         _ => {
             let vni = Vni::new(7 + u32::from(source.byte() % 3)).expect("small");
             let tci = Tci(u16::from_be_bytes([source.byte(), source.byte()]));
@@ -88,6 +91,15 @@ pub(super) fn frames(data: &[u8]) {
     assert_eq!(trace.output, output, "a trace says what happens");
     assert!(output.deliveries.len() <= 16);
     for delivery in &output.deliveries {
+        match (from, delivery.to) {
+            (Ingress::Endpoint(_), to) => {
+                assert!(matches!(to, Egress::Port(_)), "a gateway stays where it is")
+            }
+            (from, Egress::Endpoint(_)) => {
+                assert!(matches!(from, Ingress::Port(_)), "every host asks its own")
+            }
+            _ => {}
+        }
         let mut out = Vec::new();
         delivery.edit.apply(bytes, &mut out);
         assert_eq!(out.len(), delivery.edit.len(bytes.len()));

@@ -290,13 +290,23 @@ impl<'a> Model<'a> {
     }
 
     fn segment(&self, from: &Party, sent: &Sent) -> Option<Segment> {
-        let segment = match from {
-            Party::Port { name, .. } => self.enters(name, sent)?,
-            Party::Station(_) if reserved(sent.dst) => return None,
-            Party::Station(n) => self.enters_station(self.stations[*n]),
-            Party::Gateway { group, .. } => return self.enters_gateway(group, sent),
-        };
-        (!self.poses(&segment, sent)).then_some(segment)
+        let segment = self.segment_of(from, sent)?;
+        let own = matches!(from, Party::Gateway { .. });
+        (own || !self.poses(&segment, sent)).then_some(segment)
+    }
+
+    fn segment_of(&self, from: &Party, sent: &Sent) -> Option<Segment> {
+        match from {
+            Party::Port { name, .. } => self.enters(name, sent),
+            Party::Station(_) if reserved(sent.dst) => None,
+            Party::Station(n) => Some(self.enters_station(self.stations[*n])),
+            Party::Gateway { group, .. } => self.enters_gateway(group, sent),
+        }
+    }
+
+    /// Whether a frame is sent in the name of the gateway of its segment.
+    pub(super) fn impersonates(&self, from: &Party, sent: &Sent) -> bool {
+        self.segment_of(from, sent).is_some_and(|segment| self.poses(&segment, sent))
     }
 
     /// The segment of what a gateway sends.

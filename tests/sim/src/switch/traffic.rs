@@ -178,7 +178,10 @@ impl World {
             arrivals.entry(asked.unwrap_or(0)).or_default().push(arrival);
         }
         for delivery in &output.deliveries {
-            let (_, bytes, offload) = &batch[delivery.frame as usize];
+            let (from, bytes, offload) = &batch[delivery.frame as usize];
+            if matches!(from, Ingress::Endpoint(_)) && !matches!(delivery.to, Egress::Port(_)) {
+                return Err(format!("what a gateway of host {host} sends leaves it: {:?}", delivery.to));
+            }
             let id = frames::id(bytes).unwrap_or(0);
             let offload = delivery.edit.offload(*offload);
             let edited = || {

@@ -353,7 +353,11 @@ impl World {
             }
             _ => Content::Plain(dice.between(42, 300) as usize),
         };
-        Sent::new(id, dst, src, &tags, content)
+        let sent = Sent::new(id, dst, src, &tags, content);
+        // Elsewhere it is an address as any other, and several had it.
+        let links = self.alive_links();
+        let elsewhere = !gateway && gateways.contains(&src) && !self.model(&links).impersonates(from, &sent);
+        if elsewhere { Sent::new(id, dst, own, &tags, content) } else { sent }
     }
 
     pub(super) fn alive_links(&self) -> Vec<Vec<bool>> {

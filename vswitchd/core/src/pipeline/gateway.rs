@@ -94,24 +94,20 @@ impl Switch {
         if refused && !self.settings.bugs.has(Bug::GatewayClaimed) {
             return Err(Cause::GatewayClaimed);
         }
-        if !matches!(way.from, Ingress::Port(_)) {
+        let dst = way.ether.dst;
+        let asked = dst.is_group() && speech.asks.is_some_and(|ip| own.addresses.has(ip));
+        if dst == own.mac || asked {
             // Every host asks its own.
-            return if way.ether.dst == own.mac { Err(Cause::NotOurs) } else { Ok(None) };
+            let here = matches!(way.from, Ingress::Port(_));
+            return if here { Ok(Some((own.group, true))) } else { Err(Cause::NotOurs) };
         }
-        let only = Ok(Some((own.group, true)));
-        if way.ether.dst == own.mac {
-            return only;
-        }
-        if !way.ether.dst.is_group() {
+        if !dst.is_group() || !matches!(way.from, Ingress::Port(_)) {
             return Ok(None);
-        }
-        if speech.asks.is_some_and(|ip| own.addresses.has(ip)) {
-            return only;
         }
         let Some(ip) = Ip::parse(way.head, &way.ether).filter(|ip| !ip.fragment) else { return Ok(None) };
         let dhcp = !ip.v6 && ip.protocol == protocol::UDP && own.addresses.serves_dhcp();
         if dhcp && way.head.len() >= ip.l4 + 4 && be16(way.head, ip.l4 + 2) == DHCP_SERVER {
-            return only;
+            return Ok(Some((own.group, true)));
         }
         // Who looks for routers may find more than this one.
         let solicits = ip.v6 && ip.protocol == protocol::ICMP_V6 && own.addresses.address.is_ipv6();

@@ -195,8 +195,7 @@ impl Switch {
         out: &mut Output,
         watch: &mut W,
     ) -> Result<(), Cause> {
-        let own = matches!(way.from, Ingress::Endpoint(_));
-        if own && !self.settings.bugs.has(Bug::GatewayLeak) {
+        if self.stays(way) {
             return Err(Cause::NotOurs);
         }
         let domain = &self.domains[way.domain];
@@ -237,7 +236,7 @@ impl Switch {
         out: &mut Output,
         watch: &mut W,
     ) -> Result<(), Cause> {
-        let inside = matches!(way.from, Ingress::Uplink(_) | Ingress::Endpoint(_));
+        let inside = matches!(way.from, Ingress::Uplink(_)) || self.stays(way);
         if inside || !self.domains[way.domain].is_physical() {
             return Err(Cause::NotOurs);
         }
@@ -259,6 +258,11 @@ impl Switch {
             self.uplinks[usize::from(uplink.0)].to.add(edit.len(way.len));
         }
         Ok(())
+    }
+
+    /// Whether a frame is its host's own affair: a gateway sent it, and the others have their own.
+    fn stays(&self, way: &Way<'_>) -> bool {
+        matches!(way.from, Ingress::Endpoint(_)) && !self.settings.bugs.has(Bug::GatewayLeak)
     }
 
     /// Copies of what a mirrored port sends.
