@@ -87,6 +87,18 @@ pub fn bind_async(path: &Path, group: Option<&str>) -> Result<tokio::net::UnixLi
     tokio::net::UnixListener::from_std(listener).map_err(error("set up", path))
 }
 
+/// Opens a socket that was made for its owner alone to the service group: mode 0660 and, when this process is root and
+/// the group exists, that group.
+pub fn give_to_group(path: &Path, group: &str) -> Result<(), LocalError> {
+    if rustix::process::geteuid().is_root()
+        && let Some(gid) = group_id(group)
+    {
+        rustix::fs::chown(path, None, Some(gid))
+            .map_err(|errno| error("set the group of", path)(errno.into()))?;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(error("set the mode of", path))
+}
+
 /// Removes a socket that its daemon no longer serves. A path where there is nothing is fine.
 pub fn remove(path: &Path) -> Result<(), LocalError> {
     match fs::symlink_metadata(path) {

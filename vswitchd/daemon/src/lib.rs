@@ -14,10 +14,12 @@
 
 pub mod api;
 pub mod capture;
+pub mod config;
 pub mod data;
 pub mod endpoint;
 pub mod metrics;
 pub mod plane;
 pub mod ports;
+pub mod server;
 pub mod trace;
 pub mod tunnel;

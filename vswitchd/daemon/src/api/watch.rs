@@ -31,7 +31,7 @@ const CAPTURE_SECONDS_MAX: u32 = 86_400;
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Rows {
+pub(super) struct Listing {
     /// Where the page begins, as the page before said.
     after: Option<String>,
     /// The most rows, 1 to 1000; 1000 unless given.
@@ -46,9 +46,9 @@ pub(super) struct Rows {
 }
 
 /// Where addresses are, a page at a time.
-#[utoipa::path(get, path = "/v1/macs", tag = "traffic", params(Rows),
+#[utoipa::path(get, path = "/v1/macs", tag = "traffic", params(Listing),
     responses((status = 200, body = MacPage), (status = "default", body = ApiError)))]
-pub(super) async fn macs(State(api): State<Api>, Arguments(rows): Arguments<Rows>) -> Answer<MacPage> {
+pub(super) async fn macs(State(api): State<Api>, Arguments(rows): Arguments<Listing>) -> Answer<MacPage> {
     let rows_max = rows.rows.unwrap_or(MAC_PAGE_MAX);
     if !(1..=MAC_PAGE_MAX).contains(&rows_max) {
         let message = format!("a page can't have {rows_max} rows");

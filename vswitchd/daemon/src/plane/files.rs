@@ -1,0 +1,108 @@
+//! What this host writes down: the copy of the network, what is attached, and, when it is alone, leases.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ferro_protocol::api::switch::Attachment;
+use ferro_protocol::net::NetName;
+use serde::{Deserialize, Serialize};
+
+use super::directory::View;
+use super::keeper::Kept;
+use super::state::Port;
+use super::stored::{self, Kind, StoredError};
+use crate::endpoint::Book;
+
+const COPY: Kind = Kind { name: "copy", version: 1 };
+const BOOKS: Kind = Kind { name: "leases", version: 1 };
+/// What the names of lease books begin and end with.
+const BOOK: (&str, &str) = ("leases-", ".book");
+const ATTACHMENTS: Kind = Kind { name: "attachments", version: 1 };
+
+/// What is written down of the network: enough to go on without the directory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Copy {
+    /// In force, and before.
+    pub(super) kept: Kept,
+    /// What the directory last said; none of a host that is alone.
+    pub(super) view: Option<Arc<View>>,
+}
+
+/// Where the files of the state are.
+#[derive(Clone, Debug)]
+pub(super) struct Files {
+    dir: PathBuf,
+    copy: PathBuf,
+    attachments: PathBuf,
+}
+
+impl Files {
+    /// In this directory.
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self {
+            dir: state_dir.to_owned(),
+            copy: state_dir.join("network.copy"),
+            attachments: state_dir.join("attachments"),
+        }
+    }
+
+    /// The copy, or what is wrong with it.
+    pub(super) fn load_copy(&self) -> Result<Option<Copy>, StoredError> {
+        stored::load(&self.copy, COPY)
+    }
+
+    /// Writes the copy.
+    pub(super) fn save_copy(&self, copy: &Copy) -> Result<(), StoredError> {
+        stored::save(&self.copy, COPY, copy)
+    }
+
+    /// The attachments, or what is wrong with them.
+    pub(super) fn load_attachments(&self) -> Result<BTreeMap<NetName, Attachment>, StoredError> {
+        Ok(stored::load(&self.attachments, ATTACHMENTS)?.unwrap_or_default())
+    }
+
+    /// The lease books of a host that is alone.
+    #[expect(clippy::type_complexity, reason = "one damaged book does not hide the others")]
+    pub(super) fn load_books(&self) -> Result<Vec<(NetName, Result<Book, StoredError>)>, StoredError> {
+        let io = |source| StoredError::Io { path: self.dir.clone(), source };
+        let mut books = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(io)? {
+            let file = entry.map_err(io)?.file_name();
+            let group = file
+                .to_str()
+                .and_then(|name| name.strip_prefix(BOOK.0)?.strip_suffix(BOOK.1)?.parse::<NetName>().ok());
+            let Some(group) = group else { continue };
+            let path = self.dir.join(&file);
+            let book = stored::load_checked(&path, BOOKS, |text: String| {
+                Book::decode(text.as_bytes()).map_err(|error| error.to_string())
+            });
+            match book {
+                Ok(Some(book)) => books.push((group, Ok(book))),
+                Ok(None) => {}
+                Err(error) => books.push((group, Err(error))),
+            }
+        }
+        Ok(books)
+    }
+
+    /// Writes down a lease book of a host that is alone.
+    pub(super) fn save_book(&self, group: &NetName, book: &Book) -> Result<(), StoredError> {
+        let path = self.dir.join(format!("{}{group}{}", BOOK.0, BOOK.1));
+        let encode = |why: String| StoredError::Encode { path: path.clone(), why };
+        let bytes = book.encode().map_err(|error| encode(error.to_string()))?;
+        let text = String::from_utf8(bytes).map_err(|error| encode(error.to_string()))?;
+        stored::save(&path, BOOKS, &text)
+    }
+
+    /// Writes down what is attached.
+    pub(super) fn save_attachments(&self, ports: &BTreeMap<NetName, Attachment>) -> Result<(), StoredError> {
+        stored::save(&self.attachments, ATTACHMENTS, ports)
+    }
+}
+
+/// Attached as it was left, with nothing plugged in yet.
+pub(super) fn restored(attachments: BTreeMap<NetName, Attachment>) -> BTreeMap<NetName, Port> {
+    let port = |to| Port { to, plugged: false, link: None, trouble: None };
+    attachments.into_iter().map(|(name, to)| (name, port(to))).collect()
+}
