@@ -309,15 +309,15 @@ pub struct AttachArgs {
     pub device: AttachDevice,
     /// The vhost-user socket [default: one of the port's name under /run/vswitchd/ports]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub socket: Option<String>,
+    pub vhost_socket: Option<String>,
     /// The virtual machine monitor listens on the socket, and the switch connects
-    #[arg(long, requires = "socket")]
+    #[arg(long, requires = "vhost_socket")]
     pub connect: bool,
     /// Pairs of queues
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub queues: u16,
     /// The TAP interface, with --to tap
-    #[arg(long, value_name = "NAME", required_if_eq("device", "tap"), conflicts_with_all = ["socket", "connect"])]
+    #[arg(long, value_name = "NAME", required_if_eq("device", "tap"), conflicts_with_all = ["vhost_socket", "connect"])]
     pub interface: Option<String>,
 }
 

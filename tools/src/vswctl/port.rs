@@ -116,7 +116,7 @@ struct Attached<'a> {
 }
 
 pub(super) async fn attach(context: &Context, options: AttachArgs) -> Result<()> {
-    let AttachArgs { name, device, socket, connect, queues, interface } = options;
+    let AttachArgs { name, device, vhost_socket: socket, connect, queues, interface } = options;
     let to = match (device, interface) {
         (AttachDevice::Tap, interface) => Attachment::Tap { interface: interface.unwrap_or_default() },
         (AttachDevice::VhostUser, None) => Attachment::VhostUser { socket, connect, queue_pairs: queues },

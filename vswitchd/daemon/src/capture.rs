@@ -97,6 +97,7 @@ impl Running {
         let mut next = first;
         self.ended = next.is_none();
         while let Some(frame) = next {
+            self.source.waiting_bytes.fetch_sub(frame.bytes.len(), Ordering::AcqRel);
             self.writer.frame(&frame, &mut self.piece);
             self.taken += 1;
             self.frames_left -= 1;

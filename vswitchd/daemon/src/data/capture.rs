@@ -4,7 +4,7 @@
 //! a capture never slows the worker down by more than the copy.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ferro_protocol::net::NetName;
@@ -16,6 +16,9 @@ use vswitch_core::frame::{FRAME_BYTES_MAX, Offload};
 pub const CAPTURES_MAX: usize = 16;
 /// The most frames that wait in one.
 pub const CAPTURE_FRAMES_MAX: usize = 65_536;
+
+/// The most bytes that wait in one: frames may be super-frames.
+pub const CAPTURE_BYTES_MAX: usize = 16 << 20;
 
 /// Which capture.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -82,6 +85,8 @@ pub struct Capture {
     pub frames: mpsc::Receiver<Captured>,
     /// Frames that passed while the channel was full.
     pub missed: Arc<AtomicU64>,
+    /// Bytes of the frames in the channel. Whoever takes one out takes its bytes off, or nothing more gets in.
+    pub waiting_bytes: Arc<AtomicUsize>,
 }
 
 /// Where a frame passes, as captures see it.
@@ -102,6 +107,7 @@ struct Running {
     bytes_max: usize,
     frames: mpsc::Sender<Captured>,
     missed: Arc<AtomicU64>,
+    waiting_bytes: Arc<AtomicUsize>,
 }
 
 /// All captures of the worker.
@@ -134,8 +140,17 @@ impl Captures {
         let (id, missed) = (CaptureId(self.next_id), Arc::new(AtomicU64::new(0)));
         self.next_id += 1;
         let bytes_max = options.bytes_max.min(FRAME_BYTES_MAX);
-        self.running.push(Running { id, of, group, bytes_max, frames, missed: Arc::clone(&missed) });
-        Some(Capture { id, frames: taken, missed })
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        self.running.push(Running {
+            id,
+            of,
+            group,
+            bytes_max,
+            frames,
+            missed: Arc::clone(&missed),
+            waiting_bytes: Arc::clone(&waiting_bytes),
+        });
+        Some(Capture { id, frames: taken, missed, waiting_bytes })
     }
 
     pub(super) fn stop(&mut self, id: CaptureId) {
@@ -167,14 +182,18 @@ impl Captures {
             if !here {
                 continue;
             }
-            // Room first: what finds none is not copied.
-            let Ok(permit) = it.frames.try_reserve() else {
+            let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+            let keep = it.bytes_max.min(len);
+            // Room first: what finds none is not copied. Only this thread takes room, so what is free stays free.
+            let full = it.waiting_bytes.load(Ordering::Acquire) + keep > CAPTURE_BYTES_MAX;
+            let permit = if full { None } else { it.frames.try_reserve().ok() };
+            let Some(permit) = permit else {
                 it.missed.fetch_add(1, Ordering::Relaxed);
                 self.missed += 1;
                 continue;
             };
-            let len = pieces.iter().map(|piece| piece.len()).sum();
-            let mut bytes = Vec::with_capacity(it.bytes_max.min(len));
+            it.waiting_bytes.fetch_add(keep, Ordering::AcqRel);
+            let mut bytes = Vec::with_capacity(keep);
             for piece in pieces {
                 let room = it.bytes_max - bytes.len();
                 bytes.extend_from_slice(&piece[..piece.len().min(room)]);
