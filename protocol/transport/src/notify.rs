@@ -37,7 +37,9 @@ pub async fn keep_alive<T: Future<Output = bool>>(watchdog: Watchdog, turns: imp
 }
 
 fn tell(message: &str) -> std::io::Result<()> {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
+        return Ok(());
+    };
     let address = match path.as_encoded_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(&path)?,

@@ -10,6 +10,7 @@ use ferro_protocol::api::switch::{
     Transaction, TunnelInfo, UplinkInfo,
 };
 use ferro_protocol::api::{ApiError, ErrorCode};
+use ferro_protocol::document::DOCUMENT_BYTES_MAX;
 use ferro_protocol::net::{NetName, Vni};
 use tokio::sync::oneshot;
 use vswitch_core::config::transact;
@@ -43,6 +44,14 @@ pub(super) async fn put_in_directory(
 ) -> Result<u64> {
     const WHAT: &str = "changing the network";
     let text = documents::write(document).map_err(|error| fail::internal(WHAT, error))?;
+    if text.len() > DOCUMENT_BYTES_MAX {
+        let message = format!(
+            "the network has {} bytes, a document of the directory at most {DOCUMENT_BYTES_MAX}",
+            text.len()
+        );
+        let next = "remove ports that nobody needs; nothing was changed";
+        return Err(ApiError::new(ErrorCode::LimitReached, message, next));
+    }
     directory.put(&documents::network_name(), basis, text).await.map_err(|error| match error {
         PutError::Overtaken(now) => fail::basis_passed(basis, now),
         PutError::Unavailable(why) => {
