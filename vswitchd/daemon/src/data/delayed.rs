@@ -78,6 +78,8 @@ pub(super) struct Delayed {
     bytes: usize,
     each: BTreeMap<Destination, usize>,
     order: u64,
+    /// Frames that found no room.
+    refused: u64,
 }
 
 impl Delayed {
@@ -93,6 +95,7 @@ impl Delayed {
         let cost = pieces.iter().map(|piece| piece.len()).sum::<usize>() + OVERHEAD;
         let each = self.each.entry(Destination::of(to)).or_default();
         if self.bytes + cost > BYTES_MAX || *each + cost > BYTES_MAX_EACH {
+            self.refused += 1;
             return false;
         }
         *each += cost;
@@ -127,6 +130,10 @@ impl Delayed {
 
     pub(super) fn len(&self) -> usize {
         self.heap.len()
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.refused
     }
 
     pub(super) fn bytes(&self) -> usize {

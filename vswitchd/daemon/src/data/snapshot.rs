@@ -153,6 +153,8 @@ pub struct Snapshot {
     pub delayed: usize,
     /// Their bytes.
     pub delayed_bytes: usize,
+    /// Frames that were to wait and found no room.
+    pub delayed_refused: u64,
     /// The data connections to other hosts, if there are any.
     pub tunnels: Option<crate::tunnel::data::Stats>,
 }

@@ -24,6 +24,7 @@ impl Loop {
             sleeps: self.sleeps,
             delayed: self.devices.delayed.len(),
             delayed_bytes: self.devices.delayed.bytes(),
+            delayed_refused: self.devices.delayed.refused(),
             tunnels: self.tunnels.as_ref().map(Tunnels::stats),
         }
     }
