@@ -3,13 +3,14 @@
 
 mod standin;
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use ferro_protocol::api::ErrorCode;
-use ferro_protocol::api::switch::spec::{GroupSpec, PortSpec, SwitchSpec};
+use ferro_protocol::api::switch::spec::{GatewaySpec, GroupSpec, PortSpec, SwitchSpec};
 use ferro_protocol::api::switch::{
     Attachment, Change, ConfigSource, HostProgress, LinkState, Spec, SwitchStatus, Transaction,
 };
@@ -21,7 +22,8 @@ use vswitch_core::hash::HashKey;
 use vswitch_core::pipeline::Settings;
 use vswitchd::api::control::ControlPlane;
 use vswitchd::config::Config;
-use vswitchd::data::port::{Command, DataHandle};
+use vswitchd::data::port::{Command, DataHandle, Event};
+use vswitchd::endpoint::{LeaseAnswer, LeaseWanted, Refusal, Wish};
 use vswitchd::plane::{Memory, Neighbours, Parts, Plane};
 use vswitchd::tunnel::control::{MeshCommand, MeshEvent, PeerView, Revision};
 
@@ -53,22 +55,28 @@ struct Host {
     thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
 }
 
+/// The settings of a host in this directory, written if they are not there.
+fn settings(dir: &Path, more: &str) -> Arc<Config> {
+    let (state, run) = (dir.join("state"), dir.join("run"));
+    for dir in [&state, &run.join("ports")] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    let file = dir.join("vswitchd.toml");
+    if !file.exists() {
+        let dirs = format!(
+            "[host]\nstate_dir = \"{}\"\nrun_dir = \"{}\"\nvsand_socket = \"{}\"\ntunnel_addresses = [\"127.0.0.1\"]\n",
+            state.display(),
+            run.display(),
+            dir.join("vsand.sock").display()
+        );
+        std::fs::write(&file, dirs + more).unwrap();
+    }
+    Arc::new(Config::load(&file).unwrap())
+}
+
 impl Host {
-    async fn start(dir: &Path, settings: &str) -> Self {
-        let (state, run) = (dir.join("state"), dir.join("run"));
-        for dir in [&state, &run.join("ports")] {
-            std::fs::create_dir_all(dir).unwrap();
-        }
-        let file = dir.join("vswitchd.toml");
-        if !file.exists() {
-            let dirs = format!(
-                "[host]\nstate_dir = \"{}\"\nrun_dir = \"{}\"\nvsand_socket = \"{}\"\ntunnel_addresses = [\"127.0.0.1\"]\n",
-                state.display(),
-                run.display(),
-                dir.join("vsand.sock").display()
-            );
-            std::fs::write(&file, dirs + settings).unwrap();
-        }
+    async fn start(dir: &Path, more: &str) -> Self {
+        let config = settings(dir, more);
         let hash = HashKey(1, 2);
         let settings = Settings { host: HERE, hash, sequence: Sequence(1), bugs: Bugs::default() };
         let worker = vswitchd::data::start(settings, None).unwrap();
@@ -76,8 +84,8 @@ impl Host {
         let (mesh, mesh_events) = mpsc::channel(64);
         let neighbours: Arc<dyn Neighbours> = Arc::<Others>::clone(&others);
         let plane = Plane::start(Parts {
-            config: Arc::new(Config::load(&file).unwrap()),
-            memory: Memory::load(&state).unwrap(),
+            memory: Memory::load(&config.host.state_dir).unwrap(),
+            config,
             host: HERE,
             data: worker.handle.clone(),
             data_events: worker.events,
@@ -214,6 +222,7 @@ async fn this_host_says_what_it_has_and_hears_what_others_have() {
     let waiting = host.plane.applied(revision, Duration::ZERO).await.unwrap();
     let there = waiting.hosts.iter().find(|it| it.host == THERE).unwrap();
     assert_eq!((there.name.as_str(), there.progress), ("beta", HostProgress::Unreachable));
+    assert!(waiting.hosts.iter().any(|it| it.this_host && it.name == "alpha"), "as the cluster calls it");
     assert!(waiting.is_settled(), "nobody waits for a host that does not answer");
     host.peer(MeshEvent::Alive(THERE)).await;
     host.until("it answers", |status| status.tunnels.iter().any(|tunnel| tunnel.alive)).await;
@@ -383,4 +392,97 @@ async fn an_uplink_that_is_not_there_is_reported() {
     assert_eq!(status.uplinks[0].link, LinkState::Missing);
     assert!(status.uplinks[0].detail.as_ref().is_some_and(|it| !it.is_empty()), "{status:?}");
     host.stop().await;
+}
+
+// ---- leases, and going back, with a worker by hand ----
+
+/// A worker that says yes to all and remembers what it was told of leases.
+fn yes(port: vswitchd::data::port::DataPort, told: Arc<Mutex<Vec<(NetName, LeaseAnswer)>>>) {
+    std::thread::spawn(move || {
+        loop {
+            match port.next() {
+                Some(Command::Configure(_, answer)) => answer.send(()).unwrap(),
+                Some(Command::Snapshot(answer)) => drop(answer.send(Box::default())),
+                Some(Command::Announced(answer)) => drop(answer.send((Vec::new(), Vec::new()))),
+                Some(Command::Lease { group, answer }) => told.lock().unwrap().push((group, answer)),
+                Some(Command::Stop(answer)) => return answer.send(()).unwrap(),
+                Some(_) => {}
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    });
+}
+
+fn wish(n: u8, port: &str, last: u8) -> LeaseWanted {
+    LeaseWanted {
+        group: name("g0"),
+        port: name(port),
+        mac: format!("02:00:00:00:00:{n:02x}").parse().unwrap(),
+        ip: Ipv4Addr::new(10, 5, 0, last),
+        wish: Wish::Lease,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_are_written_before_they_are_given_and_kept_without_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let vsand = StandIn::start(&dir.path().join("vsand.sock"));
+    let (mut spec, _) = vswitch_core::config::transact(&Spec::default(), &network(10)).unwrap();
+    spec.groups[0].gateway = Some(GatewaySpec {
+        address: "10.5.0.1/24".to_owned(),
+        pool: Some(("10.5.0.10".to_owned(), "10.5.0.20".to_owned())),
+        lease_s: 600,
+    });
+    spec.ports.push(port("p1", 2));
+    vsand.put("switch/network", &standin::network_text(&spec));
+
+    let (data, worker, own_events) = vswitchd::data::port::channel().unwrap();
+    drop(own_events);
+    let told: Arc<Mutex<Vec<(NetName, LeaseAnswer)>>> = Arc::default();
+    yes(worker, Arc::clone(&told));
+    let (events, data_events) = mpsc::channel(16);
+    let config = settings(dir.path(), "");
+    let memory = Memory::load(&dir.path().join("state")).unwrap();
+    let plane =
+        Plane::start(Parts { config, memory, host: HERE, data: data.clone(), data_events, mesh: None });
+    let answered = async |wanted: LeaseWanted| {
+        let before = told.lock().unwrap().len();
+        events.send(Event::LeaseWanted(wanted)).await.unwrap();
+        let start = Instant::now();
+        while told.lock().unwrap().len() == before {
+            assert!(start.elapsed() < LONG, "no answer");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        told.lock().unwrap().last().unwrap().1.clone()
+    };
+    let start = Instant::now();
+    while plane.config().await.unwrap().spec.groups.is_empty() {
+        assert!(start.elapsed() < LONG);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let LeaseAnswer::Granted(lease) = answered(wish(1, "p0", 12)).await else { panic!("not granted") };
+    assert_eq!(lease.ip, Ipv4Addr::new(10, 5, 0, 12));
+    assert!(vsand.text_of("switch/leases/g0").unwrap().contains("10.5.0.12"), "written before it was given");
+    // Another host was faster: what it wrote holds, and the wish is looked at anew.
+    let text = vsand.text_of("switch/leases/g0").unwrap();
+    let theirs = text
+        .replace("10.5.0.12", "10.5.0.13")
+        .replace("02:00:00:00:00:01", "02:00:00:00:00:02")
+        .replace("p0", "p1");
+    vsand.put("switch/leases/g0", &theirs);
+    let taken = answered(wish(1, "p0", 13)).await;
+    assert!(matches!(taken, LeaseAnswer::Refused { why: Refusal::Taken, .. }), "{taken:?}");
+    let granted = answered(wish(1, "p0", 14)).await;
+    assert!(matches!(granted, LeaseAnswer::Granted(_)), "{granted:?}");
+
+    // Nobody to write it down: who has one keeps it, nobody gets a new one.
+    drop(vsand);
+    let kept = answered(wish(1, "p0", 14)).await;
+    assert!(matches!(kept, LeaseAnswer::Granted(_)), "{kept:?}");
+    for wanted in [wish(1, "p0", 15), wish(9, "p1", 16)] {
+        let refused = answered(wanted).await;
+        assert!(matches!(refused, LeaseAnswer::Refused { why: Refusal::Unavailable, .. }), "{refused:?}");
+    }
+    plane.stop().await;
+    data.ask(Command::Stop).await.unwrap();
 }

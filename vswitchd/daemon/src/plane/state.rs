@@ -167,7 +167,10 @@ impl State {
                 (HostProgress::Pending, None)
             }
         };
-        let (own, detail) = progress(kept.current.revision, kept.rolled_back, self.keeper.failed());
+        let (mut own, detail) = progress(kept.current.revision, kept.rolled_back, self.keeper.failed());
+        if own == HostProgress::Applied && !self.configured {
+            own = HostProgress::Pending;
+        }
         let mut hosts = vec![HostApplied {
             host: self.host,
             name: self.name.clone(),

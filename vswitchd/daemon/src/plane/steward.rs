@@ -15,10 +15,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferro_protocol::api::ErrorClass;
 use ferro_protocol::api::switch::{Attachment, Spec};
 use ferro_protocol::ids::HostId;
 use ferro_protocol::net::{Announcement, NetName, Withdrawal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use vswitch_core::config::Group;
 
 use super::directory::{Event as DirectoryEvent, View};
@@ -67,6 +69,8 @@ pub(super) struct Steward {
     mesh_applied: Option<u64>,
     /// Cards that the worker has.
     cards: BTreeSet<NetName>,
+    /// The revision that is being undone, and who does it.
+    undoing: Option<(u64, JoinHandle<()>)>,
     /// To who writes leases down.
     wishes: mpsc::Sender<LeaseWanted>,
     /// The revisions of the books of leases that the worker has.
@@ -77,7 +81,16 @@ impl Steward {
     /// Of a plane.
     pub(super) fn new(shared: Arc<Shared>, files: Files, wishes: mpsc::Sender<LeaseWanted>) -> Self {
         let (worker_peers, books) = (BTreeMap::new(), BTreeMap::new());
-        Self { shared, files, worker_peers, mesh_applied: None, cards: BTreeSet::new(), wishes, books }
+        Self {
+            shared,
+            files,
+            worker_peers,
+            mesh_applied: None,
+            cards: BTreeSet::new(),
+            undoing: None,
+            wishes,
+            books,
+        }
     }
 
     /// Works until nobody tells it anything.
@@ -152,6 +165,9 @@ impl Steward {
         let mut state = self.shared.state();
         state.lost = None;
         state.take_peers(&view);
+        if let (None, Some(name)) = (&self.shared.config.host.name, view.hosts.get(&state.host)) {
+            state.name.clone_from(name);
+        }
         state.dirty = true;
         let network = view.documents.get(&documents::network_name());
         let effects = match network.map(|text| (text.revision, documents::read_network(&text.content))) {
@@ -162,9 +178,14 @@ impl Steward {
             }
             None => Vec::new(),
         };
-        state.view = Some(view);
+        let refused =
+            network.map(|text| text.revision).filter(|it| state.keeper.kept().rolled_back == Some(*it));
+        state.view = Some(Arc::clone(&view));
         drop(state);
         self.carry_out(effects);
+        if let Some(revision) = refused {
+            self.insist(revision);
+        }
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -197,15 +218,36 @@ impl Steward {
         }
     }
 
-    /// Asks for what was before a revision, as long as that is the newest.
-    fn undo(&self, revision: u64, spec: Spec) {
+    /// Asks for what was before a revision, for as long as that is the newest.
+    fn undo(&mut self, revision: u64, spec: Spec) {
         let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move {
+        let undoing = tokio::spawn(async move {
             tracing::warn!(revision, "undoing a change of the network");
-            if let Err(error) = shared.put_network(revision, NetworkDocument::new(spec, true, None)).await {
-                tracing::warn!(revision, error = %error.message, "the change could not be undone");
+            let document = NetworkDocument::new(spec, true, None);
+            loop {
+                let Err(error) = shared.put_network(revision, document.clone()).await else { return };
+                // Whoever was cut off may have to wait for the directory.
+                let again = matches!(error.code.class(), ErrorClass::Unavailable | ErrorClass::TimedOut);
+                if !again {
+                    tracing::warn!(revision, error = %error.message, "the change is not undone");
+                    return;
+                }
+                tokio::time::sleep(RETRY).await;
             }
         });
+        if let Some(older) = self.undoing.replace((revision, undoing)) {
+            older.1.abort();
+        }
+    }
+
+    /// A change that this host went back on is still what the directory says.
+    fn insist(&mut self, revision: u64) {
+        let under_way =
+            self.undoing.as_ref().is_some_and(|(of, task)| *of == revision && !task.is_finished());
+        if !under_way {
+            let spec = self.shared.state().keeper.kept().current.spec.clone();
+            self.undo(revision, spec);
+        }
     }
 
     // ---- the worker ----
