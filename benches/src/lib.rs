@@ -18,5 +18,6 @@ pub mod peer_qsd;
 pub mod process;
 pub mod report;
 pub mod storage;
+pub mod tunnel;
 pub mod usage;
 pub mod workload;

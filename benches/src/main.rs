@@ -7,8 +7,9 @@ use clap::{Parser, Subcommand};
 use ferro_bench::idle::{IdleArgs, idle};
 use ferro_bench::process::Stop;
 use ferro_bench::storage::{SocketArgs, StorageArgs, socket, storage};
+use ferro_bench::tunnel::{QuinnArgs, quinn};
 
-/// Measures Ferrosphere's storage beside a peer's, in one run, on one machine.
+/// Measures Ferrosphere beside a peer, in one run, on one machine.
 #[derive(Debug, Parser)]
 #[command(name = "ferro-bench", version)]
 struct Args {
@@ -24,6 +25,8 @@ enum What {
     Idle(IdleArgs),
     /// The workloads on a vhost-user-blk socket that is there already. Overwrites what is on it.
     Socket(SocketArgs),
+    /// The switch's tunnels beside bare quinn, over loopback.
+    Quinn(QuinnArgs),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         What::Storage(args) => storage(args, &stop),
         What::Idle(args) => idle(args, &stop),
         What::Socket(args) => socket(args, &stop).map(|()| true),
+        What::Quinn(args) => quinn(args, &stop),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -104,17 +104,25 @@ impl Tunnels {
             socket.send(&transmit, &self.scratch);
             return;
         }
-        // Handshakes of one address: each of its connections, and as many again.
+        // Handshakes of one address: each of its connections, and as many again for those who have shown that they are there:
+        // who only pretends to have the address can't keep its owner out.
         let of_it =
             |conn: &&Conn| conn.socket == at && conn.remote == remote && conn.stage == Stage::Handshake;
         let pending = self.conns.iter().flatten().map(|conn| &**conn).filter(of_it).count();
-        if pending >= 2 * usize::from(Settings::CONNECTIONS_MAX) {
-            self.sockets[at].endpoint.ignore(incoming);
+        let most = usize::from(Settings::CONNECTIONS_MAX);
+        self.scratch.clear();
+        let socket = &mut self.sockets[at];
+        if pending >= 2 * most {
+            socket.endpoint.ignore(incoming);
+            return;
+        }
+        if pending >= most && incoming.may_retry() {
+            if let Ok(transmit) = socket.endpoint.retry(incoming, &mut self.scratch) {
+                socket.send(&transmit, &self.scratch);
+            }
             return;
         }
         let slot = slot_of(incoming.orig_dst_cid());
-        self.scratch.clear();
-        let socket = &mut self.sockets[at];
         let now = self.clock.quic();
         match socket.endpoint.accept(incoming, now, &mut self.scratch, None) {
             Ok(made) => {

@@ -12,7 +12,7 @@ use quinn_proto::{
 };
 
 use super::congestion::Watch;
-use super::settings::{IDLE_MAX, OpenError, Settings};
+use super::settings::{Congestion, IDLE_MAX, OpenError, Settings};
 
 /// The protocol that data connections agree on; the number is the version.
 pub const PROTOCOL: &[u8] = b"ferro-tunnel/1";
@@ -80,6 +80,14 @@ pub(super) fn slot_of(id: &ConnectionId) -> u8 {
 fn transport(settings: &Settings) -> Result<TransportConfig, OpenError> {
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(IDLE_MAX).map_err(|error| OpenError::Tls(error.to_string()))?;
+    // What is in flight is bounded for a path, whatever the number of its connections.
+    let congestion = match settings.congestion {
+        Congestion::Cubic => Congestion::Cubic,
+        Congestion::Managed { window } => {
+            let window = (window / u32::from(settings.connections.max(1))).max(Congestion::WINDOW_MIN);
+            Congestion::Managed { window }
+        }
+    };
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(settings.payload_max).interval(PROBE_EVERY).black_hole_cooldown(PROBE_AFTER_LOSS);
     discovery.minimum_change(8);
@@ -91,6 +99,6 @@ fn transport(settings: &Settings) -> Result<TransportConfig, OpenError> {
         .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(Some(RECEIVE_BYTES))
         .datagram_send_buffer_size(settings.queue_bytes)
-        .congestion_controller_factory(Arc::new(Watch(settings.congestion.factory())));
+        .congestion_controller_factory(Arc::new(Watch(congestion.factory())));
     Ok(config)
 }

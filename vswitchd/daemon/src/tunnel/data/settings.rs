@@ -14,13 +14,13 @@ pub enum Congestion {
     /// For links that belong to the cluster: a fixed window, paced, that losses don't shrink. The guests' own TCP is what
     /// adapts.
     Managed {
-        /// The most bytes in flight on a connection.
+        /// The most bytes in flight on a path; its connections share them.
         window: u32,
     },
 }
 
 impl Congestion {
-    /// The managed window unless it is set: 10 Gb/s at a round trip of 3 ms.
+    /// The managed window unless it is set: 10 Gb/s at a round trip of 3 ms, and the queue of a link of 1 Gb/s for 34 ms.
     pub const WINDOW_DEFAULT: u32 = 4 << 20;
     /// The least managed window.
     pub const WINDOW_MIN: u32 = 64 << 10;

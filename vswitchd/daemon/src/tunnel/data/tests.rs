@@ -452,6 +452,27 @@ fn other_protocols_are_refused() {
 }
 
 #[test]
+fn handshakes_that_nobody_finishes_keep_nobody_out() {
+    let mut it = Pair::new(&["127.0.0.1:0"], |_| {});
+    let (to, name) = (it.b.addresses()[0], ferro_transport::tls::quic::server_name(host(2)));
+    // Many begin from a's address, as if by somebody who can't read the answers.
+    for n in 0..60 {
+        let config = it.a.tunnels.quic.client[0].clone();
+        let now = it.a.tunnels.clock.quic();
+        let socket = &mut it.a.tunnels.sockets[0];
+        let (_, mut connection) = socket.endpoint.connect(now, config, to, &name).unwrap();
+        let mut bytes = Vec::new();
+        let transmit = connection.poll_transmit(now, 1, &mut bytes).unwrap();
+        socket.send(&transmit, &bytes);
+        it.b.turn(it.now);
+        let pending = it.b.tunnels.conns.iter().flatten().count();
+        assert!(pending <= usize::from(Settings::CONNECTIONS_MAX), "{pending} after {n}");
+    }
+    it.until(1000, |it| it.a.up() && it.b.up());
+    it.talk();
+}
+
+#[test]
 fn settings_out_of_range_are_refused() {
     let cluster = Cluster::new(1);
     let good = Settings::new(vec!["127.0.0.1:0".parse().unwrap()], HashKey(1, 2));
