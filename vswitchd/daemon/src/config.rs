@@ -153,6 +153,14 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
+    /// Somebody has edited it.
+    #[error(
+        "the configuration {path} was edited since vswitchd read it; restart vswitchd to take that over, or undo it; nothing was changed"
+    )]
+    Edited {
+        /// The file.
+        path: PathBuf,
+    },
     /// It is not TOML, or not ours.
     #[error("the configuration {path} is not right: {message}")]
     Parse {
@@ -276,13 +284,16 @@ impl Config {
         Ok(())
     }
 
-    /// Puts another network in place of the file's, of a host that is alone. Comments in it are lost, so the file as it was
+    /// Puts another network in place of `old`, which the file of a host that is alone must still have. Comments in it are lost, so the file as it was
     /// stays beside it, with `.old` at its end.
-    pub fn rewrite(&self, spec: &Spec) -> Result<(), ConfigError> {
+    pub fn rewrite(&self, old: &Spec, spec: &Spec) -> Result<(), ConfigError> {
         let read = |source| ConfigError::Read { path: self.path.clone(), source };
         let write = |source| ConfigError::Write { path: self.path.clone(), source };
         let wrong = |message: String| ConfigError::Parse { path: self.path.clone(), message };
         let text = std::fs::read_to_string(&self.path).map_err(read)?;
+        if Self::parse(&self.path, &text)?.spec != *old {
+            return Err(ConfigError::Edited { path: self.path.clone() });
+        }
         let mut table: toml::Table = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         table.retain(|key, _| key == "host" || key == "peer");
         table.extend(toml::Table::try_from(spec).map_err(|error| wrong(error.to_string()))?);
@@ -380,8 +391,9 @@ mod tests {
         let path = dir.path().join("vswitchd.toml");
         std::fs::write(&path, ALONE).unwrap();
         let mut config = Config::load(&path).unwrap();
+        let old = config.spec.clone();
         config.spec.groups[0].vlan = ferro_protocol::api::switch::spec::VlanSpec::Access(10);
-        config.rewrite(&config.spec).unwrap();
+        config.rewrite(&old, &config.spec).unwrap();
         let again = Config::load(&path).unwrap();
         assert!(again.host.alone);
         assert_eq!(again.spec, config.spec);
@@ -389,7 +401,10 @@ mod tests {
         // What can't be is not written.
         let mut bad = config.spec.clone();
         bad.groups[0].switch = "nowhere".to_owned();
-        assert!(config.rewrite(&bad).is_err());
+        assert!(config.rewrite(&config.spec, &bad).is_err());
+        assert_eq!(Config::load(&path).unwrap().spec, config.spec);
+        // What somebody else wrote is not overwritten.
+        assert!(matches!(config.rewrite(&old, &old), Err(ConfigError::Edited { .. })));
         assert_eq!(Config::load(&path).unwrap().spec, config.spec);
     }
 }

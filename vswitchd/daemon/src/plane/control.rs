@@ -18,6 +18,7 @@ use vswitch_core::frame::Offload;
 
 use super::directory::{Directory, PutError};
 use super::documents::{self, NetworkDocument, Undo};
+use super::keeper::Version;
 use super::state::Port;
 use super::steward::Input;
 use super::{CATCH_UP, Plane, Shared, devices, view};
@@ -68,15 +69,15 @@ pub(super) async fn put_in_directory(
 /// Puts a network in the settings file of a host that is alone, in place of the one with this revision.
 pub(super) async fn put_in_file(shared: &Shared, basis: u64, document: NetworkDocument) -> Result<u64> {
     let _one = shared.changing.lock().await;
-    let (now, next) = {
+    let (Version { revision: now, spec: old }, next) = {
         let state = shared.state();
-        (state.keeper.kept().current.revision, state.keeper.newest() + 1)
+        (state.keeper.kept().current.clone(), state.keeper.newest() + 1)
     };
     if now != basis {
         return Err(fail::basis_passed(basis, now));
     }
     let (config, spec) = (Arc::clone(&shared.config), document.spec.clone());
-    let written = tokio::task::spawn_blocking(move || config.rewrite(&spec)).await;
+    let written = tokio::task::spawn_blocking(move || config.rewrite(&old, &spec)).await;
     let failed = |why: String| {
         let next = "see that vswitchd may write the file (ReadWritePaths of its unit), or edit it and restart vswitchd";
         ApiError::new(ErrorCode::Io, why, next)

@@ -304,6 +304,7 @@ impl Plane {
             books,
             problems,
             copy_problem: None,
+            view_dirty: false,
             dirty: true,
         };
         if let Some(view) = &view {

@@ -100,6 +100,8 @@ pub(super) struct State {
     pub(super) problems: Vec<String>,
     /// Why the copy on disk is older than what holds.
     pub(super) copy_problem: Option<String>,
+    /// What the directory said has changed since it was written down.
+    pub(super) view_dirty: bool,
     /// What is kept has changed since it was written down.
     pub(super) dirty: bool,
 }

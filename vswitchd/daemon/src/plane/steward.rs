@@ -37,6 +37,8 @@ use crate::tunnel::control::{MeshCommand, MeshEvent, MeshPeer, Revision};
 
 /// What can't be done now is tried again so often.
 const RETRY: Duration = Duration::from_secs(1);
+/// The copy is written so often, as long as what is in force stays the same.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long the worker may take for an answer.
 pub(super) const WORKER_MAX: Duration = Duration::from_secs(5);
 
@@ -69,6 +71,8 @@ pub(super) struct Steward {
     mesh_applied: Option<u64>,
     /// Cards that the worker has.
     cards: BTreeSet<NetName>,
+    /// When the copy was last written.
+    kept_at: Option<std::time::Instant>,
     /// The revision that is being undone, and who does it.
     undoing: Option<(u64, JoinHandle<()>)>,
     /// To who writes leases down.
@@ -87,6 +91,7 @@ impl Steward {
             worker_peers,
             mesh_applied: None,
             cards: BTreeSet::new(),
+            kept_at: None,
             undoing: None,
             wishes,
             books,
@@ -168,7 +173,7 @@ impl Steward {
         if let (None, Some(name)) = (&self.shared.config.host.name, view.hosts.get(&state.host)) {
             state.name.clone_from(name);
         }
-        state.dirty = true;
+        state.view_dirty = true;
         let network = view.documents.get(&documents::network_name());
         let effects = match network.map(|text| (text.revision, documents::read_network(&text.content))) {
             Some((revision, Ok(document))) => state.keeper.handle_document(now, revision, &document),
@@ -581,11 +586,15 @@ impl Steward {
     async fn keep(&mut self) {
         let copy = {
             let mut state = self.shared.state();
-            if !std::mem::take(&mut state.dirty) {
+            // What is in force is written at once; what else the directory says, such as leases, now and then.
+            let due = state.view_dirty && self.kept_at.is_none_or(|at| at.elapsed() >= KEEP_EVERY);
+            if !std::mem::take(&mut state.dirty) && !due {
                 return;
             }
+            state.view_dirty = false;
             Copy { kept: state.keeper.kept().clone(), view: state.view.clone() }
         };
+        self.kept_at = Some(std::time::Instant::now());
         let files = self.files.clone();
         let saved = tokio::task::spawn_blocking(move || files.save_copy(&copy)).await;
         let problem = match saved {
