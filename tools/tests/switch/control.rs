@@ -404,6 +404,7 @@ impl ControlPlane for Memory {
         let ports = self.ports().await?;
         let status = self.status().await?;
         let worker = Worker { turns: 7, sleeps: 3, ..Worker::default() };
-        metrics::text(Sample { status, ports, worker }).map_err(|error| fail::internal("metrics", error))
+        metrics::text(Sample { status, ports, worker, gateways: Vec::new() })
+            .map_err(|error| fail::internal("metrics", error))
     }
 }

@@ -41,6 +41,8 @@ pub struct Sample {
     pub ports: Vec<PortInfo>,
     /// The worker.
     pub worker: Worker,
+    /// What the gateways of port groups saw and said, by group: names and counts.
+    pub gateways: Vec<(String, Vec<(&'static str, u64)>)>,
 }
 
 /// All metrics of this host.
@@ -57,7 +59,7 @@ struct Scrape(Sample);
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (out, Sample { status, ports, worker }) = (&mut encoder, &self.0);
+        let (out, Sample { status, ports, worker, gateways }) = (&mut encoder, &self.0);
         switch(out, status)?;
         let attached = || ports.iter().filter(|port| port.attachment.is_some());
         let here = attached().map(|port| {
@@ -72,6 +74,11 @@ impl Collector for Scrape {
         gauge(out, "port_up", "Whether frames can pass", up.collect())?;
         uplinks(out, status)?;
         tunnels(out, status)?;
+        let events = gateways.iter().flat_map(|(group, counts)| {
+            let labels = |what: &str| vec![("group", group.clone()), ("what", what.to_owned())];
+            counts.iter().map(move |(what, count)| (labels(what), *count))
+        });
+        counter(out, "gateway_events", "What gateways saw and said", events.collect())?;
         counter(out, "loop_turns", "Turns of the worker's loop", one(worker.turns))?;
         counter(out, "loop_sleeps", "How often the worker went to sleep", one(worker.sleeps))?;
         gauge(out, "addresses", "Addresses in the table", one(worker.addresses))?;

@@ -396,6 +396,11 @@ impl ControlPlane for Plane {
                     delayed: snapshot.delayed as u64,
                     capture_missed: 0,
                 },
+                gateways: snapshot
+                    .gateways
+                    .iter()
+                    .map(|(group, seen)| (group.to_string(), seen.all().to_vec()))
+                    .collect(),
             }
         };
         metrics::text(sample).map_err(|error| fail::internal("the metrics", error))
