@@ -21,13 +21,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{Method, StatusCode, Uri};
-use ferro_protocol::api::{ApiError, ErrorCode};
+use ferro_transport::http::{no_such_method, no_such_route};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 use control::ControlPlane;
-use fail::Failure;
 
 /// The largest JSON body: the largest request is a join token of a few hundred bytes.
 const JSON_BYTES_MAX: usize = 64 << 10;
@@ -108,21 +106,4 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     axum::serve(listener, router(control)).with_graceful_shutdown(shutdown).await
-}
-
-async fn no_such_route(uri: Uri) -> Failure {
-    Failure(ApiError::new(
-        ErrorCode::NoSuchRoute,
-        format!("there is nothing at {}", uri.path()),
-        "see GET /openapi.json for what there is; the client may be newer than the daemon",
-    ))
-}
-
-async fn no_such_method(method: Method, uri: Uri) -> (StatusCode, Failure) {
-    let error = ApiError::new(
-        ErrorCode::NoSuchRoute,
-        format!("{method} can't be used on {}", uri.path()),
-        "see GET /openapi.json for what can",
-    );
-    (StatusCode::METHOD_NOT_ALLOWED, Failure(error))
 }

@@ -24,6 +24,11 @@ pub struct Spec {
     pub mirrors: Vec<MirrorSpec>,
 }
 
+/// What is as it would be anyway is not written.
+fn is_default<T: Default + PartialEq>(it: &T) -> bool {
+    *it == T::default()
+}
+
 /// A virtual switch: what binds port groups to uplinks.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -71,31 +76,31 @@ pub struct GroupSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vni: Option<u32>,
     /// VLANs.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub vlan: VlanSpec,
     /// A distributed group leaves its tunnels for the physical network at this host only (one, or there were loops).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<HostId>,
     /// What its ports may do.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub security: SecuritySpec,
     /// Learning of addresses behind its ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning: Option<LearningSpec>,
     /// Rates.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub shaping: ShapingSpec,
     /// Limits on frames that go to many.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub storm: StormSpec,
     /// Bytes of the largest packet; the switch's unless it is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// Nothing gets in or out.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub blocked: bool,
     /// ARP and ND are not answered by the switch, but always asked on.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub flood_neighbours: bool,
     /// How it uses the uplinks; as its switch unless it is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,14 +9,11 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use ferro_protocol::api::{ApiError, DOCUMENTS_WAIT_MAX_S, Document, DocumentList, ErrorCode, PutDocument};
 use ferro_protocol::document::{DOCUMENT_BYTES_MAX, DocumentName};
+use ferro_transport::http::{Answer, Arguments, Failure, bad_request};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Api;
-use super::extract::{Arguments, bad_request};
-use super::fail::Failure;
-
-type Answer<T> = Result<Json<T>, Failure>;
 
 /// Which documents, and what to wait for.
 #[derive(Deserialize, IntoParams)]

@@ -1,64 +1,15 @@
-//! Words into types: what axum's own extractors would refuse in their own words is refused in ours.
+//! Words into types: what can be refused without knowing the cluster is refused here.
 
 use std::path::{Component, PathBuf};
 use std::str::FromStr;
 
-use axum::Json;
-use axum::extract::rejection::{BytesRejection, JsonRejection};
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
-use axum::http::request::Parts;
 use ferro_protocol::api::{ApiError, ErrorCode, Policy, PolicySpec, format_size};
 use ferro_protocol::ids::VolumeName;
 use ferro_protocol::units::{BLOCK_BYTES, VOLUME_BYTES_MAX};
-use serde::de::DeserializeOwned;
-
-use super::fail::Failure;
+use ferro_transport::http::bad_request;
 
 /// The longest path that a disk may be at.
 const PATH_BYTES_MAX: usize = 4095;
-
-/// A JSON body.
-pub(super) struct Body<T>(pub(super) T);
-
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
-    type Rejection = Failure;
-    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        match Json::from_request(request, state).await {
-            Ok(Json(value)) => Ok(Self(value)),
-            Err(rejection) => Err(bad_body(&rejection)),
-        }
-    }
-}
-
-fn bad_body(rejection: &JsonRejection) -> Failure {
-    let next = match rejection {
-        JsonRejection::MissingJsonContentType(_) => "send `Content-Type: application/json`",
-        JsonRejection::BytesRejection(BytesRejection::FailedToBufferBody(_)) => "send a smaller body",
-        _ => "see GET /openapi.json for what this request takes",
-    };
-    Failure(bad_request(rejection.body_text(), next))
-}
-
-/// A query string.
-pub(super) struct Arguments<T>(pub(super) T);
-
-impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Arguments<T> {
-    type Rejection = Failure;
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        match Query::from_request_parts(parts, state).await {
-            Ok(Query(value)) => Ok(Self(value)),
-            Err(rejection) => {
-                Err(bad_request(rejection.body_text(), "see GET /openapi.json for what this request takes")
-                    .into())
-            }
-        }
-    }
-}
-
-/// The request can't be understood.
-pub(super) fn bad_request(message: impl Into<String>, next: &str) -> ApiError {
-    ApiError::new(ErrorCode::BadRequest, message, next)
-}
 
 /// A volume's name.
 pub(super) fn volume_name(text: &str) -> Result<VolumeName, ApiError> {

@@ -4,33 +4,9 @@
 use std::fmt::Display;
 use std::path::Path;
 
-use axum::Json;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::{ApiError, ErrorCode, Policy, format_size};
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{DiskId, HostId, ObjectId, TransferId, VolumeName};
-
-/// An [`ApiError`] on its way out.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Failure(pub ApiError);
-
-impl From<ApiError> for Failure {
-    fn from(error: ApiError) -> Self {
-        Self(error)
-    }
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        if status.is_server_error() {
-            tracing::warn!(code = ?self.0.code, message = %self.0.message, "an API request failed");
-        }
-        (status, Json(self.0)).into_response()
-    }
-}
 
 /// There is no volume of this name.
 pub fn volume_not_found(name: &VolumeName) -> ApiError {

@@ -10,18 +10,14 @@ use ferro_protocol::api::{
     ResyncList, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
 };
 use ferro_protocol::ids::ChunkIndex;
+use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, bad_request};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Api;
 use super::control::NewDisk;
-use super::extract::{Arguments, Body, bad_request, disk_path, id};
-use super::fail::Failure;
+use super::extract::{disk_path, id};
 
-type Answer<T> = Result<Json<T>, Failure>;
-
-/// What `/metrics` is.
-const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The longest name of a host or a fault domain.
 const LABEL_BYTES_MAX: usize = 63;
 

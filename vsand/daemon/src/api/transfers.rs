@@ -11,16 +11,15 @@ use ferro_protocol::api::{
 };
 use ferro_protocol::ids::{TransferId, VolumeName};
 use ferro_protocol::units::BLOCK_BYTES;
+use ferro_transport::http::{Answer, Arguments, Body, Failure, bad_request};
 use serde::Deserialize;
 use tokio::sync::SemaphorePermit;
 use utoipa::IntoParams;
 
 use super::Api;
 use super::control::ByteSpan;
-use super::extract::{Arguments, Body, bad_request, id, volume_name};
-use super::fail::{self, Failure};
-
-type Answer<T> = Result<Json<T>, Failure>;
+use super::extract::{id, volume_name};
+use super::fail;
 
 /// Begin an import or export: the daemon takes the volume's lock.
 #[utoipa::path(post, path = "/v1/volumes/{name}/transfers", tag = "transfers", request_body = BeginTransferRequest,

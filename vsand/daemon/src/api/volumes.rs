@@ -7,13 +7,11 @@ use ferro_protocol::api::{
     ApiError, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ResizeVolumeRequest, VolumeInfo,
     VolumeList,
 };
+use ferro_transport::http::{Answer, Body, Failure};
 
 use super::Api;
 use super::control::NewVolume;
-use super::extract::{Body, policy, volume_name, volume_size};
-use super::fail::Failure;
-
-type Answer<T> = Result<Json<T>, Failure>;
+use super::extract::{policy, volume_name, volume_size};
 
 /// All volumes.
 #[utoipa::path(get, path = "/v1/volumes", tag = "volumes",

@@ -149,6 +149,8 @@ pub struct Snapshot {
     pub turns: u64,
     /// How often it slept.
     pub sleeps: u64,
+    /// Frames that captures missed, because nobody took them fast enough.
+    pub capture_missed: u64,
     /// Frames that wait for their time.
     pub delayed: usize,
     /// Their bytes.

@@ -22,6 +22,7 @@ impl Loop {
             addresses: self.forwarder.switch.table().len(),
             turns: self.turns,
             sleeps: self.sleeps,
+            capture_missed: self.devices.captures.missed,
             delayed: self.devices.delayed.len(),
             delayed_bytes: self.devices.delayed.bytes(),
             delayed_refused: self.devices.delayed.refused(),

@@ -394,7 +394,7 @@ impl ControlPlane for Plane {
                     sleeps: snapshot.sleeps,
                     addresses: snapshot.addresses as u64,
                     delayed: snapshot.delayed as u64,
-                    capture_missed: 0,
+                    capture_missed: snapshot.capture_missed,
                 },
                 gateways: snapshot
                     .gateways
