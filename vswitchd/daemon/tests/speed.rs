@@ -41,15 +41,29 @@ fn rate(rig: &Rig, header: VirtioNetHdr, bytes: &[u8], options: &NetClientOption
     rate
 }
 
-#[test]
-#[ignore = "a measurement"]
-fn guest_to_guest() {
+fn frames(len: usize) {
     let rig = Rig::new(config(LAN, &["lan", "lan"]));
     let options = NetClientOptions { frame_bytes_max: 2000, ..NetClientOptions::default() };
-    for len in [60, 1514] {
-        let rate = rate(&rig, PLAIN, &frame(mac(2), mac(1), len, 1), &options, 1);
-        println!("{len} B: {:.2} M frames/s, {:.1} Gb/s", rate / 1e6, rate * len as f64 * 8e-9);
-    }
+    let rate = rate(&rig, PLAIN, &frame(mac(2), mac(1), len, 1), &options, 1);
+    println!("{len} B: {:.2} M frames/s, {:.1} Gb/s", rate / 1e6, rate * len as f64 * 8e-9);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn small_frames() {
+    frames(60);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn large_frames() {
+    frames(1514);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn super_frames() {
+    let rig = Rig::new(config(LAN, &["lan", "lan"]));
     let (header, bytes) = super_frame(65_000);
     for rx_buffer_bytes in [2048, 65_600] {
         let options = NetClientOptions { queue_size: 128, rx_buffer_bytes, ..NetClientOptions::default() };

@@ -5,7 +5,7 @@ mod rig;
 use std::time::Duration;
 
 use ferro_protocol::net::Mac;
-use ferro_vhost::frontend::NetClientOptions;
+use ferro_vhost::frontend::{NetClient, NetClientOptions, NetDestination};
 use ferro_vhost::net::{VirtioNetHdr, feature};
 use rig::{LAN, PAIR, PLAIN, Rig, config, eventually, frame, mac, name, receive, send};
 use vswitch_core::frame::Offload;
@@ -13,6 +13,8 @@ use vswitch_core::pipeline::{Cause, Step};
 use vswitchd::data::capture::{CaptureOf, CaptureOptions, Direction};
 use vswitchd::data::port::{AttachRefused, Command, Event, TraceFrom};
 use vswitchd::data::snapshot::PortLink;
+use vswitchd::ports::vhost::{VhostSettings, VhostSocket};
+use vswitchd::ports::{PortDevice, VhostPort};
 
 fn small() -> NetClientOptions {
     NetClientOptions { queue_size: 64, frame_bytes_max: 16_384, ..NetClientOptions::default() }
@@ -227,6 +229,27 @@ fn captures_and_traces_show_what_passes() {
     let (trace, names) = traced.unwrap().unwrap();
     assert!(matches!(trace.steps.last(), Some(Step::Sent(_))));
     assert!(names.ports.values().any(|port| port.as_str() == "p2"));
+}
+
+#[test]
+fn the_switch_connects_to_a_guest_that_listens() {
+    let rig = Rig::new(config(LAN, &["lan", "lan"]));
+    let mut two = rig.guest(2, small());
+    let listener = std::os::unix::net::UnixListener::bind(rig.path(1)).unwrap();
+    let mut settings = VhostSettings::new(VhostSocket::Connect(rig.path(1)), mac(1), 9000);
+    settings.pairs = 1;
+    let device = PortDevice::Vhost(Box::new(VhostPort::open(&name("p1"), &settings).unwrap()));
+    rig.data.ask_blocking(|answer| Command::Attach { name: name("p1"), device, answer }).unwrap().unwrap();
+    let mut one = NetClient::new(NetDestination::Listen(listener), small()).unwrap();
+    eventually("the guest runs", || rig.port(1).link == PortLink::Running);
+    let mine = frame(mac(2), mac(1), 300, 1);
+    send(&mut one, PLAIN, &mine);
+    assert_eq!(receive(&mut two).1, mine);
+    one.hang_up().unwrap();
+    one.reconnect().unwrap();
+    eventually("the guest runs again", || rig.port(1).link == PortLink::Running && rig.port(1).pairs == 1);
+    assert!(rig.unplug(1));
+    assert!(rig.path(1).exists(), "the file is the guest's");
 }
 
 #[test]
