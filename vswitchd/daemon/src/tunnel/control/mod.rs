@@ -24,6 +24,7 @@ mod link;
 pub mod message;
 mod owner;
 mod peer;
+mod story;
 #[cfg(test)]
 mod tests;
 mod types;

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ferro_protocol::ids::HostId;
-use ferro_protocol::net::{Announcement, Vni};
 use ferro_protocol::time::Instant;
 
 use super::super::Path;
 use super::link::{Link, LinkId};
-use super::message::{ANNOUNCEMENTS_MAX, Message};
+use super::message::Message;
+use super::story::Listener;
 use super::types::{MeshEvent, PathView, PeerView, Revision};
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -43,15 +43,6 @@ impl Dial {
     }
 }
 
-/// All that a peer has to say, as far as it has come.
-#[derive(Debug)]
-struct Story {
-    from: LinkId,
-    generation: u64,
-    networks: Vec<Vni>,
-    announcements: Vec<Announcement>,
-}
-
 /// See the module's documentation.
 pub(super) struct Peer {
     pub(super) host: HostId,
@@ -63,9 +54,7 @@ pub(super) struct Peer {
     pub(super) told_on: Option<LinkId>,
     pub(super) trouble: Option<String>,
     incarnation: Option<u64>,
-    /// The generation that was heard to its end, and on which connection.
-    heard: Option<(u64, LinkId)>,
-    story: Option<Story>,
+    listener: Listener,
     data: Vec<SocketAddr>,
     applied: Option<Revision>,
 }
@@ -81,8 +70,7 @@ impl Peer {
             told_on: None,
             trouble: None,
             incarnation: None,
-            heard: None,
-            story: None,
+            listener: Listener::default(),
             data: Vec::new(),
             applied: None,
         }
@@ -106,8 +94,7 @@ impl Peer {
         if !link.greeted && !matches!(message, Message::Hello(_)) {
             return Err("its first message is no greeting");
         }
-        // Changes count only where the story was told to its end last.
-        let current = self.heard.is_some_and(|(_, on)| on == from);
+        let current = self.listener.believes(from);
         match message {
             Message::Hello(hello) => {
                 if link.greeted || hello.host != host {
@@ -116,33 +103,17 @@ impl Peer {
                 link.greeted = true;
                 if self.incarnation.replace(hello.incarnation) != Some(hello.incarnation) {
                     stale.extend(self.links.iter().map(|link| link.id).filter(|id| *id != from));
-                    (self.heard, self.story) = (None, None);
+                    self.listener = Listener::default();
                 }
                 self.set_data(hello.data, events);
                 self.set_applied(hello.applied, events);
             }
             Message::Data(data) => self.set_data(data, events),
             Message::Applied(applied) => self.set_applied(applied, events),
-            Message::Begin { generation, networks } => {
-                let known =
-                    self.heard.map(|(known, _)| known).max(self.story.as_ref().map(|it| it.generation));
-                if known.is_none_or(|known| generation > known) {
-                    let announcements = Vec::new();
-                    self.story = Some(Story { from, generation, networks, announcements });
-                }
-            }
-            Message::Part(part) => {
-                if let Some(story) = self.story.as_mut().filter(|story| story.from == from) {
-                    if story.announcements.len() + part.len() > ANNOUNCEMENTS_MAX {
-                        return Err("it announces more addresses than any host may have");
-                    }
-                    story.announcements.extend(part);
-                }
-            }
+            Message::Begin { generation, networks } => self.listener.begin(from, generation, networks),
+            Message::Part(part) => self.listener.part(from, part)?,
             Message::End => {
-                if let Some(story) = self.story.take_if(|story| story.from == from) {
-                    self.heard = Some((story.generation, from));
-                    let Story { networks, announcements, .. } = story;
+                if let Some((networks, announcements)) = self.listener.end(from) {
                     events.extend([MeshEvent::Snapshot { host, networks, announcements }]);
                 }
             }
