@@ -1,5 +1,7 @@
 //! Messages that the `vhost` crate does not serve, or not as we need it: `SET_BACKEND_REQ_FD`, those of network devices, and
-//! `SET_VRING_ENABLE` before the features, with which DPDK's virtio-user greets a back end that has come back. They are recognised by peeking at the next message's header and received here; all others are the crate's.
+//! `SET_VRING_ENABLE` before the features: QEMU sends it when a guest resets its network card, DPDK's virtio-user when a back
+//! end has come back. They are recognised by peeking at the next message's header and received here; all others are the
+//! crate's.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -60,8 +62,8 @@ pub(super) enum Extra {
     SetMtu(u64),
     SetStatus(u64),
     GetStatus,
-    /// Disable a ring, before features were negotiated.
-    EarlyDisable(u32),
+    /// What a ring is to be once it is started, before features were negotiated.
+    EarlyEnable(u32, bool),
 }
 
 /// A message, and how it is answered.
@@ -108,13 +110,15 @@ pub(super) fn receive(peer: &UnixStream, may_ack: bool) -> Result<Message, Sessi
         (NET_SET_MTU, _) => Extra::SetMtu(number),
         (SET_STATUS, _) => Extra::SetStatus(number),
         (GET_STATUS, _) => Extra::GetStatus,
-        // The ring's number, and what it shall be; to enable it is too early.
+        // The ring's number, and what it shall be.
         (SET_VRING_ENABLE, _) => {
             let [i0, i1, i2, i3, e0, e1, e2, e3] = number.to_ne_bytes();
-            if u32::from_ne_bytes([e0, e1, e2, e3]) != 0 {
-                return Err(SessionError::Unsupported("SET_VRING_ENABLE before the features"));
-            }
-            Extra::EarlyDisable(u32::from_ne_bytes([i0, i1, i2, i3]))
+            let enabled = match u32::from_ne_bytes([e0, e1, e2, e3]) {
+                0 => false,
+                1 => true,
+                _ => return Err(SessionError::Malformed(request)),
+            };
+            Extra::EarlyEnable(u32::from_ne_bytes([i0, i1, i2, i3]), enabled)
         }
         _ => return Err(SessionError::Malformed(request)),
     };

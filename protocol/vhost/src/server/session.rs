@@ -130,8 +130,8 @@ impl<L: Link> Session<L> {
             Extra::SetMtu(_) => (Protocol::MTU, "NET_SET_MTU"),
             Extra::SetStatus(_) | Extra::GetStatus => (Protocol::STATUS, "the device status"),
             // Only a ring that does not run anyway can be disabled so early.
-            Extra::EarlyDisable(index) => {
-                self.ring(*index)?.1.enabled = false;
+            Extra::EarlyEnable(index, enabled) => {
+                self.enable(*index, *enabled)?;
                 return Ok(message.acknowledge(peer, true)?);
             }
         };
@@ -139,7 +139,7 @@ impl<L: Link> Session<L> {
             return Err(SessionError::Unsupported(name));
         }
         let done = match &message.extra {
-            Extra::EarlyDisable(_) => true,
+            Extra::EarlyEnable(..) => true,
             Extra::GetStatus => return Ok(message.reply(peer, u64::from(self.status))?),
             Extra::BackChannel(file) => {
                 self.back_channel = Some(BackChannel::new(file.try_clone()?)?);
