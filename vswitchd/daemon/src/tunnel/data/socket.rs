@@ -134,7 +134,29 @@ impl Socket {
             // Like a datagram lost on the way: QUIC sees to it. Probes that are longer than the interface's MTU end here.
             Err(_) => {
                 self.send_errors += 1;
+                self.send_one_by_one(out);
                 false
+            }
+        }
+    }
+
+    /// Sends the datagrams of a batch that was refused, each for itself. The system refuses a batch as a whole when its
+    /// datagrams are longer than the interface's MTU is now; but then the short one at its end must arrive all the same:
+    /// only losses that spare what is short tell QUIC that the path carries less than before (RFC 9000, 14.3).
+    fn send_one_by_one(&mut self, out: &quinn_udp::Transmit<'_>) {
+        let Some(size) = out.segment_size.filter(|size| *size > 0 && *size < out.contents.len()) else {
+            return;
+        };
+        for contents in out.contents.chunks(size) {
+            let one = quinn_udp::Transmit {
+                destination: out.destination,
+                ecn: out.ecn,
+                contents,
+                segment_size: None,
+                src_ip: out.src_ip,
+            };
+            if self.state.try_send(UdpSockRef::from(&self.io), &one).is_err() {
+                self.send_errors += 1;
             }
         }
     }
