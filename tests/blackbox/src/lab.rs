@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ferro_protocol::api::{HealthLevel, HostState, Redundancy};
 
+use crate::daemon::Daemon;
 use crate::disk::{LoopDisk, unmount_all};
 use crate::host::Host;
 use crate::process::run;
@@ -42,11 +43,13 @@ pub struct LabOptions {
     pub config: String,
     /// How large each host's disk is.
     pub disk: &'static str,
+    /// Networks beside the first one, for the switches: `uplink1` and so on.
+    pub uplinks: u8,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { hosts: 3, config: String::new(), disk: "2G" }
+        Self { hosts: 3, config: String::new(), disk: "2G", uplinks: 0 }
     }
 }
 
@@ -104,10 +107,10 @@ fn bin_dir() -> Result<PathBuf> {
         let own = std::env::current_exe()?;
         own.ancestors().nth(2).context("a test is in target/PROFILE/deps")?.to_owned()
     };
-    for program in ["vsand", "vsanctl"] {
+    for program in ["vsand", "vsanctl", "vswitchd", "vswctl"] {
         ensure!(
             dir.join(program).exists(),
-            "{} is not built: cargo build -p vsand -p ferro-tools",
+            "{} is not built: cargo build -p vsand -p vswitchd -p ferro-tools",
             dir.join(program).display()
         );
     }
@@ -127,8 +130,11 @@ impl Lab {
         let mut lab = Self { run: run_name, dir, options, hosts: Vec::new(), disks: Mutex::new(Vec::new()) };
         let switch = format!("{}-br", lab.run);
         run("ip", &["netns", "add", &switch])?;
-        run("ip", &["-n", &switch, "link", "add", "br0", "type", "bridge"])?;
-        run("ip", &["-n", &switch, "link", "set", "br0", "up"])?;
+        for number in 0..=lab.options.uplinks {
+            let bridge = format!("br{number}");
+            run("ip", &["-n", &switch, "link", "add", &bridge, "type", "bridge"])?;
+            run("ip", &["-n", &switch, "link", "set", &bridge, "up"])?;
+        }
         for number in 1..=lab.options.hosts {
             let host = lab.make_host(number, &switch, &bin)?;
             lab.hosts.push(host);
@@ -137,14 +143,24 @@ impl Lab {
     }
 
     fn make_host(&self, number: u8, switch: &str, bin: &Path) -> Result<Host> {
+        let (dir, namespace) = (self.dir.join(format!("h{number}")), format!("{}-h{number}", self.run));
+        let daemon = |name: &str, tool: &str, run: &str, log: String| Daemon {
+            name: format!("host{number}'s {name}"),
+            namespace: namespace.clone(),
+            program: bin.join(name),
+            tool: bin.join(tool),
+            config: dir.join(format!("{name}.toml")),
+            socket: dir.join(run).join("api.sock"),
+            log: self.dir.join("log").join(log),
+            process: Mutex::new(None),
+        };
         let host = Host {
             number,
-            namespace: format!("{}-h{number}", self.run),
+            vsand: daemon("vsand", "vsanctl", "run", format!("host{number}")),
+            vswitchd: daemon("vswitchd", "vswctl", "switch", format!("switch{number}")),
+            namespace: namespace.clone(),
             switch: switch.to_owned(),
-            dir: self.dir.join(format!("h{number}")),
-            log: self.dir.join("log").join(format!("host{number}")),
-            bin: bin.to_owned(),
-            daemon: Mutex::new(None),
+            dir,
         };
         let (namespace, port) = (&host.namespace[..], format!("p{number}"));
         run("ip", &["netns", "add", namespace])?;
@@ -154,10 +170,21 @@ impl Lab {
         run("ip", &["-n", namespace, "addr", "add", &format!("{}/24", host.address()), "dev", "eth0"])?;
         run("ip", &["-n", namespace, "link", "set", "eth0", "up"])?;
         run("ip", &["-n", switch, "link", "set", &port, "master", "br0", "up"])?;
-        for sub in ["state", "run", "disks"] {
+        for uplink in 1..=self.options.uplinks {
+            let (own, port) = (format!("uplink{uplink}"), format!("u{uplink}-{number}"));
+            let veth = ["type", "veth", "peer", "name", &port, "netns", switch];
+            run("ip", &[&["-n", namespace, "link", "add", &own], &veth[..]].concat())?;
+            let address = format!("{}/24", host.uplink_address(uplink));
+            run("ip", &["-n", namespace, "addr", "add", &address, "dev", &own])?;
+            run("ip", &["-n", namespace, "link", "set", &own, "up"])?;
+            run("ip", &["-n", switch, "link", "set", &port, "master", &format!("br{uplink}"), "up"])?;
+        }
+        for sub in ["state", "run", "disks", "switch", "switch-state"] {
             fs::create_dir_all(host.dir.join(sub))?;
         }
-        fs::write(&host.log, "")?;
+        for log in [&host.vsand.log, &host.vswitchd.log] {
+            fs::write(log, "")?;
+        }
         let config = format!(
             "listen = \"{}:{PEER_PORT}\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\nname = \"{}\"\n{}",
             host.address(),
@@ -173,6 +200,11 @@ impl Lab {
     /// A host, by its number from 1.
     pub fn host(&self, number: u8) -> &Host {
         &self.hosts[usize::from(number) - 1]
+    }
+
+    /// How many uplinks each host has.
+    pub fn uplinks(&self) -> u8 {
+        self.options.uplinks
     }
 
     /// All hosts.
@@ -284,6 +316,7 @@ impl Drop for Lab {
             let _not_frozen = disk.thaw();
         }
         for host in &self.hosts {
+            host.vswitchd.kill9_if_running();
             host.kill9_if_running();
         }
         drop(disks);

@@ -7,19 +7,21 @@
 //!     └── workload (own thread) ── every read ──▶ checker               vm: QEMU with `fio --verify`
 //! ```
 //!
-//! * [`lab`] makes hosts and ends them; [`host`] is one of them; [`process`] is one program of it.
+//! * [`lab`] makes hosts and ends them; [`host`] is one of them; [`daemon`] is one daemon of it, [`process`] any program.
 //! * [`disk`] is a real file system on a loop device, which can freeze and fail.
 //! * [`checker`] keeps the possible values of every sector; [`workload`] reads and writes a volume against it.
-//! * [`vm`] is a virtual machine on a volume.
+//! * [`vm`] is a virtual machine on a volume. [`network`] is switches, machines on them, and traffic between those.
 //!
 //! Everything here stands outside the daemons: it sees their sockets, their command line tool, their logs and their exit
 //! codes, and nothing of their insides. Programs are taken from `FERRO_BIN_DIR`, or beside the test's own program.
 #![forbid(unsafe_code)]
 
 pub mod checker;
+pub mod daemon;
 pub mod disk;
 pub mod host;
 pub mod lab;
+pub mod network;
 pub mod process;
 pub mod vm;
 pub mod wait;

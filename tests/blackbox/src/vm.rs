@@ -1,7 +1,7 @@
-//! A virtual machine under QEMU whose disk is a volume's socket: the small test guest, which runs commands that come over its
-//! second serial port (`deploy/guest/agent`).
+//! A virtual machine under QEMU whose disk is a volume's socket, or whose network card is a switch port's: the small test guest,
+//! which runs commands that come over its second serial port (`deploy/guest/agent`).
 //!
-//! QEMU is killed when its [`Vm`] is dropped. It needs no network and runs outside the hosts' namespaces.
+//! QEMU is killed when its [`Vm`] is dropped. It runs outside the hosts' namespaces.
 
 use std::fs;
 use std::io::Write;
@@ -38,6 +38,20 @@ pub struct Running(String);
 impl Vm {
     /// Boots the test guest with the volume as its disk, and waits until it takes commands.
     pub fn boot(lab: &Lab, name: &str, disk: &Path) -> Result<Self> {
+        let socket = format!("socket,id=disk0,path={},{}", disk.display(), reconnect_option()?);
+        Self::boot_with(lab, name, &["-chardev", &socket, "-device", "vhost-user-blk-pci,chardev=disk0"])
+    }
+
+    /// Boots it with a port of a switch as its network card.
+    pub fn boot_on_switch(lab: &Lab, name: &str, port: &Path, mac: &str) -> Result<Self> {
+        let socket = format!("socket,id=net0,path={},{}", port.display(), reconnect_option()?);
+        // Without KVM, QEMU 7.2 crashes when a vhost-user network card's interrupts are messages.
+        let card = format!("virtio-net-pci,netdev=net0,mac={mac},romfile=,vectors=0");
+        let netdev = "vhost-user,id=net0,chardev=net0";
+        Self::boot_with(lab, name, &["-chardev", &socket, "-netdev", netdev, "-device", &card])
+    }
+
+    fn boot_with(lab: &Lab, name: &str, devices: &[&str]) -> Result<Self> {
         let guest = guest_dir()?;
         let (kernel, initrd) = (guest.join("vmlinuz"), guest.join("testguest.img"));
         let (console, agent_log) = (lab.log(&format!("{name}.console")), lab.log(&format!("{name}.agent")));
@@ -55,8 +69,7 @@ impl Vm {
                 &MEMORY_MIB.to_string(),
             ])
             .args(["-object", &format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on")])
-            .args(["-chardev", &format!("socket,id=disk0,path={},{}", disk.display(), reconnect_option()?)])
-            .args(["-device", "vhost-user-blk-pci,chardev=disk0"])
+            .args(devices)
             .args([
                 "-chardev",
                 &format!("file,id=console,path={}", console.display()),

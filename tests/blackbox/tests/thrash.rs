@@ -111,7 +111,7 @@ fn random_faults_lose_nothing() {
                 if matches!(fault, Fault::Freeze) {
                     fault.end(host, disk)?;
                 }
-                lab.hosts().iter().for_each(Host::kill9_if_running);
+                lab.hosts().iter().for_each(|host| host.kill9_if_running());
             }
             // The virtual machine may die with its host: then nobody asks again what was under way.
             let owner_died = blackout || (matches!(fault, Fault::Kill) && host.name() == owner.name());
