@@ -1,18 +1,21 @@
 # shellcheck shell=bash
-# The laboratory: hosts as network namespaces on one bridge, each with its disks (folders), its address and its
-# own vsand, and virtual machines under QEMU whose disks are vsand's sockets. Sourced after lib.sh.
+# The laboratory: hosts as network namespaces on bridges, each with its disks (folders), its addresses and its own vsand and
+# vswitchd, and virtual machines under QEMU whose disks and network cards are the daemons' sockets. Sourced after lib.sh.
 #
-#   host 1 ── 10.77.0.1 ─┐
-#   host 2 ── 10.77.0.2 ─┼─ bridge, in a namespace of its own, so that nothing touches this machine's network
+#   host 1 ── 10.77.0.1 ─┐                                  ┌─ 10.78.0.N: uplink 1 of host N's switch
+#   host 2 ── 10.77.0.2 ─┼─ bridge (storage, management)    └─ 10.79.0.N: uplink 2, each on a bridge of its own
 #   host 3 ── 10.77.0.3 ─┘
+#
+# The bridges are in a namespace of their own, so that nothing touches this machine's network.
 #
 # All names carry LAB_RUN, so that several laboratories live beside each other and one is cleaned up by name. All of its
 # files are in LAB_DIR. Processes are known by their pid files there: nothing is ever ended by its name.
 #
-# Depends on no command of ours but vsand and vsanctl in BIN.
+# Depends on no command of ours but vsand, vsanctl, vswitchd and vswctl in BIN.
 
 LAB_NET=10.77.0
 LAB_PORT=7400
+LAB_UPLINKS=(10.78.0 10.79.0)
 
 # lab_open: names the run and makes its folder. LAB_RUN may be set by the caller; LAB_ROOT says where on the disk.
 lab_open() {
@@ -23,8 +26,11 @@ lab_open() {
     mkdir -p "$LAB_DIR"/{disks,pids,log}
     LAB_BRIDGE=ferro-$LAB_RUN-br
     ip netns add "$LAB_BRIDGE"
-    ip -n "$LAB_BRIDGE" link add br0 type bridge
-    ip -n "$LAB_BRIDGE" link set br0 up
+    local k
+    for ((k = 0; k <= ${#LAB_UPLINKS[@]}; k++)); do
+        ip -n "$LAB_BRIDGE" link add "br$k" type bridge
+        ip -n "$LAB_BRIDGE" link set "br$k" up
+    done
 }
 
 # lab_attach RUN: takes up a laboratory that an earlier command left running.
@@ -54,6 +60,8 @@ lab_close() {
 lab_namespace() { echo "ferro-$LAB_RUN-h$1"; }
 lab_address() { echo "$LAB_NET.$1"; }
 lab_socket() { echo "$LAB_DIR/h$1/run/api.sock"; }
+lab_switch_socket() { echo "$LAB_DIR/h$1/switch/api.sock"; }
+lab_port_socket() { echo "$LAB_DIR/h$1/switch/ports/$2.sock"; }
 
 # lab_host N: host N's namespace, link, address, folders and configuration. No daemon yet.
 lab_host() {
@@ -66,8 +74,16 @@ lab_host() {
     ip -n "$ns" addr add "$(lab_address "$n")/24" dev eth0
     ip -n "$ns" link set eth0 up
     ip -n "$LAB_BRIDGE" link set "$link" master br0 up
-    mkdir -p "$LAB_DIR/h$n"/{state,run} "$LAB_DIR/disks/h$n"
+    local k
+    for ((k = 1; k <= ${#LAB_UPLINKS[@]}; k++)); do
+        ip -n "$ns" link add "uplink$k" type veth peer name "u$k-$n" netns "$LAB_BRIDGE"
+        ip -n "$ns" addr add "${LAB_UPLINKS[k - 1]}.$n/24" dev "uplink$k"
+        ip -n "$ns" link set "uplink$k" up
+        ip -n "$LAB_BRIDGE" link set "u$k-$n" master "br$k" up
+    done
+    mkdir -p "$LAB_DIR/h$n"/{state,run,switch,switch-state} "$LAB_DIR/disks/h$n"
     lab_config "$n" >"$LAB_DIR/h$n/vsand.toml"
+    lab_switch_config "$n" >"$LAB_DIR/h$n/vswitchd.toml"
 }
 
 lab_config() {
@@ -76,6 +92,20 @@ listen = "$(lab_address "$1"):$LAB_PORT"
 state_dir = "$LAB_DIR/h$1/state"
 run_dir = "$LAB_DIR/h$1/run"
 fault_domain = "host$1"
+TOML
+}
+
+lab_switch_config() {
+    local addresses
+    addresses=$(printf '"%s", ' "${LAB_UPLINKS[@]/%/.$1}")
+    cat <<TOML
+[host]
+name = "host$1"
+state_dir = "$LAB_DIR/h$1/switch-state"
+run_dir = "$LAB_DIR/h$1/switch"
+identity_dir = "$LAB_DIR/h$1/state/identity"
+vsand_socket = "$LAB_DIR/h$1/run/api.sock"
+tunnel_addresses = [${addresses%, }]
 TOML
 }
 
@@ -137,6 +167,23 @@ lab_vsand() {
         die "host $1's vsand does not answer on $(lab_socket "$1")"
     fi
 }
+# lab_vswitchd N: host N's switch; returns when its API answers.
+lab_vswitchd() {
+    lab_start "vswitchd$1" "$1" "$BIN/vswitchd" --config "$LAB_DIR/h$1/vswitchd.toml"
+    if ! lab_wait 60 lab_switch_answers "$1"; then
+        tail -n 20 "$LAB_DIR/log/vswitchd$1" >&2
+        die "host $1's vswitchd does not answer on $(lab_switch_socket "$1")"
+    fi
+}
+lab_switch_answers() { [[ -S $(lab_switch_socket "$1") ]] && socat -u OPEN:/dev/null "UNIX-CONNECT:$(lab_switch_socket "$1")"; }
+
+# lab_sw N ARGUMENTS...: vswctl on host N.
+lab_sw() {
+    local n=$1
+    shift
+    ip netns exec "$(lab_namespace "$n")" "$BIN/vswctl" --socket "$(lab_switch_socket "$n")" "$@"
+}
+
 lab_answers() { [[ -S $(lab_socket "$1") ]] && socat -u OPEN:/dev/null "UNIX-CONNECT:$(lab_socket "$1")"; }
 
 # lab_ctl N ARGUMENTS...: vsanctl on host N.
@@ -149,6 +196,8 @@ lab_ctl() {
 # Cutting links. Only what every kernel has: a blackhole queue takes what an interface sends.
 lab_cut_out() { ip netns exec "$(lab_namespace "$1")" tc qdisc replace dev eth0 root blackhole; } # nothing leaves host N
 lab_cut_in() { ip netns exec "$LAB_BRIDGE" tc qdisc replace dev "p$1" root blackhole; }           # nothing reaches host N
+lab_cut_uplink() { ip -n "$LAB_BRIDGE" link set "u$2-$1" down; }                                 # uplink K of host N is pulled
+lab_mend_uplink() { ip -n "$LAB_BRIDGE" link set "u$2-$1" up; }
 lab_cut_cable() { ip -n "$LAB_BRIDGE" link set "p$1" down; }                                      # the cable is pulled
 # Host A's frames to host B go to an address nobody has; B to A and all others go on.
 lab_cut_pair() {
@@ -168,12 +217,14 @@ lab_mend() {
 
 LAB_VM_MIB=512
 
-# lab_vm NAME N SOCKET [QEMU OPTIONS...]: a machine on host N whose first disk is the vhost-user-blk socket. It boots from
-# that disk unless the options name a kernel. Its console is log/NAME.console, live at NAME.console.sock.
+# lab_vm NAME N SOCKET [QEMU OPTIONS...]: a machine on host N whose first disk is the vhost-user-blk socket (none for -). It
+# boots from that disk unless the options name a kernel. Its console is log/NAME.console, live at NAME.console.sock.
 lab_vm() {
     # Emulated AVX is slower than no AVX, and the C library uses it where it is offered: an old CPU boots sooner.
-    local name=$1 n=$2 disk=$3 cpu=Nehalem accel
+    local name=$1 n=$2 socket=$3 cpu=Nehalem accel disk=()
     shift 3
+    # shellcheck disable=SC2054 # QEMU's options have commas
+    [[ $socket == - ]] || disk=(-chardev "socket,id=disk0,path=$socket,$(qemu_reconnect)" -device vhost-user-blk-pci,chardev=disk0,bootindex=1)
     accel=$(qemu_accel)
     [[ $accel == kvm ]] && cpu=host
     # The guest's memory must be shared with the disk's back end, which reads and writes it in place. On reconnection QEMU
@@ -181,11 +232,30 @@ lab_vm() {
     lab_start "$name" "$n" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
         -machine "q35,accel=${accel%%,*},memory-backend=ram${LAB_VM_MACHINE:-}" -cpu "$cpu" -smp 2 -m "$LAB_VM_MIB" \
         -object "memory-backend-memfd,id=ram,size=${LAB_VM_MIB}M,share=on" \
-        -chardev "socket,id=disk0,path=$disk,$(qemu_reconnect)" -device vhost-user-blk-pci,chardev=disk0,bootindex=1 \
+        "${disk[@]}" \
         -chardev "socket,id=console,path=$LAB_DIR/$name.console.sock,server=on,wait=off,logfile=$LAB_DIR/log/$name.console" \
         -serial chardev:console \
         -chardev "socket,id=agent,path=$LAB_DIR/$name.agent.sock,server=on,wait=off,logfile=$LAB_DIR/log/$name.agent" \
         -serial chardev:agent -monitor "unix:$LAB_DIR/$name.monitor.sock,server=on,wait=off" "$@"
+}
+
+# lab_nic N PORT MAC: sets LAB_NIC to the options of a machine on host N whose network card is the switch's port.
+lab_nic() {
+    # No boot ROM: nothing boots from the network, and looking for it costs seconds. Without KVM, QEMU 7.2 crashes when a
+    # vhost-user network card's interrupts are messages: it uses a table that only KVM has.
+    local vectors=
+    [[ $(qemu_accel) == kvm ]] || vectors=,vectors=0
+    # shellcheck disable=SC2034,SC2054 # for the caller; QEMU's options have commas
+    LAB_NIC=(-chardev "socket,id=net0,path=$(lab_port_socket "$1" "$2"),$(qemu_reconnect)" -netdev vhost-user,id=net0,chardev=net0
+        -device "virtio-net-pci,netdev=net0,mac=$3,romfile=$vectors")
+}
+
+# lab_small_vm NAME N GUEST [QEMU OPTIONS...]: the test guest of the folder GUEST, without a disk; up in seconds.
+lab_small_vm() {
+    local name=$1 n=$2 guest=$3
+    shift 3
+    LAB_VM_MIB=320 lab_vm "$name" "$n" - -kernel "$guest/vmlinuz" -initrd "$guest/testguest.img" \
+        -append "console=ttyS0 panic=-1 mitigations=off" "$@"
 }
 
 # lab_console_shows NAME TEXT SECONDS: waits until the machine has printed the text.

@@ -22,10 +22,10 @@ NEXTEST_VERSION=0.9.115
 PACKAGES_NEEDED=(
     build-essential:g++ libclang-dev: pkg-config:pkg-config # RocksDB, its bindings, ring
     qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img mmdebstrap:mmdebstrap cpio:cpio e2fsprogs:mke2fs fdisk:sfdisk # guests
-    hostname:hostname iproute2:ip jq:jq socat:socat util-linux:unshare # the laboratory
+    hostname:hostname iproute2:ip jq:jq socat:socat tshark:tshark util-linux:unshare # the laboratory
 )
 # What only deploy/test uses.
-PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze xfsprogs:mkfs.xfs dpdk-dev:dpdk-testpmd tshark:tshark)
+PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze xfsprogs:mkfs.xfs dpdk-dev:dpdk-testpmd busybox:busybox)
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
     BOLD=$'\e[1m' RED=$'\e[31m' GREEN=$'\e[32m' DIM=$'\e[2m' PLAIN=$'\e[0m'
