@@ -18,6 +18,7 @@ pub mod peer_qsd;
 pub mod process;
 pub mod report;
 pub mod storage;
+pub mod switch;
 pub mod tunnel;
 pub mod usage;
 pub mod workload;

@@ -7,9 +7,10 @@ use clap::{Parser, Subcommand};
 use ferro_bench::idle::{IdleArgs, idle};
 use ferro_bench::process::Stop;
 use ferro_bench::storage::{SocketArgs, StorageArgs, socket, storage};
+use ferro_bench::switch::{SwitchArgs, UdpArgs, switch};
 use ferro_bench::tunnel::{QuinnArgs, quinn};
 
-/// Measures Ferrosphere beside a peer, in one run, on one machine.
+/// Measures Ferrosphere's storage and switch beside their peers, in one run, on one machine.
 #[derive(Debug, Parser)]
 #[command(name = "ferro-bench", version)]
 struct Args {
@@ -27,6 +28,14 @@ enum What {
     Socket(SocketArgs),
     /// The switch's tunnels beside bare quinn, over loopback.
     Quinn(QuinnArgs),
+    /// The switch under frames, super-frames and pings, then its peers, and the ratios.
+    Switch(SwitchArgs),
+    /// Sends UDP packets back: the other end of a latency measurement.
+    #[command(hide = true)]
+    UdpEcho(UdpArgs),
+    /// Measures round trips to it.
+    #[command(hide = true)]
+    UdpPing(UdpArgs),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +45,9 @@ fn main() -> ExitCode {
         What::Idle(args) => idle(args, &stop),
         What::Socket(args) => socket(args, &stop).map(|()| true),
         What::Quinn(args) => quinn(args, &stop),
+        What::Switch(args) => switch(args, &stop),
+        What::UdpEcho(args) => args.echo().map(|()| true),
+        What::UdpPing(args) => args.ping().map(|()| true),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

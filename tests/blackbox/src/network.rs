@@ -55,7 +55,7 @@ pub fn wait_connected(lab: &Lab) -> Result<()> {
         for host in lab.hosts() {
             let status: Value = host.vswitchd().ctl(&["status"])?;
             let tunnels = status["tunnels"].as_array().context("no tunnels")?;
-            let all = tunnels.iter().flat_map(|tunnel| tunnel["paths"].as_array()).flatten();
+            let all = tunnels.iter().filter_map(|tunnel| tunnel["paths"].as_array()).flatten();
             let alive = all.clone().filter(|path| path["alive"] == true).count();
             // Each uplink of a host reaches each of the other's.
             let wanted = (lab.hosts().len() - 1) * usize::from(lab.uplinks()).pow(2);

@@ -1,0 +1,182 @@
+//! The peer for super-frames and latency: the kernel's own bridge, and bridge and VXLAN, over veth, between network namespaces.
+//!
+//! ```text
+//!   one host:   a ──veth── bridge ──veth── b
+//!   two hosts:  a ──veth── bridge ─ vxlan ──veth── vxlan ─ bridge ──veth── b
+//! ```
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use hdrhistogram::Histogram;
+
+use crate::process::{self, Daemon, Stop};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+const ADDRESS: &str = "10.9.0";
+const PORT: u16 = 5201;
+/// Between two pings, so that everything sleeps.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Namespaces of our own, gone when this is dropped.
+pub(super) struct Kernel {
+    names: Vec<String>,
+}
+
+impl Kernel {
+    /// A bridge between two namespaces; with `vxlan`, two bridges and a VXLAN between them.
+    pub(super) fn start(vxlan: bool, stop: &Stop) -> anyhow::Result<Self> {
+        let id = std::process::id();
+        let hosts: &[&str] = if vxlan { &["x", "y"] } else { &["x"] };
+        let names: Vec<String> = ["a", "b"].iter().chain(hosts).map(|name| format!("fb{id}{name}")).collect();
+        let kernel = Self { names };
+        for name in &kernel.names {
+            ip(&["netns", "add", name], stop)?;
+            inside(name, &["link", "set", "lo", "up"], stop)?;
+        }
+        let [a, b] = [kernel.names[0].clone(), kernel.names[1].clone()];
+        let [first, last] = [kernel.names[2].clone(), kernel.names[kernel.names.len() - 1].clone()];
+        for host in &kernel.names[2..] {
+            inside(host, &["link", "add", "br", "type", "bridge"], stop)?;
+            inside(host, &["link", "set", "br", "up"], stop)?;
+        }
+        for (number, (guest, host)) in [(&a, &first), (&b, &last)].into_iter().enumerate() {
+            let (port, address) = (format!("p{number}"), format!("{ADDRESS}.{}/24", number + 1));
+            let peer = ["peer", "name", &port, "netns", host];
+            let add = [&["link", "add", "eth0", "netns", guest.as_str(), "type", "veth"], &peer[..]].concat();
+            ip(&add, stop)?;
+            inside(host, &["link", "set", &port, "master", "br", "up"], stop)?;
+            inside(guest, &["addr", "add", &address, "dev", "eth0"], stop)?;
+            inside(guest, &["link", "set", "eth0", "up"], stop)?;
+        }
+        if vxlan {
+            let peer = ["peer", "name", "wire", "netns", &last];
+            ip(&[&["link", "add", "wire", "netns", &first, "type", "veth"], &peer[..]].concat(), stop)?;
+            for (number, host) in [(1, &first), (2, &last)] {
+                let (local, remote) = (format!("10.8.0.{number}"), format!("10.8.0.{}", 3 - number));
+                inside(host, &["addr", "add", &format!("{local}/24"), "dev", "wire"], stop)?;
+                inside(host, &["link", "set", "wire", "up"], stop)?;
+                let vxlan = ["link", "add", "vx", "type", "vxlan", "id", "7", "dstport", "4789"];
+                let ends = ["local", &local, "remote", &remote, "dev", "wire"];
+                inside(host, &[&vxlan[..], &ends].concat(), stop)?;
+                inside(host, &["link", "set", "vx", "master", "br", "up"], stop)?;
+            }
+            // The guests' packets and VXLAN's headers fit the wire.
+            for guest in [&a, &b] {
+                inside(guest, &["link", "set", "eth0", "mtu", "1450"], stop)?;
+            }
+        }
+        Ok(kernel)
+    }
+
+    /// Gbit/s of one TCP stream, by iperf3.
+    pub(super) fn stream(&self, time: Duration, stop: &Stop, log_dir: &Path) -> anyhow::Result<f64> {
+        let log = log_dir.join("iperf3.log");
+        let server = ["netns", "exec", &self.names[1], "iperf3", "--server", "--one-off"];
+        let mut daemon = Daemon::start("iperf3", Path::new("ip"), &server, log)?;
+        let to = format!("{ADDRESS}.2");
+        let seconds = time.as_secs().max(1).to_string();
+        let began = Instant::now();
+        loop {
+            let mut client = Command::new("ip");
+            client.args(["netns", "exec", &self.names[0], "iperf3", "--json", "--client", &to]);
+            client.args(["--time", &seconds, "--omit", "1"]);
+            match process::output(&mut client, time + TIMEOUT, stop) {
+                Ok(text) => {
+                    let report: serde_json::Value =
+                        serde_json::from_str(&text).context("iperf3's report is not JSON")?;
+                    let rate = report.pointer("/end/sum_received/bits_per_second");
+                    let rate = rate.and_then(serde_json::Value::as_f64).context("iperf3 reports no rate")?;
+                    return Ok(rate / 1e9);
+                }
+                // It does not listen yet.
+                Err(_) if began.elapsed() < Duration::from_secs(5) => {
+                    daemon.check()?;
+                    stop.sleep(Duration::from_millis(100))?;
+                }
+                Err(error) => return Err(error.context("iperf3: apt install iperf3")),
+            }
+        }
+    }
+
+    /// Round trips of a small UDP packet between processes that sleep, each after a pause.
+    pub(super) fn ping_pong(
+        &self,
+        time: Duration,
+        stop: &Stop,
+        log_dir: &Path,
+    ) -> anyhow::Result<Histogram<u64>> {
+        let program = std::env::current_exe().context("finding this program")?;
+        let program = program.to_str().context("a path that is not UTF-8")?;
+        let address = format!("{ADDRESS}.2:{PORT}");
+        let echo = ["netns", "exec", &self.names[1], program, "udp-echo", &address];
+        let mut daemon = Daemon::start("udp-echo", Path::new("ip"), &echo, log_dir.join("echo.log"))?;
+        stop.sleep(Duration::from_millis(300))?;
+        daemon.check()?;
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.names[0], program, "udp-ping", &address]);
+        command.arg(time.as_millis().to_string());
+        let text = process::output(&mut command, time + TIMEOUT, stop)?;
+        let mut histogram = Histogram::new_with_bounds(1, 1_000_000_000, 3)?;
+        for line in text.lines() {
+            histogram.saturating_record(line.parse().with_context(|| format!("udp-ping said {line:?}"))?);
+        }
+        Ok(histogram)
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let removed = Command::new("ip").args(["netns", "del", name]).status();
+            if !removed.as_ref().is_ok_and(|status| status.success()) {
+                eprintln!("ferro-bench: removing the namespace {name}: {removed:?}");
+            }
+        }
+    }
+}
+
+fn inside(name: &str, args: &[&str], stop: &Stop) -> anyhow::Result<()> {
+    ip(&[&["-netns", name], args].concat(), stop)
+}
+
+fn ip(args: &[&str], stop: &Stop) -> anyhow::Result<()> {
+    process::output(Command::new("ip").args(args), TIMEOUT, stop).map(drop)
+}
+
+/// Sends back what comes, until it is killed.
+pub(super) fn udp_echo(address: SocketAddr) -> anyhow::Result<()> {
+    let socket = UdpSocket::bind(address).with_context(|| format!("listening on {address}"))?;
+    let mut bytes = [0; 2048];
+    loop {
+        let (count, from) = socket.recv_from(&mut bytes)?;
+        socket.send_to(&bytes[..count], from)?;
+    }
+}
+
+/// Prints how long each round trip took, in nanoseconds.
+pub(super) fn udp_ping(address: SocketAddr, time: Duration) -> anyhow::Result<()> {
+    let local = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(local).context("making a socket")?;
+    socket.connect(address).with_context(|| format!("connecting to {address}"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let (mut bytes, began, mut lost) = ([0_u8; 50], Instant::now(), 0);
+    while began.elapsed() < time {
+        std::thread::sleep(PAUSE);
+        let sent = Instant::now();
+        let answered = socket.send(&bytes).and_then(|_| socket.recv(&mut bytes));
+        match answered {
+            Ok(_) => println!("{}", sent.elapsed().as_nanos()),
+            // The first may meet nobody.
+            Err(error) if lost < 3 => {
+                lost += 1;
+                eprintln!("udp-ping: {error}");
+            }
+            Err(error) => bail!("no answer from {address}: {error}"),
+        }
+    }
+    Ok(())
+}
