@@ -55,6 +55,17 @@ fn unpack(it: &mut Unpacker, datagrams: &[Vec<u8>]) -> Vec<Frame> {
 }
 
 #[test]
+fn frames_that_fill_their_datagrams_to_the_last_byte_leave() {
+    for datagram_max in [600, 1183, 1200, 1470] {
+        for len in datagram_max - 40..datagram_max + 1200 {
+            let sent: Vec<usize> = pack(&[plain(len, 1)], datagram_max).iter().map(Vec::len).collect();
+            assert!(sent.iter().sum::<usize>() > len, "{len} bytes in datagrams of {datagram_max}: {sent:?}");
+            assert!(sent.iter().all(|bytes| *bytes <= datagram_max), "{sent:?}");
+        }
+    }
+}
+
+#[test]
 fn frames_come_out_as_they_went_in() {
     for datagram_max in [512, 1180, 1400, 8900] {
         let mut frames: Vec<Frame> = [60, 64, 1514, 60, 9014, 1514, 1514, 60].map(|len| plain(len, 3)).into();

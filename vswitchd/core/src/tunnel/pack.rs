@@ -116,7 +116,8 @@ impl Packer {
 
     /// Ends the datagram that is being filled: at the end of a batch.
     pub fn finish(&mut self, bytes: &[u8], ends: &mut Vec<usize>) {
-        if self.room > 0 && ends.last().copied().unwrap_or(0) < bytes.len() {
+        // Not by the room that is left: one that is filled to the last byte is not ended either.
+        if ends.last().copied().unwrap_or(0) < bytes.len() {
             ends.push(bytes.len());
         }
         self.room = 0;
