@@ -27,6 +27,12 @@ impl Physical {
         Self { learns, bundle, table: BTreeMap::new() }
     }
 
+    /// All that was learned is old. Who changes VLANs under machines that talk waits for this, as with any switch: addresses
+    /// that were seen in one VLAN lead nowhere once their port sends in another.
+    pub(super) fn age(&mut self) {
+        self.table.clear();
+    }
+
     /// The VLAN of a frame on the wire.
     pub(super) fn vid(bytes: &[u8]) -> u16 {
         if bytes[12..14] == [0x81, 0] { u16::from_be_bytes([bytes[14], bytes[15]]) & 0x0fff } else { 0 }

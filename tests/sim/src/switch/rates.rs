@@ -53,7 +53,9 @@ impl World {
         let links = self.alive_links();
         let mac = self.model(&links).mac(&name);
         drop(links);
-        let others: Vec<String> = self.hosts[host].ports.keys().filter(|it| **it != name).cloned().collect();
+        // What has moved away is silent.
+        let here = |it: &&String| **it != name && self.places.get(*it) == Some(&host);
+        let others: Vec<String> = self.hosts[host].ports.keys().filter(here).cloned().collect();
         let sender = if egress { self.dice.pick(&others).cloned() } else { Some(name) };
         let Some(sender) = sender else { return Ok(()) };
         let links = self.alive_links();

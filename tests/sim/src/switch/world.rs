@@ -205,6 +205,7 @@ impl World {
         let config = validate(&self.spec).unwrap_or_default();
         let gateway = |group: &Group| Some((group.name.to_string(), group.gateway.as_ref()?.mac));
         self.gateways = config.groups().iter().filter_map(gateway).collect();
+        self.physical.age();
         for host in &mut self.hosts {
             host.switch.configure(self.now, config.clone());
         }
