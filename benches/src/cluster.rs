@@ -73,25 +73,16 @@ impl Programs {
     /// Finds them next to the running program. Under `cargo run` they are built first, or a stale `vsand` would be
     /// measured: cargo only built this program.
     pub fn find(build: bool, stop: &Stop) -> anyhow::Result<Self> {
-        let here = std::env::current_exe().context("finding this program")?;
-        let directory = here.parent().context("this program has no directory")?;
+        let directory = process::own_directory()?;
         if let (true, Some(cargo)) = (build, std::env::var_os("CARGO")) {
-            build_programs(Path::new(&cargo), directory, stop)?;
+            build_programs(Path::new(&cargo), &directory, stop)?;
         }
-        Self::in_directory(directory)
+        Self::in_directory(&directory)
     }
 
     /// Takes them from a directory as they are.
     pub fn in_directory(directory: &Path) -> anyhow::Result<Self> {
-        let find = |name: &str| {
-            let path = directory.join(name);
-            ensure!(
-                path.is_file(),
-                "{} is not there: build it with `cargo build --release --bin vsand --bin vsanctl`",
-                path.display()
-            );
-            Ok(path)
-        };
+        let find = |name| process::program_in(directory, name);
         Ok(Self { vsand: find("vsand")?, vsanctl: find("vsanctl")? })
     }
 }
@@ -103,7 +94,7 @@ fn build_programs(cargo: &Path, directory: &Path, stop: &Stop) -> anyhow::Result
         None => bail!("{} is not a cargo target directory", directory.display()),
     };
     let target = directory.parent().context("no target directory")?;
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    let manifest = process::package().join("../Cargo.toml");
     eprintln!("building vsand and vsanctl ({profile})");
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--profile", profile, "--bin", "vsand", "--bin", "vsanctl"]);

@@ -34,7 +34,7 @@ const SPACE_BYTES: u64 = 12 << 30;
 
 /// The script's place unless told otherwise: beside the checkout.
 pub fn default_script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/peers/ceph.sh")
+    process::package().join("../../shared/peers/ceph.sh")
 }
 
 /// Checks that all is there, before the long part of a run begins.

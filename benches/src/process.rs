@@ -63,6 +63,26 @@ impl Stop {
     }
 }
 
+/// The folder of the running program, where cargo puts the others too.
+pub fn own_directory() -> anyhow::Result<PathBuf> {
+    let here = std::env::current_exe().context("finding this program")?;
+    here.parent().map(Path::to_owned).context("this program has no directory")
+}
+
+/// This package's folder: what `cargo run` says now, or what it was when this program was built.
+pub fn package() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// A program of ours in a folder, as it was built there.
+pub fn program_in(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let path = directory.join(name);
+    if !path.is_file() {
+        bail!("{} is not there: build it with `cargo build --release --bin {name}`", path.display());
+    }
+    Ok(path)
+}
+
 /// A process that runs until this is dropped.
 #[derive(Debug)]
 pub struct Daemon {

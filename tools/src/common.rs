@@ -3,8 +3,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::client::Client;
 use crate::failure::{Exit, Failure, Result};
-use crate::terminal::{ColorChoice, Format, Terminal};
+use crate::terminal::{ColorChoice, Format, Terminal, WatchOptions, between_rounds};
+use crate::text::Paint;
 
 /// Options of every verb of every tool.
 #[derive(clap::Args, Debug)]
@@ -48,6 +53,32 @@ impl Options {
     pub fn timeout(&self) -> Option<Duration> {
         (self.timeout > 0).then(|| Duration::from_secs(self.timeout))
     }
+}
+
+/// `status`: asks for what is at `path` and shows it, once or again and again. `text` gets whether wide was asked for.
+pub async fn status<T: Serialize + DeserializeOwned>(
+    client: &Client,
+    terminal: Terminal,
+    options: WatchOptions,
+    path: &str,
+    text: impl Fn(&T, Paint, bool) -> String,
+) -> Result<()> {
+    let rounds = if options.watch { options.count } else { Some(1) };
+    let mut round = 0_u64;
+    while rounds.is_none_or(|rounds| round < rounds) {
+        if round > 0 {
+            tokio::time::sleep(Duration::from_secs(options.interval)).await;
+        }
+        let status: T = client.get(path).await?;
+        if terminal.is_json() {
+            if options.watch { terminal.json_line(&status)? } else { terminal.json(&status)? }
+        } else {
+            let text = text(&status, terminal.paint(), terminal.is_wide());
+            terminal.print(&format!("{}{text}", between_rounds(options.watch, round)))?;
+        }
+        round += 1;
+    }
+    Ok(())
 }
 
 /// Runs a verb to its end, shows its failure, and gives the exit code.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use ferro_protocol::ids::{ClusterId, HostId};
 use ferro_transport::UnixTime;
 use ferro_transport::identity::{CA_LIFETIME, ClusterCa, HOST_CERT_LIFETIME, HostKey, IdentityDir};
@@ -32,17 +32,8 @@ pub(super) struct Programs {
 impl Programs {
     /// Those beside this program.
     pub(super) fn find() -> anyhow::Result<Self> {
-        let here = std::env::current_exe().context("finding this program")?;
-        let directory = here.parent().context("this program has no directory")?;
-        let find = |name: &str| {
-            let path = directory.join(name);
-            ensure!(
-                path.is_file(),
-                "{} is not there: cargo build --release --bin vswitchd --bin vswctl",
-                path.display()
-            );
-            Ok(path)
-        };
+        let directory = process::own_directory()?;
+        let find = |name| process::program_in(&directory, name);
         Ok(Self { vswitchd: find("vswitchd")?, vswctl: find("vswctl")? })
     }
 }

@@ -1,9 +1,11 @@
 //! Hosts, links and disks fail under a client that writes: no request fails, none waits long, nothing is lost.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ferro_blackbox::checker::Checker;
+use ferro_blackbox::disk::LoopDisk;
 use ferro_blackbox::workload::{Workload, WorkloadOptions};
 use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
 use ferro_protocol::api::{ComponentState, DiskList, DiskState, ObjectDetails};
@@ -94,17 +96,23 @@ fn links_that_are_cut_cost_no_request() {
     });
 }
 
+/// A cluster whose third host has a disk that can freeze and fail.
+fn form_with_loop_disk(lab: &Lab) -> Result<Arc<LoopDisk>> {
+    lab.form_without_disks()?;
+    for host in [lab.host(1), lab.host(2)] {
+        host.add_disk(&host.disks_dir().join("a"), "2G")?;
+    }
+    let disk = lab.loop_disk(lab.host(3), "xfs", 3 << 30)?;
+    lab.host(3).add_disk(disk.mount(), "2G")?;
+    lab.wait_healthy(HEAL_MAX)?;
+    Ok(disk)
+}
+
 #[test]
 fn a_disk_that_freezes_and_one_that_fails_cost_no_request() {
     ferro_blackbox::lab::with_hosts(LabOptions::default(), |lab| {
-        lab.form_without_disks()?;
+        let disk = form_with_loop_disk(lab)?;
         let (owner, host) = (lab.host(2), lab.host(3));
-        for other in [lab.host(1), owner] {
-            other.add_disk(&other.disks_dir().join("a"), "2G")?;
-        }
-        let disk = lab.loop_disk(host, "xfs", 3 << 30)?;
-        host.add_disk(disk.mount(), "2G")?;
-        lab.wait_healthy(HEAL_MAX)?;
 
         let mut load = begin(owner, 3)?;
         survive(lab, &mut load, "a frozen disk in another host", || disk.freeze(), || disk.thaw())?;
@@ -183,14 +191,8 @@ const LEFT: i32 = 71;
 #[test]
 fn a_daemon_stops_although_a_disk_hangs() {
     ferro_blackbox::lab::with_hosts(LabOptions::default(), |lab| {
-        lab.form_without_disks()?;
+        let disk = form_with_loop_disk(lab)?;
         let (owner, host) = (lab.host(2), lab.host(3));
-        for other in [lab.host(1), owner] {
-            other.add_disk(&other.disks_dir().join("a"), "2G")?;
-        }
-        let disk = lab.loop_disk(host, "xfs", 3 << 30)?;
-        host.add_disk(disk.mount(), "2G")?;
-        lab.wait_healthy(HEAL_MAX)?;
         let mut load = begin(owner, 7)?;
         disk.freeze()?;
         load.progress(50, Duration::from_secs(20))?;

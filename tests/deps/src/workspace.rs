@@ -81,12 +81,13 @@ fn kind<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Kind, D::Error> {
 }
 
 impl Workspace {
-    /// The workspace that this crate is in. Panics if cargo can't say: nothing can be tested then.
+    /// The workspace that this crate is in. Panics if cargo can't say: nothing can be tested then. The place is asked for when
+    /// the test runs: cargo takes a test that was built in a checkout elsewhere as fresh.
     pub fn read() -> Self {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
             .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo says where the package is"))
             .output()
             .expect("cargo runs");
         assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));

@@ -19,8 +19,12 @@ static MEMORY: PeakAlloc = PeakAlloc;
 /// The peak is the process's, so one target at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// Asked for when the test runs: cargo takes a test that was built in a checkout elsewhere as fresh.
 fn folder(kind: &str, target: &Target) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(kind).join(target.name)
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo says where the package is");
+    let kinds = Path::new(&package).join(kind);
+    assert!(kinds.is_dir(), "{} is not there", kinds.display());
+    kinds.join(target.name)
 }
 
 /// The inputs that are kept as files, in the order of their names.

@@ -1,7 +1,6 @@
 //! `status` and `resync`.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use ferro_protocol::api::{
     Redundancy, ResyncInfo, ResyncKind, ResyncList, ResyncState, ResyncTotals, Status, format_size,
@@ -10,31 +9,16 @@ use ferro_protocol::api::{
 use super::Context;
 use super::cluster::host_table;
 use super::volume::volume_table;
+use crate::common;
 use crate::failure::Result;
-use crate::terminal::{Terminal, WatchOptions, between_rounds};
+use crate::terminal::{Terminal, WatchOptions};
 use crate::text::{Cell, Paint, Style, Table, count, duration, health_lines, percent, rate};
 
 /// How many volumes `status` lists before it says how many more there are. Those that need attention come first.
 const VOLUMES_SHOWN: usize = 20;
 
 pub(super) async fn status(context: &Context, options: WatchOptions) -> Result<()> {
-    let terminal = context.terminal;
-    let rounds = if options.watch { options.count } else { Some(1) };
-    let mut round = 0_u64;
-    while rounds.is_none_or(|rounds| round < rounds) {
-        if round > 0 {
-            tokio::time::sleep(Duration::from_secs(options.interval)).await;
-        }
-        let status: Status = context.client.get("/v1/status").await?;
-        if terminal.is_json() {
-            if options.watch { terminal.json_line(&status)? } else { terminal.json(&status)? }
-        } else {
-            let text = glance(&status, terminal.paint(), terminal.is_wide());
-            terminal.print(&format!("{}{text}", between_rounds(options.watch, round)))?;
-        }
-        round += 1;
-    }
-    Ok(())
+    common::status(&context.client, context.terminal, options, "/v1/status", glance).await
 }
 
 fn glance(status: &Status, paint: Paint, wide: bool) -> String {

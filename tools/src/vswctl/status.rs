@@ -1,34 +1,18 @@
 //! `status`.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use ferro_protocol::api::switch::{ConfigSource, HostApplied, HostProgress, SwitchStatus};
 
 use super::Context;
 use super::watch::{tunnel_table, uplink_table};
+use crate::common;
 use crate::failure::Result;
-use crate::terminal::{WatchOptions, between_rounds};
+use crate::terminal::WatchOptions;
 use crate::text::{Cell, Paint, Style, Table, count, health_lines, printable};
 
 pub(super) async fn status(context: &Context, options: WatchOptions) -> Result<()> {
-    let terminal = context.terminal;
-    let rounds = if options.watch { options.count } else { Some(1) };
-    let mut round = 0_u64;
-    while rounds.is_none_or(|rounds| round < rounds) {
-        if round > 0 {
-            tokio::time::sleep(Duration::from_secs(options.interval)).await;
-        }
-        let status: SwitchStatus = context.client.get("/v1/status").await?;
-        if terminal.is_json() {
-            if options.watch { terminal.json_line(&status)? } else { terminal.json(&status)? }
-        } else {
-            let text = glance(&status, terminal.paint(), terminal.is_wide());
-            terminal.print(&format!("{}{text}", between_rounds(options.watch, round)))?;
-        }
-        round += 1;
-    }
-    Ok(())
+    common::status(&context.client, context.terminal, options, "/v1/status", glance).await
 }
 
 fn glance(status: &SwitchStatus, paint: Paint, wide: bool) -> String {

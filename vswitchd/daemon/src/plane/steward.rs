@@ -10,13 +10,15 @@
 //! handed to tasks that try for as long as it takes. What can't be done now (a network card that is not there, a socket in
 //! use) is noted, shown, and tried again every [`RETRY`].
 
+mod outlets;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ferro_protocol::api::ErrorClass;
-use ferro_protocol::api::switch::{Attachment, Spec};
+use ferro_protocol::api::switch::Spec;
 use ferro_protocol::ids::HostId;
 use ferro_protocol::net::{Announcement, NetName, Withdrawal};
 use tokio::sync::{mpsc, oneshot};
@@ -28,7 +30,7 @@ use super::documents::{self, NetworkDocument};
 use super::files::{Copy, Files};
 use super::keeper::Effect;
 use super::state::{Claim, Uplink};
-use super::{Shared, devices, leases};
+use super::{Shared, leases};
 use crate::data::clock;
 use crate::data::port::{Command, Event as DataEvent, PeerWord, SendError};
 use crate::data::snapshot::PortLink;
@@ -505,80 +507,6 @@ impl Steward {
         if applied.is_some() && applied != self.mesh_applied {
             self.mesh_applied = applied;
             self.shared.tell_mesh(MeshCommand::Applied(Revision(applied.unwrap_or_default()))).await;
-        }
-    }
-
-    async fn uplinks(&mut self) {
-        let wanted: BTreeSet<NetName> = {
-            let state = self.shared.state();
-            state.network.uplinks().iter().map(|uplink| uplink.name.clone()).collect()
-        };
-        for name in self.cards.difference(&wanted).cloned().collect::<Vec<_>>() {
-            let told = name.clone();
-            if self.shared.ask(move |answer| Command::RemoveUplink { name: told, answer }).await.is_some() {
-                self.cards.remove(&name);
-            }
-        }
-        for name in wanted.difference(&self.cards.clone()) {
-            let interface = name.to_string();
-            let opened = tokio::task::spawn_blocking(move || devices::uplink(&interface)).await;
-            let trouble = match opened
-                .map_err(|error| error.to_string())
-                .and_then(|it| it.map_err(|e| e.to_string()))
-            {
-                Ok(device) => {
-                    let uplink = name.clone();
-                    let add = move |answer| Command::AddUplink { name: uplink, device, answer };
-                    match self.shared.ask(add).await {
-                        Some(()) => {
-                            self.cards.insert(name.clone());
-                            None
-                        }
-                        None => Some("the worker did not take it".to_owned()),
-                    }
-                }
-                Err(why) => Some(why),
-            };
-            let mut state = self.shared.state();
-            let uplink = state.uplinks.entry(name.clone()).or_default();
-            uplink.open = trouble.is_none();
-            if uplink.trouble != trouble {
-                if let Some(why) = &trouble {
-                    tracing::warn!(uplink = %name, why, "an uplink can't be opened; it is tried again");
-                } else {
-                    tracing::info!(uplink = %name, "an uplink is open");
-                }
-                uplink.trouble = trouble;
-            }
-        }
-    }
-
-    /// Ports that are to be attached and have no device get one.
-    async fn ports(&mut self) {
-        let missing: Vec<(NetName, Attachment)> = {
-            let state = self.shared.state();
-            let missing = state.ports.iter().filter(|(name, port)| {
-                !port.plugged && state.configured && state.network.ports().contains_key(*name)
-            });
-            missing.map(|(name, port)| (name.clone(), port.to.clone())).collect()
-        };
-        for (name, to) in missing {
-            // The API attaches too, and only one of us at a time.
-            let _attaching = self.shared.attaching.lock().await;
-            let still =
-                self.shared.state().ports.get(&name).is_some_and(|port| !port.plugged && port.to == to);
-            if !still {
-                continue;
-            }
-            if let Err(error) = self.shared.plug(&name, &to).await {
-                let mut state = self.shared.state();
-                if let Some(port) = state.ports.get_mut(&name)
-                    && port.trouble.as_ref() != Some(&error.message)
-                {
-                    tracing::warn!(port = %name, why = %error.message, "a port can't be attached; it is tried again");
-                    port.trouble = Some(error.message);
-                }
-            }
         }
     }
 
