@@ -1,0 +1,57 @@
+//! What one VM is made of, checked. Where it came from (arguments today) is not known here.
+
+use std::path::PathBuf;
+
+use crate::layout::MemorySize;
+
+/// Most virtual processors of a VM.
+pub const CPUS_MAX: u8 = 64;
+
+/// How many virtual processors a VM has: 1 to [`CPUS_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CpuCount(u8);
+
+impl CpuCount {
+    /// Checks a number.
+    pub fn new(count: u8) -> Option<Self> {
+        (1..=CPUS_MAX).contains(&count).then_some(Self(count))
+    }
+
+    /// The number.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+
+    /// The processors' numbers, which are also their APIC ids.
+    pub fn indices(self) -> impl Iterator<Item = u8> {
+        0..self.0
+    }
+}
+
+/// Where the serial console is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConsoleTarget {
+    /// Standard input and output.
+    Standard,
+    /// A Unix socket that this process listens on; one client at a time, the newest wins.
+    Socket(PathBuf),
+    /// Nowhere: what the guest prints is dropped.
+    Nowhere,
+}
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Processors.
+    pub cpus: CpuCount,
+    /// Memory.
+    pub memory: MemorySize,
+    /// A bzImage or an ELF image with a PVH entry.
+    pub kernel: PathBuf,
+    /// Its initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub command_line: String,
+    /// Its console.
+    pub console: ConsoleTarget,
+}

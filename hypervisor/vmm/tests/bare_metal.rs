@@ -1,0 +1,238 @@
+//! Small guests of our own under this machine's KVM: the whole program, from its arguments to its exit status.
+//!
+//! They use few and plain instructions, so that they also run where KVM emulates guest kernels. What needs Linux is in the
+//! nested lab (`tests/lab`).
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// 16, 32 and 64 bits alike: print a byte at COM1, write a byte to a port, wait.
+fn print(text: &str) -> Vec<u8> {
+    text.bytes().flat_map(|byte| out(0x3f8, byte)).collect()
+}
+
+/// `mov edx, port; mov al, value; out dx, al`
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let port = port.to_le_bytes();
+    vec![0xba, port[0], port[1], 0, 0, 0xb0, value, 0xee]
+}
+
+const POWER_OFF: (u16, u8) = (0x600, 5 << 2 | 1 << 5);
+const RESET: (u16, u8) = (0x602, 1);
+
+/// `hlt; jmp` back to it.
+const WAIT: [u8; 3] = [0xf4, 0xeb, 0xfd];
+
+fn need_kvm() {
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    if let Err(error) = opened {
+        panic!("these tests run virtual machines and /dev/kvm can't be opened: {error}");
+    }
+}
+
+/// An ELF image with a PVH note, its code at 2 MiB.
+fn pvh_image(code: &[u8]) -> Vec<u8> {
+    const ENTRY: u64 = 0x20_0000;
+    const NOTE_AT: u64 = 64 + 2 * 56;
+    const CODE_AT: u64 = 0x1000;
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    for half in [2u16, 62] {
+        image.extend(half.to_le_bytes());
+    }
+    image.extend(1u32.to_le_bytes());
+    for word in [ENTRY, 64, 0] {
+        image.extend(word.to_le_bytes());
+    }
+    image.extend(0u32.to_le_bytes());
+    for half in [64u16, 56, 2, 0, 0, 0] {
+        image.extend(half.to_le_bytes());
+    }
+    let mut header = |kind: u32, offset: u64, address: u64, bytes: u64| {
+        image.extend(kind.to_le_bytes());
+        image.extend(5u32.to_le_bytes());
+        for word in [offset, address, address, bytes, bytes, 4] {
+            image.extend(word.to_le_bytes());
+        }
+    };
+    header(1, CODE_AT, ENTRY, code.len() as u64);
+    header(4, NOTE_AT, 0, 20);
+    for word in [4u32, 4, 18] {
+        image.extend(word.to_le_bytes());
+    }
+    image.extend(b"Xen\0");
+    image.extend((ENTRY as u32).to_le_bytes());
+    image.resize(CODE_AT as usize, 0);
+    image.extend(code);
+    image
+}
+
+/// A bzImage whose 64-bit entry has this code.
+fn bzimage(code: &[u8]) -> Vec<u8> {
+    let mut image = vec![0u8; 0x400 + 0x200];
+    image[0x1f1] = 1;
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x020fu16.to_le_bytes());
+    image[0x211] = 1;
+    image[0x214..0x218].copy_from_slice(&0x10_0000u32.to_le_bytes());
+    image[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+    image[0x236] = 1;
+    image[0x238..0x23c].copy_from_slice(&255u32.to_le_bytes());
+    image[0x260..0x264].copy_from_slice(&0x1_0000u32.to_le_bytes());
+    image.extend(code);
+    image
+}
+
+struct Guest {
+    folder: TempDir,
+    kernel: PathBuf,
+}
+
+impl Guest {
+    fn new(image: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("kernel");
+        std::fs::write(&kernel, image).unwrap();
+        Self { folder, kernel }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        command.arg("--memory").arg("16M").arg("--kernel").arg(&self.kernel).args(arguments);
+        command.current_dir(self.folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut child = self.command(arguments).spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        while child.try_wait().unwrap().is_none() {
+            if Instant::now() > until {
+                child.kill().unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.wait_with_output().unwrap()
+    }
+}
+
+fn ends(output: &Output, status: i32, printed: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{errors}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), printed, "{errors}");
+}
+
+fn code(parts: &[Vec<u8>]) -> Vec<u8> {
+    [parts.concat(), WAIT.to_vec()].concat()
+}
+
+#[test]
+fn a_pvh_guest_prints_and_switches_off() {
+    need_kvm();
+    let guest = Guest::new(&pvh_image(&code(&[print("pvh\n"), out(POWER_OFF.0, POWER_OFF.1)])));
+    ends(&guest.run(&[]), 0, "pvh\n");
+}
+
+#[test]
+fn a_bzimage_begins_in_long_mode() {
+    need_kvm();
+    // In protected mode 0x48 is `dec eax` and the comparison goes wrong: mov rax, 1 << 40; shr rax, 40; add al, 'A'.
+    let long =
+        vec![0x48, 0xb8, 0, 0, 0, 0, 0, 1, 0, 0, 0x48, 0xc1, 0xe8, 40, 0x04, 0x41, 0xba, 0xf8, 3, 0, 0, 0xee];
+    let guest = Guest::new(&bzimage(&code(&[long, out(POWER_OFF.0, POWER_OFF.1)])));
+    ends(&guest.run(&["--cpus", "2"]), 0, "B");
+}
+
+#[test]
+fn the_status_tells_a_reset_from_a_crash() {
+    need_kvm();
+    for (port, value) in [RESET, (0x64, 0xfe)] {
+        let guest = Guest::new(&pvh_image(&code(&[out(port, value)])));
+        ends(&guest.run(&[]), 3, "");
+    }
+    // There is no table of interrupts, so an exception is the end of the processor.
+    let guest = Guest::new(&pvh_image(&[0x0f, 0x0b]));
+    let output = guest.run(&[]);
+    assert!(matches!(output.status.code(), Some(4 | 5)), "{output:?}");
+}
+
+/// A guest that does nothing is ended by a signal.
+#[test]
+fn a_signal_ends_a_machine() {
+    need_kvm();
+    let guest = Guest::new(&pvh_image(&code(&[print("up")])));
+    let child = guest.command(&["--cpus", "3"]).spawn().unwrap();
+    let pid = child.id().to_string();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    ends(&child.wait_with_output().unwrap(), 6, "up");
+}
+
+/// A console on a socket: what was printed before anybody came greets the client, what it types is read, and the socket
+/// goes with the machine.
+#[test]
+fn a_console_on_a_socket() {
+    use std::io::{Read, Write};
+    need_kvm();
+    // Waits for a byte at COM1 (in al, dx), prints it, switches off. `mov edx, 0x3fd; in al, dx; test al, 1; jz`
+    let read = vec![0xba, 0xfd, 3, 0, 0, 0xec, 0xa8, 1, 0x74, 0xfb, 0xba, 0xf8, 3, 0, 0, 0xec, 0xee];
+    let guest = Guest::new(&pvh_image(&code(&[print(">"), read, out(POWER_OFF.0, POWER_OFF.1)])));
+    let path: &Path = &guest.folder.path().join("console.sock");
+    let child = guest.command(&["--console", "socket:console.sock"]).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(30);
+    let mut client = loop {
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(client) => break client,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut prompt = [0];
+    client.read_exact(&mut prompt).unwrap();
+    assert_eq!(&prompt, b">");
+    client.write_all(b"k").unwrap();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"k");
+    ends(&child.wait_with_output().unwrap(), 0, "");
+    assert!(!path.exists(), "the socket stays behind");
+}
+
+#[test]
+fn what_is_no_kernel_is_refused_by_name() {
+    need_kvm();
+    let mut old = bzimage(&WAIT);
+    old[0x206] = 0x0b;
+    let mut only_32 = bzimage(&WAIT);
+    only_32[0x236] = 0;
+    let mut large = bzimage(&WAIT);
+    large[0x263] = 1;
+    let mut no_note = pvh_image(&WAIT);
+    no_note[64 + 2 * 56 + 8] = 17;
+    let mut cut = pvh_image(&WAIT);
+    cut.truncate(100);
+    for (image, word) in [
+        (b"#!/bin/sh\n".to_vec(), "neither a bzImage"),
+        (Vec::new(), "neither a bzImage"),
+        (vec![0; 0x1000], "neither a bzImage"),
+        (old, "no 64-bit entry"),
+        (only_32, "no 64-bit entry"),
+        (large, "needs memory up to 18 MiB"),
+        (no_note, "no PVH entry"),
+        (cut, "loading the kernel"),
+    ] {
+        let output = Guest::new(&image).run(&[]);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{word}: {errors}");
+        assert!(errors.contains(word), "{word}: {errors}");
+    }
+    let long = "x".repeat(300);
+    let output = Guest::new(&bzimage(&WAIT)).run(&["--cmdline", &long]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("takes 255 at most"), "{output:?}");
+    let output = Guest::new(&bzimage(&WAIT)).run(&["--initrd", "missing"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("initrd missing"), "{output:?}");
+}
