@@ -40,15 +40,15 @@ impl Kernel {
         let [a, b] = [kernel.names[0].clone(), kernel.names[1].clone()];
         let [first, last] = [kernel.names[2].clone(), kernel.names[kernel.names.len() - 1].clone()];
         for host in &kernel.names[2..] {
-            inside(host, &["link", "add", "br", "type", "bridge"], stop)?;
-            inside(host, &["link", "set", "br", "up"], stop)?;
+            inside(host, &["link", "add", "bridge0", "type", "bridge"], stop)?;
+            inside(host, &["link", "set", "bridge0", "up"], stop)?;
         }
         for (number, (guest, host)) in [(&a, &first), (&b, &last)].into_iter().enumerate() {
             let (port, address) = (format!("p{number}"), format!("{ADDRESS}.{}/24", number + 1));
             let peer = ["peer", "name", &port, "netns", host];
             let add = [&["link", "add", "eth0", "netns", guest.as_str(), "type", "veth"], &peer[..]].concat();
             ip(&add, stop)?;
-            inside(host, &["link", "set", &port, "master", "br", "up"], stop)?;
+            inside(host, &["link", "set", &port, "master", "bridge0", "up"], stop)?;
             inside(guest, &["addr", "add", &address, "dev", "eth0"], stop)?;
             inside(guest, &["link", "set", "eth0", "up"], stop)?;
         }
@@ -59,10 +59,10 @@ impl Kernel {
                 let (local, remote) = (format!("10.8.0.{number}"), format!("10.8.0.{}", 3 - number));
                 inside(host, &["addr", "add", &format!("{local}/24"), "dev", "wire"], stop)?;
                 inside(host, &["link", "set", "wire", "up"], stop)?;
-                let vxlan = ["link", "add", "vx", "type", "vxlan", "id", "7", "dstport", "4789"];
+                let vxlan = ["link", "add", "vxlan0", "type", "vxlan", "id", "7", "dstport", "4789"];
                 let ends = ["local", &local, "remote", &remote, "dev", "wire"];
                 inside(host, &[&vxlan[..], &ends].concat(), stop)?;
-                inside(host, &["link", "set", "vx", "master", "br", "up"], stop)?;
+                inside(host, &["link", "set", "vxlan0", "master", "bridge0", "up"], stop)?;
             }
             // The guests' packets and VXLAN's headers fit the wire.
             for guest in [&a, &b] {
@@ -84,20 +84,14 @@ impl Kernel {
             let mut client = Command::new("ip");
             client.args(["netns", "exec", &self.names[0], "iperf3", "--json", "--client", &to]);
             client.args(["--time", &seconds, "--omit", "1"]);
-            match process::output(&mut client, time + TIMEOUT, stop) {
-                Ok(text) => {
-                    let report: serde_json::Value =
-                        serde_json::from_str(&text).context("iperf3's report is not JSON")?;
-                    let rate = report.pointer("/end/sum_received/bits_per_second");
-                    let rate = rate.and_then(serde_json::Value::as_f64).context("iperf3 reports no rate")?;
-                    return Ok(rate / 1e9);
-                }
-                // It does not listen yet.
+            match process::output(&mut client, time + TIMEOUT, stop).and_then(|text| received(&text)) {
+                Ok(rate) => return Ok(rate / 1e9),
+                // It does not listen yet, or its address is not known yet.
                 Err(_) if began.elapsed() < Duration::from_secs(5) => {
                     daemon.check()?;
                     stop.sleep(Duration::from_millis(100))?;
                 }
-                Err(error) => return Err(error.context("iperf3: apt install iperf3")),
+                Err(error) => return Err(error.context("iperf3")),
             }
         }
     }
@@ -137,6 +131,18 @@ impl Drop for Kernel {
             }
         }
     }
+}
+
+/// Bits a second in iperf3's report, which also says in JSON why it failed.
+fn received(report: &str) -> anyhow::Result<f64> {
+    let report: serde_json::Value = serde_json::from_str(report).context("iperf3's report is not JSON")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3: {error}");
+    }
+    report
+        .pointer("/end/sum_received/bits_per_second")
+        .and_then(serde_json::Value::as_f64)
+        .context("iperf3 reports no rate")
 }
 
 fn inside(name: &str, args: &[&str], stop: &Stop) -> anyhow::Result<()> {

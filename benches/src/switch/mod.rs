@@ -12,6 +12,7 @@ mod ovs;
 mod testpmd;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,6 +84,21 @@ pub struct Figures {
     /// 99th percentile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p99_us: Option<f64>,
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = [
+            (self.mpps, "Mpps"),
+            (self.gbit_s, "Gbit/s"),
+            (self.cores, "cores"),
+            (self.ns_per_frame, "ns/frame"),
+            (self.p50_us, "us p50"),
+            (self.p99_us, "us p99"),
+        ];
+        let known = all.iter().filter_map(|(value, unit)| Some(format!("{} {unit}", (*value)?)));
+        f.write_str(&known.collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// All of a run.
@@ -183,7 +199,7 @@ impl Run<'_> {
             let mut testpmd = Testpmd::start(&setting, sockets, Listener::Switch, scratch.path())?;
             for (name, load) in &loads {
                 let figures = self.looped(&mut testpmd, *load, &switches.watched())?;
-                self.report.ours.insert(name.clone(), figures);
+                self.ours(name, figures);
             }
         }
         if self.has(Peer::Ovs) {
@@ -224,14 +240,14 @@ impl Run<'_> {
             if self.wants(name) {
                 let switches = Switches::start(&self.programs, 1, &local_ports(), 1, self.stop)?;
                 let figures = self.streamed(&switches, what)?;
-                self.report.ours.insert(name.to_owned(), figures);
+                self.ours(name, figures);
             }
         }
         for (name, what, connections) in between {
             if self.wants(name) {
                 let switches = Switches::start(&self.programs, 2, &remote_ports(), connections, self.stop)?;
                 let figures = self.streamed(&switches, what).with_context(|| switches.log_tails())?;
-                self.report.ours.insert(name.to_owned(), figures);
+                self.ours(name, figures);
             }
         }
         for (name, vxlan) in [("stream_tso", false), ("tunnel_tso", true)] {
@@ -290,7 +306,7 @@ impl Run<'_> {
             let clients = [generator::client(sockets[0])?, generator::client(sockets[1])?];
             ours.push(round_trips(&generator::ping_pong(clients, macs(), self.time, self.stop)?));
         }
-        self.report.ours.insert(NAME.to_owned(), median(ours, |figures| figures.p50_us));
+        self.ours(NAME, median(ours, |figures| figures.p50_us));
         if self.has(Peer::Kernel) {
             let kernel = kernel::Kernel::start(false, self.stop)?;
             let mut theirs = Vec::new();
@@ -319,15 +335,20 @@ impl Run<'_> {
         let (before, began) = (processor_time(&switches.watched())?, std::time::Instant::now());
         self.stop.sleep(Duration::from_secs(10))?;
         let cores = (processor_time(&switches.watched())? - before) / began.elapsed().as_secs_f64();
-        self.report
-            .ours
-            .insert(NAME.to_owned(), Figures { cores: Some(round(cores, 4)), ..Figures::default() });
+        self.ours(NAME, Figures { cores: Some(round(cores, 4)), ..Figures::default() });
         self.report.target.insert(NAME.to_owned(), 0.01);
         self.report.pass.insert(NAME.to_owned(), cores < 0.01);
         Ok(())
     }
 
+    /// Said at once: a run is long, and what fails late loses nothing.
+    fn ours(&mut self, name: &str, figures: Figures) {
+        eprintln!("{name}: {figures}");
+        self.report.ours.insert(name.to_owned(), figures);
+    }
+
     fn peer(&mut self, name: &str, who: &'static str, figures: Figures) {
+        eprintln!("{name}, {who}: {figures}");
         self.report.peer.insert(name.to_owned(), figures);
         self.report.peer_names.insert(name.to_owned(), who);
     }

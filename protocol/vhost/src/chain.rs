@@ -32,6 +32,7 @@ pub struct Chain {
 }
 
 impl Chain {
+    #[inline]
     fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
@@ -39,6 +40,7 @@ impl Chain {
 }
 
 /// Total bytes of some segments. At most 2^16 segments of 2^32 bytes: no overflow.
+#[inline]
 pub fn total_bytes(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| u64::from(segment.len)).sum()
 }
@@ -114,6 +116,7 @@ impl Descriptor {
         }
     }
 
+    #[inline]
     fn is(self, flag: u32) -> bool {
         u32::from(self.flags) & flag != 0
     }
@@ -136,6 +139,7 @@ impl Table {
 }
 
 /// Collects the chain that starts at `head` into `out` (cleared first).
+#[inline]
 pub(crate) fn walk(
     mem: &impl DescriptorSource,
     table: GuestAddress,

@@ -8,6 +8,7 @@
 pub struct HashKey(pub u64, pub u64);
 
 /// The folded product of two words: each bit of either moves half of the result.
+#[inline]
 const fn fold(a: u64, b: u64) -> u64 {
     let product = (a as u128) * (b as u128);
     (product as u64) ^ ((product >> 64) as u64)
@@ -15,6 +16,7 @@ const fn fold(a: u64, b: u64) -> u64 {
 
 impl HashKey {
     /// The hash of two words.
+    #[inline]
     pub const fn of(self, a: u64, b: u64) -> u64 {
         fold(fold(a ^ self.0, b ^ self.1) ^ 0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93)
     }
@@ -54,11 +56,13 @@ impl<V> Map<V> {
         self.len == 0
     }
 
+    #[inline]
     fn home(&self, key: Words) -> usize {
         self.hash.of(key.0, u64::from(key.1)) as usize & (self.slots.len() - 1)
     }
 
     /// Where the key is, or the free slot where its search ends.
+    #[inline]
     fn find(&self, key: Words) -> Option<usize> {
         if self.slots.is_empty() {
             return None;
@@ -75,6 +79,7 @@ impl<V> Map<V> {
     }
 
     /// The value of a key.
+    #[inline]
     pub fn get(&self, key: Words) -> Option<&V> {
         self.find(key).and_then(|at| self.slots[at].as_ref()).map(|slot| &slot.value)
     }

@@ -79,10 +79,12 @@ impl Key {
     pub const ALL: u16 = 0xffff;
 
     /// An address in one VLAN.
+    #[inline]
     pub fn new(domain: DomainId, vid: Vid, mac: Mac) -> Self {
         Self { domain, vid: vid.get(), mac }
     }
 
+    #[inline]
     fn words(self) -> Words {
         (self.mac.bits() | u64::from(self.vid) << 48, self.domain.0)
     }
@@ -173,6 +175,7 @@ impl Table {
 
     /// Where an address is in a VLAN, and when it was last seen there if that was learned. With `trunks` somebody may claim
     /// it for all VLANs, which beats what was learned in this one.
+    #[inline]
     pub fn find(&self, key: Key, trunks: bool) -> Option<(Place, Option<Instant>)> {
         let exact = self.entries.get(key.words()).map(|entry| (entry.place, entry.learned));
         if !trunks || matches!(exact, Some((_, None))) {

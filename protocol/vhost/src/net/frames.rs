@@ -11,7 +11,7 @@ use super::{NetDevice, QueuePair};
 use crate::QueueIndex;
 use crate::chain::{Chain, Segment, total_bytes};
 use crate::error::RingFault;
-use crate::guest::GuestView;
+use crate::guest::{Access, GuestView};
 
 /// The header without `num_buffers`, before virtio 1 and without mergeable buffers.
 const LEGACY_HEADER_BYTES: usize = 10;
@@ -98,17 +98,15 @@ impl NetDevice {
         if self.broken.is_some() {
             return outcome;
         }
-        let mut chain = std::mem::take(&mut self.chain);
         let features = self.features;
         if let Some(Some(ring)) = self.rings.get_mut(usize::from(queue.0)) {
-            let result = fetch(ring, features, budget, &mut chain, sink, &mut outcome);
+            let result = fetch(ring, features, budget, &mut self.chain, sink, &mut outcome);
             ring.publish();
             if let Err(fault) = result {
                 self.break_device(queue, fault);
                 outcome.more = false;
             }
         }
-        self.chain = chain;
         outcome
     }
 
@@ -136,11 +134,9 @@ impl NetDevice {
             return Err(RxRefusal::TooLong);
         }
         let header = header.for_driver(bytes, self.features)?;
-        let (mut chain, mut picked) = (std::mem::take(&mut self.chain), std::mem::take(&mut self.picked));
-        let frame = Outgoing { header, pieces, bytes };
-        let result = give(ring, self.features, &frame, &mut chain, &mut picked);
-        (self.chain, self.picked) = (chain, picked);
-        match result {
+        let plain = !header.needs_csum() && !header.is_gso() && header.flags == 0;
+        let frame = Outgoing { header: (!plain).then_some(header), pieces, bytes };
+        match give(ring, self.features, &frame, &mut self.chain, &mut self.picked) {
             Ok(()) => Ok(()),
             Err(Stop::Refused(refusal)) => Err(refusal),
             Err(Stop::Fault(fault)) => {
@@ -169,6 +165,7 @@ fn fetch(
         if ring.available(1)? == 0 {
             return Ok(());
         }
+        ring.prefetch(Access::Read);
         let head = ring.look(0, chain)?;
         if !chain.writable.is_empty() {
             return Err(RingFault::Direction);
@@ -218,6 +215,16 @@ fn read_header(view: &GuestView, segments: &[Segment], bytes: usize) -> Result<V
     Ok(VirtioNetHdr::parse(header))
 }
 
+#[inline]
+fn write_header(view: &GuestView, segments: &[Segment], header: &[u8]) -> Result<(), RingFault> {
+    if let ([first, ..], Ok(header)) = (segments, <&[u8; HEADER_BYTES]>::try_from(header))
+        && first.len as usize >= HEADER_BYTES
+    {
+        return view.write_array(first.addr.0, *header).map_err(|_| RingFault::BufferOutside);
+    }
+    scatter(view, segments, 0, &mut Cursor::new(&[header]), header.len())
+}
+
 /// Copies from the guest's segments, from `skip` bytes into them on. They hold as much, says the caller.
 #[inline]
 fn gather(
@@ -244,9 +251,13 @@ fn gather(
     Ok(())
 }
 
+/// The header of a frame with nothing left to do, in one buffer.
+const PLAIN: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
 /// A frame on its way to a guest.
 struct Outgoing<'a> {
-    header: VirtioNetHdr,
+    /// None is [`PLAIN`]: most frames are, and a constant is not put together from fields and read back through memory.
+    header: Option<VirtioNetHdr>,
     pieces: &'a [&'a [u8]],
     bytes: usize,
 }
@@ -287,12 +298,14 @@ fn give(
 ) -> Result<(), Stop> {
     let header_bytes = header_bytes(features);
     let mergeable = features & super::feature::MRG_RXBUF != 0;
-    let header = VirtioNetHdr { num_buffers: 1, ..frame.header }.encode();
+    let header =
+        frame.header.as_ref().map_or(PLAIN, |header| VirtioNetHdr { num_buffers: 1, ..*header }.encode());
     let mut cursor = Cursor::new(frame.pieces);
     let mut left = frame.bytes;
     let mut segments = 0;
     let mut num_buffers_addr = [0; 2];
     picked.clear();
+    ring.prefetch(Access::Write);
     loop {
         let ahead = picked.len() as u16;
         if ring.available(ahead + 1)? <= ahead {
@@ -316,13 +329,7 @@ fn give(
         }
         let mut skip = 0;
         if first {
-            scatter(
-                ring.view(),
-                &chain.writable,
-                0,
-                &mut Cursor::new(&[&header[..header_bytes]]),
-                header_bytes,
-            )?;
+            write_header(ring.view(), &chain.writable, &header[..header_bytes])?;
             if mergeable {
                 num_buffers_addr = [0, 1].map(|byte| address(&chain.writable, NUM_BUFFERS_AT + byte));
             }

@@ -71,7 +71,10 @@ pub(super) struct LocalUplink {
 }
 
 /// A frame in up to two pieces: a changed beginning and the rest.
-#[derive(Clone, Copy, Debug)]
+///
+/// It is lent, never copied: the processor can't forward fields that were just stored to the wider loads of a copy, and waits
+/// until all earlier stores, those to the guests' memory among them, have left it (a fifth of the time of a small frame).
+#[derive(Debug)]
 pub(super) struct Pieces<'a> {
     parts: [&'a [u8]; 2],
     count: usize,
@@ -200,7 +203,7 @@ impl Devices {
         to: Egress,
         flow: u32,
         offload: Offload,
-        pieces: Pieces<'_>,
+        pieces: &Pieces<'_>,
         tunnels: Option<&mut Tunnels>,
     ) {
         match to {
@@ -213,7 +216,7 @@ impl Devices {
             Egress::Tunnel { to, vni, tci, flow } => {
                 // What finds no connection is counted there.
                 if let Some(tunnels) = tunnels {
-                    let _counted = tunnels.send(now, to, &Meta { vni, tci, offload }, flow, &pieces);
+                    let _counted = tunnels.send(now, to, &Meta { vni, tci, offload }, flow, pieces);
                 }
             }
             // They don't come here: see `Forwarder::batch`.
@@ -222,7 +225,7 @@ impl Devices {
     }
 
     #[inline]
-    fn send_to_port(&mut self, slot: usize, flow: u32, offload: Offload, pieces: Pieces<'_>) {
+    fn send_to_port(&mut self, slot: usize, flow: u32, offload: Offload, pieces: &Pieces<'_>) {
         let Some(port) = self.ports[slot].as_mut() else { return };
         if self.captures.any() {
             let spot = Spot { name: &port.name, group: Some(port.group), direction: Direction::Out };
@@ -243,7 +246,7 @@ impl Devices {
         }
     }
 
-    fn send_to_uplink(&mut self, ix: UplinkIx, offload: Offload, pieces: Pieces<'_>) {
+    fn send_to_uplink(&mut self, ix: UplinkIx, offload: Offload, pieces: &Pieces<'_>) {
         let Some(Some(place)) = self.by_uplink.get(usize::from(ix.0)).copied() else { return };
         let Some(uplink) = self.uplinks[place].as_mut() else { return };
         if self.captures.any() {
@@ -264,7 +267,14 @@ impl Devices {
     }
 
     /// Keeps a frame until its time.
-    pub(super) fn delay(&mut self, at: Instant, to: Egress, flow: u32, offload: Offload, pieces: Pieces<'_>) {
+    pub(super) fn delay(
+        &mut self,
+        at: Instant,
+        to: Egress,
+        flow: u32,
+        offload: Offload,
+        pieces: &Pieces<'_>,
+    ) {
         if self.delayed.keep(at, to, flow, offload, pieces.get()) {
             return;
         }

@@ -124,7 +124,7 @@ impl Forwarder {
     fn made(&mut self, now: Instant, devices: &mut Devices, mut tunnels: Option<&mut Tunnels>) {
         for made in &self.output.made {
             let bytes = &self.output.bytes[made.bytes.clone()];
-            devices.send(now, made.to, 0, Offload::NONE, Pieces::one(bytes), tunnels.as_deref_mut());
+            devices.send(now, made.to, 0, Offload::NONE, &Pieces::one(bytes), tunnels.as_deref_mut());
         }
     }
 }
@@ -149,9 +149,9 @@ fn deliver(
         (edit.offload(offload), Pieces::two(prefix.bytes(), &bytes[prefix.rest_from..]))
     };
     if at > now {
-        devices.delay(at, to, flow, offload, pieces);
+        devices.delay(at, to, flow, offload, &pieces);
     } else {
-        devices.send(now, to, flow, offload, pieces, tunnels);
+        devices.send(now, to, flow, offload, &pieces, tunnels);
     }
 }
 

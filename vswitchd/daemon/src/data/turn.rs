@@ -238,7 +238,7 @@ impl Loop {
         while let Some(waiting) = self.devices.delayed.due(now) {
             let pieces = Pieces::one(&waiting.bytes);
             let tunnels = self.tunnels.as_mut();
-            self.devices.send(now, waiting.to, waiting.flow, waiting.offload, pieces, tunnels);
+            self.devices.send(now, waiting.to, waiting.flow, waiting.offload, &pieces, tunnels);
         }
     }
 
@@ -269,7 +269,7 @@ impl Loop {
                 Effect::Send { uplink, bytes } => {
                     let to = vswitch_core::pipeline::Egress::Uplink(uplink);
                     let offload = vswitch_core::frame::Offload::NONE;
-                    self.devices.send(now, to, 0, offload, Pieces::one(&bytes), None);
+                    self.devices.send(now, to, 0, offload, &Pieces::one(&bytes), None);
                 }
                 Effect::Detached(ix) => {
                     // It has left the configuration.
