@@ -11,8 +11,10 @@
 #[allow(unsafe_code)]
 pub mod client;
 pub mod cluster;
+pub mod congestion;
 pub mod idle;
 pub mod measure;
+pub mod netns;
 pub mod peer_ceph;
 pub mod peer_qsd;
 pub mod process;

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ferro_bench::congestion::{CongestionArgs, ProbeArgs, congestion};
 use ferro_bench::idle::{IdleArgs, idle};
 use ferro_bench::process::Stop;
 use ferro_bench::storage::{SocketArgs, StorageArgs, socket, storage};
@@ -30,12 +31,17 @@ enum What {
     Quinn(QuinnArgs),
     /// The switch under frames, super-frames and pings, then its peers, and the ratios.
     Switch(SwitchArgs),
+    /// A guest's own TCP through tunnels with each congestion controller, and through VXLAN.
+    Congestion(CongestionArgs),
     /// Sends UDP packets back: the other end of a latency measurement.
     #[command(hide = true)]
     UdpEcho(UdpArgs),
     /// Measures round trips to it.
     #[command(hide = true)]
     UdpPing(UdpArgs),
+    /// Measures them under load.
+    #[command(hide = true)]
+    UdpProbe(ProbeArgs),
 }
 
 fn main() -> ExitCode {
@@ -46,8 +52,10 @@ fn main() -> ExitCode {
         What::Socket(args) => socket(args, &stop).map(|()| true),
         What::Quinn(args) => quinn(args, &stop),
         What::Switch(args) => switch(args, &stop),
-        What::UdpEcho(args) => args.echo().map(|()| true),
+        What::Congestion(args) => congestion(args, &stop).map(|()| true),
+        What::UdpEcho(args) => args.echo(&stop).map(|()| true),
         What::UdpPing(args) => args.ping().map(|()| true),
+        What::UdpProbe(args) => args.send().map(|()| true),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

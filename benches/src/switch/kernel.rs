@@ -5,6 +5,7 @@
 //!   two hosts:  a ──veth── bridge ─ vxlan ──veth── vxlan ─ bridge ──veth── b
 //! ```
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use hdrhistogram::Histogram;
 
+use crate::netns::{Namespaces, inside, ip};
 use crate::process::{self, Daemon, Stop};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -21,25 +23,20 @@ const PORT: u16 = 5201;
 /// Between two pings, so that everything sleeps.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Namespaces of our own, gone when this is dropped.
+/// A network of the kernel's own between namespaces, gone when this is dropped.
 pub(super) struct Kernel {
-    names: Vec<String>,
+    spaces: Namespaces,
 }
 
 impl Kernel {
     /// A bridge between two namespaces; with `vxlan`, two bridges and a VXLAN between them.
     pub(super) fn start(vxlan: bool, stop: &Stop) -> anyhow::Result<Self> {
-        let id = std::process::id();
-        let hosts: &[&str] = if vxlan { &["x", "y"] } else { &["x"] };
-        let names: Vec<String> = ["a", "b"].iter().chain(hosts).map(|name| format!("fb{id}{name}")).collect();
-        let kernel = Self { names };
-        for name in &kernel.names {
-            ip(&["netns", "add", name], stop)?;
-            inside(name, &["link", "set", "lo", "up"], stop)?;
-        }
-        let [a, b] = [kernel.names[0].clone(), kernel.names[1].clone()];
-        let [first, last] = [kernel.names[2].clone(), kernel.names[kernel.names.len() - 1].clone()];
-        for host in &kernel.names[2..] {
+        let suffixes: &[&str] = if vxlan { &["a", "b", "x", "y"] } else { &["a", "b", "x"] };
+        let kernel = Self { spaces: Namespaces::make(suffixes, stop)? };
+        let names = kernel.spaces.names();
+        let [a, b] = [names[0].clone(), names[1].clone()];
+        let [first, last] = [names[2].clone(), names[names.len() - 1].clone()];
+        for host in &names[2..] {
             inside(host, &["link", "add", "bridge0", "type", "bridge"], stop)?;
             inside(host, &["link", "set", "bridge0", "up"], stop)?;
         }
@@ -75,14 +72,14 @@ impl Kernel {
     /// Gbit/s of one TCP stream, by iperf3.
     pub(super) fn stream(&self, time: Duration, stop: &Stop, log_dir: &Path) -> anyhow::Result<f64> {
         let log = log_dir.join("iperf3.log");
-        let server = ["netns", "exec", &self.names[1], "iperf3", "--server", "--one-off"];
+        let server = ["netns", "exec", &self.spaces.names()[1], "iperf3", "--server", "--one-off"];
         let mut daemon = Daemon::start("iperf3", Path::new("ip"), &server, log)?;
         let to = format!("{ADDRESS}.2");
         let seconds = time.as_secs().max(1).to_string();
         let began = Instant::now();
         loop {
             let mut client = Command::new("ip");
-            client.args(["netns", "exec", &self.names[0], "iperf3", "--json", "--client", &to]);
+            client.args(["netns", "exec", &self.spaces.names()[0], "iperf3", "--json", "--client", &to]);
             client.args(["--time", &seconds, "--omit", "1"]);
             match process::output(&mut client, time + TIMEOUT, stop).and_then(|text| received(&text)) {
                 Ok(rate) => return Ok(rate / 1e9),
@@ -106,12 +103,12 @@ impl Kernel {
         let program = std::env::current_exe().context("finding this program")?;
         let program = program.to_str().context("a path that is not UTF-8")?;
         let address = format!("{ADDRESS}.2:{PORT}");
-        let echo = ["netns", "exec", &self.names[1], program, "udp-echo", &address];
+        let echo = ["netns", "exec", &self.spaces.names()[1], program, "udp-echo", &address];
         let mut daemon = Daemon::start("udp-echo", Path::new("ip"), &echo, log_dir.join("echo.log"))?;
         stop.sleep(Duration::from_millis(300))?;
         daemon.check()?;
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[0], program, "udp-ping", &address]);
+        command.args(["netns", "exec", &self.spaces.names()[0], program, "udp-ping", &address]);
         command.arg(time.as_millis().to_string());
         let text = process::output(&mut command, time + TIMEOUT, stop)?;
         let mut histogram = Histogram::new_with_bounds(1, 1_000_000_000, 3)?;
@@ -122,15 +119,19 @@ impl Kernel {
     }
 }
 
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let removed = Command::new("ip").args(["netns", "del", name]).status();
-            if !removed.as_ref().is_ok_and(|status| status.success()) {
-                eprintln!("ferro-bench: removing the namespace {name}: {removed:?}");
-            }
+/// Sends back what comes, until it is told to stop.
+pub(super) fn udp_echo(address: SocketAddr, stop: &Stop) -> anyhow::Result<()> {
+    let socket = UdpSocket::bind(address).with_context(|| format!("listening on {address}"))?;
+    socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let mut bytes = [0; 2048];
+    while stop.check().is_ok() {
+        match socket.recv_from(&mut bytes) {
+            Ok((count, from)) => drop(socket.send_to(&bytes[..count], from)?),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error).context("waiting for packets"),
         }
     }
+    Ok(())
 }
 
 /// Bits a second in iperf3's report, which also says in JSON why it failed.
@@ -143,24 +144,6 @@ fn received(report: &str) -> anyhow::Result<f64> {
         .pointer("/end/sum_received/bits_per_second")
         .and_then(serde_json::Value::as_f64)
         .context("iperf3 reports no rate")
-}
-
-fn inside(name: &str, args: &[&str], stop: &Stop) -> anyhow::Result<()> {
-    ip(&[&["-netns", name], args].concat(), stop)
-}
-
-fn ip(args: &[&str], stop: &Stop) -> anyhow::Result<()> {
-    process::output(Command::new("ip").args(args), TIMEOUT, stop).map(drop)
-}
-
-/// Sends back what comes, until it is killed.
-pub(super) fn udp_echo(address: SocketAddr) -> anyhow::Result<()> {
-    let socket = UdpSocket::bind(address).with_context(|| format!("listening on {address}"))?;
-    let mut bytes = [0; 2048];
-    loop {
-        let (count, from) = socket.recv_from(&mut bytes)?;
-        socket.send_to(&bytes[..count], from)?;
-    }
 }
 
 /// Prints how long each round trip took, in nanoseconds.

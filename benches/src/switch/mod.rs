@@ -7,7 +7,7 @@
 mod generator;
 mod huge;
 mod kernel;
-mod ours;
+pub(crate) mod ours;
 mod ovs;
 mod testpmd;
 
@@ -447,9 +447,9 @@ pub struct UdpArgs {
 }
 
 impl UdpArgs {
-    /// Answers until killed.
-    pub fn echo(&self) -> anyhow::Result<()> {
-        kernel::udp_echo(self.address)
+    /// Answers until it is told to stop.
+    pub fn echo(&self, stop: &Stop) -> anyhow::Result<()> {
+        kernel::udp_echo(self.address, stop)
     }
 
     /// Asks.

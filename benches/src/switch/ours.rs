@@ -24,14 +24,14 @@ const MTU: u32 = 1500;
 
 /// The programs.
 #[derive(Clone, Debug)]
-pub(super) struct Programs {
-    vswitchd: PathBuf,
-    vswctl: PathBuf,
+pub(crate) struct Programs {
+    pub(crate) vswitchd: PathBuf,
+    pub(crate) vswctl: PathBuf,
 }
 
 impl Programs {
     /// Those beside this program.
-    pub(super) fn find() -> anyhow::Result<Self> {
+    pub(crate) fn find() -> anyhow::Result<Self> {
         let directory = process::own_directory()?;
         let find = |name| process::program_in(&directory, name);
         Ok(Self { vswitchd: find("vswitchd")?, vswctl: find("vswctl")? })
@@ -185,8 +185,8 @@ fn network(ports: &[PortAt]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// One CA, and a certificate for each host.
-fn identities(directory: &Path, hosts: &[HostId]) -> anyhow::Result<()> {
+/// One CA, and a certificate for each host: below `directory`, in `h0/identity` and so on.
+pub(crate) fn identities(directory: &Path, hosts: &[HostId]) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("reading the clock")?;
     let now = UnixTime::since_unix_epoch(now);
     let ca = ClusterCa::create(ClusterId::from_bytes([7; 16]), now, CA_LIFETIME)?;

@@ -2,8 +2,8 @@
 //!
 //! The ceiling is bare quinn: one sender and one receiver of DATAGRAM frames over loopback, each a thread with a runtime of
 //! its own, at two sizes and with two congestion controllers. Beside it, over paths of the same MTU and with the same
-//! ciphers, the switch's tunnels alone: no switch, no guests, one thread each side. Rounds of both alternate; the report has
-//! medians.
+//! ciphers, the switch's tunnels alone: no switch, no guests, one thread each side; with four connections (`-x4`); and four
+//! tunnels with a thread each at both ends (`-t4`). Rounds of all alternate; the report has medians.
 //!
 //! What it must not know: the inside of the tunnels. It drives them as the worker does.
 
@@ -97,6 +97,8 @@ struct Case {
     frames: Option<Frames>,
     /// Connections, and as many flows; of bare quinn one.
     connections: u8,
+    /// Tunnels, each with a thread at both ends: what more cores would have to do.
+    threads: u8,
 }
 
 impl Case {
@@ -108,7 +110,8 @@ impl Case {
         };
         let connections =
             if self.connections > 1 { format!("-x{}", self.connections) } else { String::new() };
-        format!("{frames}{}-{}{connections}", self.size.datagram(), controller(self.congestion))
+        let threads = if self.threads > 1 { format!("-t{}", self.threads) } else { String::new() };
+        format!("{frames}{}-{}{connections}{threads}", self.size.datagram(), controller(self.congestion))
     }
 
     /// The ceiling's name.
@@ -118,7 +121,7 @@ impl Case {
 
     /// The ratio aimed at; with a window, which is what links between hosts of a cluster have.
     fn target(&self) -> Option<f64> {
-        match (self.frames, self.congestion, self.connections) {
+        match (self.frames, self.congestion, self.connections.max(self.threads)) {
             (Some(Frames::Super), Congestion::Managed { .. }, 1) => Some(0.8),
             (Some(Frames::Full), Congestion::Managed { .. }, 1) => Some(0.6),
             _ => None,
@@ -128,7 +131,7 @@ impl Case {
 
 const fn controller(congestion: Congestion) -> &'static str {
     match congestion {
-        Congestion::Cubic => "cubic",
+        Congestion::Cubic { .. } => "cubic",
         Congestion::Managed { .. } => "window",
     }
 }
@@ -136,13 +139,15 @@ const fn controller(congestion: Congestion) -> &'static str {
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for size in [Size::Small, Size::Large] {
-        for congestion in [Congestion::Managed { window: WINDOW }, Congestion::Cubic] {
+        for congestion in [Congestion::Managed { window: WINDOW }, Congestion::Cubic { window: WINDOW }] {
             for frames in [None, Some(Frames::Super), Some(Frames::Full)] {
-                cases.push(Case { size, congestion, frames, connections: 1 });
+                cases.push(Case { size, congestion, frames, connections: 1, threads: 1 });
             }
         }
         let congestion = Congestion::Managed { window: WINDOW };
-        cases.push(Case { size, congestion, frames: Some(Frames::Super), connections: 4 });
+        let several = Case { size, congestion, frames: Some(Frames::Super), connections: 4, threads: 1 };
+        cases.push(several);
+        cases.push(Case { connections: 1, threads: 4, ..several });
     }
     cases
 }

@@ -1,9 +1,10 @@
 //! The switch's tunnels, driven as the worker drives them, without a switch.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use ferro_protocol::net::Vni;
 use ferro_protocol::time::Instant;
 use ferro_transport::identity::IdentityHandle;
@@ -86,6 +87,35 @@ fn turn(
     Ok(())
 }
 
+/// Both ends of one tunnel.
+struct Ends {
+    sender: Tunnels,
+    receiver: Tunnels,
+}
+
+impl Ends {
+    fn new(case: &Case, hosts: &Hosts) -> anyhow::Result<Self> {
+        let (mut sender, mut receiver) = (tunnels(case, &hosts.sender)?, tunnels(case, &hosts.receiver)?);
+        let (a, b): (Vec<_>, Vec<_>) = (sender.addresses().collect(), receiver.addresses().collect());
+        sender.set_peer(now(), OTHER, hosts.receiver.host(), &b);
+        receiver.set_peer(now(), OTHER, hosts.sender.host(), &a);
+        Ok(Self { sender, receiver })
+    }
+}
+
+/// Adds what this thread has used since the last time.
+struct Used<'a> {
+    total: &'a AtomicU64,
+    last: u64,
+}
+
+impl Used<'_> {
+    fn add(&mut self) {
+        let now = thread_ns();
+        self.total.fetch_add(now - std::mem::replace(&mut self.last, now), Ordering::Relaxed);
+    }
+}
+
 pub(super) fn measure(
     case: &Case,
     frames: Frames,
@@ -93,14 +123,13 @@ pub(super) fn measure(
     time: Duration,
     stop: &Stop,
 ) -> anyhow::Result<Figure> {
-    let (mut sender, mut receiver) = (tunnels(case, &hosts.sender)?, tunnels(case, &hosts.receiver)?);
-    let (a, b): (Vec<_>, Vec<_>) = (sender.addresses().collect(), receiver.addresses().collect());
-    sender.set_peer(now(), OTHER, hosts.receiver.host(), &b);
-    receiver.set_peer(now(), OTHER, hosts.sender.host(), &a);
+    let ends = (0..case.threads).map(|_| Ends::new(case, hosts)).collect::<anyhow::Result<Vec<_>>>()?;
+    let (senders, receivers): (Vec<_>, Vec<_>) = ends.into_iter().map(|it| (it.sender, it.receiver)).unzip();
     let (meta, bytes) = frame(frames)?;
     let flows = flows(case.connections);
-    let send = move |shared: &Shared| {
+    let sender = |mut sender: Tunnels, shared: &Shared| {
         let mut nothing = |_: PeerIx, _: Arrived<'_>| {};
+        let mut used = Used { total: &shared.sender_ns, last: thread_ns() };
         while !shared.stopped() {
             let mut sent = 0;
             if sender.is_up(OTHER) {
@@ -115,12 +144,13 @@ pub(super) fn measure(
             // A guest would wait as well when there is no room.
             turn(&mut sender, &mut nothing, sent == 0)?;
             shared.sent.fetch_add(sent, Ordering::Relaxed);
-            shared.sender_ns.store(thread_ns(), Ordering::Relaxed);
+            used.add();
         }
         Ok(())
     };
-    let receive = move |shared: &Shared| {
+    let receiver = |mut receiver: Tunnels, shared: &Shared| {
         let mut count = 0;
+        let mut used = Used { total: &shared.receiver_ns, last: thread_ns() };
         while !shared.stopped() {
             let (before, mut length) = (count, 0);
             let mut deliver = |_: PeerIx, frame: Arrived<'_>| {
@@ -130,11 +160,29 @@ pub(super) fn measure(
             turn(&mut receiver, &mut deliver, true)?;
             shared.received.fetch_add(count - before, Ordering::Relaxed);
             shared.received_bytes.fetch_add(length, Ordering::Relaxed);
-            shared.receiver_ns.store(thread_ns(), Ordering::Relaxed);
+            used.add();
         }
         Ok(())
     };
+    let send = |shared: &Shared| each(senders, |one| sender(one, shared));
+    let receive = |shared: &Shared| each(receivers, |one| receiver(one, shared));
     both(&Arc::new(Shared::default()), time, stop, send, receive)
+}
+
+/// Drives each of them in a thread of its own; the first on the caller's.
+fn each(all: Vec<Tunnels>, drive: impl Fn(Tunnels) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
+    let mut all = all.into_iter();
+    let first = all.next().context("no tunnel to drive")?;
+    std::thread::scope(|scope| {
+        let drive = &drive;
+        let others: Vec<_> = all.map(|one| scope.spawn(move || drive(one))).collect();
+        let mut result = drive(first);
+        for other in others {
+            let ended = other.join().map_err(|_| anyhow::anyhow!("a side of the measurement panicked"))?;
+            result = result.and(ended);
+        }
+        result
+    })
 }
 
 /// As many flows as there are connections, each pinned to one of its own.

@@ -69,7 +69,7 @@ pub struct HostSettings {
     pub data_port: u16,
     /// How tunnels share the network with others.
     pub congestion: Congestion,
-    /// KiB in flight on each managed path, at most: its connections share them.
+    /// KiB in flight on each path, at most, with either: its connections share them.
     pub window_kib: u32,
     /// Data connections to each address of each host.
     pub connections: u8,

@@ -192,9 +192,10 @@ fn settings(host: HostId, hash: HashKey) -> Settings {
 fn tunnels(config: &Config, identity: &IdentityHandle, hash: HashKey) -> anyhow::Result<Tunnels> {
     let mut settings = TunnelSettings::new(config.data_addresses(), hash);
     settings.connections = config.host.connections;
+    let window = config.host.window_kib << 10;
     settings.congestion = match config.host.congestion {
-        Congestion::Managed => Managed::Managed { window: config.host.window_kib << 10 },
-        Congestion::Cubic => Managed::Cubic,
+        Congestion::Managed => Managed::Managed { window },
+        Congestion::Cubic => Managed::Cubic { window },
     };
     Ok(Tunnels::new(clock::now(), settings, identity.clone())?)
 }

@@ -1,8 +1,9 @@
 //! From datagrams to frames.
 //!
-//! Small frames are handed on where they lie. Pieces of large ones are put together in one of [`SLOTS`] buffers that are
-//! used again and again: a frame's number says in which, so the newer of two frames throws out the older, and nobody can
-//! make this take more memory than [`REASSEMBLY_MAX`]. A frame whose pieces don't all come is given up when
+//! Small frames are handed on where they lie. Pieces of large ones are put together in one of [`SLOTS`] slots: a frame's
+//! number says in which, so the newer of two frames throws out the older, and nobody can make this take more memory than
+//! [`REASSEMBLY_MAX`]. A frame that is done gives its buffer back, and the next one takes the buffer that was given back
+//! last: it is still in the cache. A frame whose pieces don't all come is given up when
 //! [`PATIENCE`] is over or [`OVERTAKEN_MAX`] later ones are complete; of a super-frame, the segments that came are
 //! delivered then.
 
@@ -68,7 +69,7 @@ struct Slot {
     since: Instant,
     /// What it is, how long, and how it is built if it is a super-frame: known when its head came.
     meta: Option<(Meta, usize, Option<SuperFrame>)>,
-    /// Never cleared: only what lies in `ranges` is this frame's.
+    /// Empty unless the frame is open. Never cleared: only what lies in `ranges` is this frame's.
     bytes: Vec<u8>,
     /// What has come: ascending, apart from each other.
     ranges: Vec<(usize, usize)>,
@@ -123,6 +124,8 @@ impl Slot {
 pub struct Unpacker {
     bugs: Bugs,
     slots: Vec<Slot>,
+    /// Buffers that no slot has now; with those of open slots at most [`SLOTS`].
+    spare: Vec<Vec<u8>>,
     open: usize,
     scratch: Vec<u8>,
     given_up: u64,
@@ -132,7 +135,7 @@ impl Unpacker {
     /// An unpacker.
     pub fn new(bugs: Bugs) -> Self {
         let slots = (0..SLOTS).map(|_| Slot::new()).collect();
-        Self { bugs, slots, open: 0, scratch: Vec::new(), given_up: 0 }
+        Self { bugs, slots, spare: Vec::new(), open: 0, scratch: Vec::new(), given_up: 0 }
     }
 
     /// How many frames came with pieces missing.
@@ -247,6 +250,7 @@ impl Unpacker {
         let slot = &mut self.slots[at];
         (slot.state, slot.id, slot.since, slot.meta) = (State::Open, id, now, None);
         slot.ranges.clear();
+        slot.bytes = self.spare.pop().unwrap_or_default();
         self.open += 1;
         Some(at)
     }
@@ -262,6 +266,7 @@ impl Unpacker {
         let id = slot.id;
         self.open -= 1;
         deliver(Arrived { meta, bytes: &self.slots[at].bytes[..total] });
+        self.spare.push(std::mem::take(&mut self.slots[at].bytes));
         if self.open > 0 {
             for other in 0..SLOTS {
                 let behind = id.wrapping_sub(self.slots[other].id);
@@ -289,11 +294,17 @@ impl Unpacker {
         self.open > 0
     }
 
-    /// A frame will not become complete: delivers the segments of it that are there.
+    /// A frame will not become complete.
     fn give_up(&mut self, at: usize, deliver: &mut impl FnMut(Arrived<'_>)) {
         self.open -= 1;
         self.given_up += 1;
         self.slots[at].state = State::Done;
+        self.salvage(at, deliver);
+        self.spare.push(std::mem::take(&mut self.slots[at].bytes));
+    }
+
+    /// Delivers the segments of a frame that are there.
+    fn salvage(&mut self, at: usize, deliver: &mut impl FnMut(Arrived<'_>)) {
         let slot = &self.slots[at];
         let Some((meta, _, Some(layout))) = slot.meta else { return };
         if !slot.has(0, layout.head_len) {

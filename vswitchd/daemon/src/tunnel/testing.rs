@@ -59,4 +59,9 @@ impl Cluster {
     pub(super) fn pass(&self, time: Duration) {
         self.clock.0.fetch_add(time.as_secs(), Ordering::SeqCst);
     }
+
+    /// Somebody sets the clock back.
+    pub(super) fn set_back(&self, by: Duration) {
+        self.clock.0.fetch_sub(by.as_secs(), Ordering::SeqCst);
+    }
 }

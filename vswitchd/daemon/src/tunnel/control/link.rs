@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use vswitch_core::tunnel::Heart;
 
 use super::super::Path;
+use super::super::data::quic::Monotonic;
 use super::message::{Beat, MESSAGE_BYTES_MAX, Message, PROTOCOL};
 use super::owner::Input;
 use super::{MeshError, REFUSED};
@@ -119,6 +120,7 @@ impl Quic {
         let mut server = ServerConfig::with_crypto(Arc::new(server));
         server.transport_config(Arc::clone(&transport)).migration(false).max_incoming(HANDSHAKES_MAX);
         server.incoming_buffer_size(64 << 10).incoming_buffer_size_total(1 << 20);
+        server.time_source(Arc::new(Monotonic::default()));
         let client = tls::client(identity, PROTOCOL).map_err(|error| failed(&error))?;
         let client = QuicClientConfig::try_from(client).map_err(|error| failed(&error))?;
         let mut client = ClientConfig::new(Arc::new(client));

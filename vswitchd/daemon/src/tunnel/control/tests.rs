@@ -333,3 +333,25 @@ fn settings_out_of_range_are_refused() {
     assert!(matches!(start(&["[::]:0"]), Err(MeshError::Unspecified(_))));
     assert!(matches!(start(&["192.0.2.1:1"]), Err(MeshError::Socket { .. })));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn wall_clocks_that_jump_cut_nobody_off() {
+    let year = Duration::from_secs(365 * 24 * 3600);
+    let cluster = Cluster::new(1);
+    let mut nodes = three(&cluster).await;
+    for (forwards, back) in [(10 * year, Duration::ZERO), (Duration::ZERO, 20 * year)] {
+        cluster.pass(forwards);
+        cluster.set_back(back);
+        for node in &mut nodes {
+            let before = node.seen.len();
+            let since = &node.rest(Duration::from_millis(500)).await[before..];
+            let gone = |event: &MeshEvent| matches!(event, MeshEvent::Dead(_) | MeshEvent::PathDown(..));
+            assert!(!since.iter().any(gone), "{since:?}");
+        }
+        cluster.set_back(forwards);
+        cluster.pass(back);
+    }
+    let [one, mut two, _three] = nodes;
+    one.send(MeshCommand::Applied(Revision(9))).await;
+    two.until_is(&MeshEvent::Applied(host(1), Revision(9))).await;
+}

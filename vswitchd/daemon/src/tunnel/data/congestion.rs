@@ -44,22 +44,32 @@ impl ControllerFactory for Fixed {
 }
 
 impl Congestion {
-    /// As QUIC wants it. For the benchmark of bare QUIC, too.
+    /// As QUIC wants it; CUBIC without its bound. For the benchmark of bare QUIC, too.
     #[must_use]
     pub fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
         match self {
-            Self::Cubic => Arc::new(CubicConfig::default()),
+            Self::Cubic { .. } => Arc::new(CubicConfig::default()),
             Self::Managed { window } => Arc::new(Fixed { window: u64::from(window) }),
         }
     }
 }
 
-/// Makes controllers that count what the other side acknowledges.
-pub(super) struct Watch(pub(super) Arc<dyn ControllerFactory + Send + Sync>);
+/// Makes controllers that are bounded, and count what the other side acknowledges.
+pub(super) struct Watch {
+    inner: Arc<dyn ControllerFactory + Send + Sync>,
+    window_max: u64,
+}
+
+impl Watch {
+    pub(super) fn new(congestion: Congestion) -> Self {
+        Self { inner: congestion.factory(), window_max: u64::from(congestion.window()) }
+    }
+}
 
 impl ControllerFactory for Watch {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Watched { inner: Arc::clone(&self.0).build(now, current_mtu), acked: 0 })
+        let inner = Arc::clone(&self.inner).build(now, current_mtu);
+        Box::new(Watched { inner, window_max: self.window_max, acked: 0 })
     }
 }
 
@@ -67,6 +77,7 @@ impl ControllerFactory for Watch {
 /// QUIC repeats old acknowledgements in whatever it sends.
 struct Watched {
     inner: Box<dyn Controller>,
+    window_max: u64,
     acked: u64,
 }
 
@@ -83,7 +94,9 @@ impl Controller for Watched {
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
         self.acked += 1;
-        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+        // Who is bounded is not limited by the path. If it went on growing in secret, a loss would not make it less than the bound.
+        let limited = app_limited || self.inner.window() >= self.window_max;
+        self.inner.on_ack(now, sent, bytes, limited, rtt);
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
@@ -99,15 +112,15 @@ impl Controller for Watched {
     }
 
     fn window(&self) -> u64 {
-        self.inner.window()
+        self.inner.window().min(self.window_max)
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self { inner: self.inner.clone_box(), acked: self.acked })
+        Box::new(Self { inner: self.inner.clone_box(), ..*self })
     }
 
     fn initial_window(&self) -> u64 {
-        self.inner.initial_window()
+        self.inner.initial_window().min(self.window_max)
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

@@ -12,6 +12,9 @@ use vswitch_core::tunnel::{Beat, Heart, Meta, Packer, Source, Unpacker};
 
 /// Packed frames go to QUIC in pieces of about so many bytes.
 const BATCH_BYTES: usize = 64 << 10;
+/// And QUIC's go to the socket when they are so many: what was packed is encrypted while it is still in the core's own cache.
+/// With a few sends' worth, the short one at the end does not matter.
+const DRIVE_BYTES: usize = 256 << 10;
 /// What QUIC keeps for each datagram besides its bytes, at most.
 const DATAGRAM_COST: usize = 64;
 
@@ -50,6 +53,8 @@ pub(super) struct Conn {
     ends: Vec<usize>,
     /// What QUIC still takes.
     room: usize,
+    /// Packed since the socket was last given anything.
+    undriven: usize,
     /// Packets that were acknowledged so far.
     acked: u64,
     /// Whether there was none since the last heartbeat.
@@ -82,6 +87,7 @@ impl Conn {
             bytes: Vec::new(),
             ends: Vec::new(),
             room: 0,
+            undriven: 0,
             acked: 0,
             quiet: true,
             due: None,
@@ -111,6 +117,7 @@ impl Conn {
 
     /// Follows what the path carries, and how much QUIC has room for.
     pub(super) fn follow(&mut self) {
+        self.undriven = 0;
         self.payload = self.quic.current_mtu();
         let datagrams = self.quic.datagrams();
         self.room = datagrams.send_buffer_space();
@@ -131,11 +138,18 @@ impl Conn {
         if self.bytes.capacity() == 0 {
             self.bytes.reserve(BATCH_BYTES + BATCH_BYTES / 4);
         }
+        let before = self.bytes.len();
         let packed = self.packer.push(meta, frame, &mut self.bytes, &mut self.ends);
+        self.undriven += self.bytes.len() - before;
         if self.bytes.len() >= BATCH_BYTES {
             self.ship(dropped);
         }
         packed
+    }
+
+    /// Whether so much is packed that it should leave before more comes.
+    pub(super) fn is_ripe(&self) -> bool {
+        self.undriven >= DRIVE_BYTES
     }
 
     /// Ends the datagram that is being filled, and gives all to QUIC.

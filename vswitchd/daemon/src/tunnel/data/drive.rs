@@ -196,8 +196,10 @@ impl Tunnels {
                 Some(_) => {}
                 None => {
                     // The other side has confirmed that it takes our certificate.
-                    let confirmed = conn.quic.stats().frame_rx.handshake_done > 0;
-                    if conn.dialled && conn.stage == Stage::Handshake && confirmed {
+                    if conn.dialled
+                        && conn.stage == Stage::Handshake
+                        && conn.quic.stats().frame_rx.handshake_done > 0
+                    {
                         self.opened(at);
                     }
                     return;

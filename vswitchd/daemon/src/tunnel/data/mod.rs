@@ -25,7 +25,7 @@ mod congestion;
 mod conn;
 mod drive;
 mod peer;
-mod quic;
+pub(super) mod quic;
 mod settings;
 mod socket;
 mod stats;
@@ -251,7 +251,11 @@ impl Tunnels {
         };
         let mut dropped = 0;
         let packed = conn.push(meta, frame, &mut dropped);
-        self.mark(at);
+        if conn.is_ripe() {
+            self.drive(at);
+        } else {
+            self.mark(at);
+        }
         self.count(to, |stats| {
             stats.full += dropped;
             if packed {

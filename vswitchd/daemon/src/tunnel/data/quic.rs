@@ -1,14 +1,14 @@
 //! How QUIC is set up for frames.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use ferro_transport::identity::IdentityHandle;
 use ferro_transport::tls::quic;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
     ClientConfig, ConnectionId, ConnectionIdGenerator as _, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
-    RandomConnectionIdGenerator, ServerConfig, TransportConfig, VarInt,
+    RandomConnectionIdGenerator, ServerConfig, TimeSource, TransportConfig, VarInt,
 };
 
 use super::congestion::Watch;
@@ -49,6 +49,7 @@ impl Quic {
         let mut server = ServerConfig::with_crypto(Arc::new(server));
         server.transport_config(Arc::clone(&transport)).migration(false).max_incoming(HANDSHAKES_MAX);
         server.incoming_buffer_size(64 << 10).incoming_buffer_size_total(1 << 20);
+        server.time_source(Arc::new(Monotonic::default()));
         let client = quic::client(identity, PROTOCOL).map_err(|error| tls(&error))?;
         let client = Arc::new(QuicClientConfig::try_from(client).map_err(|error| tls(&error))?);
         let of_slot = |slot: u8| {
@@ -60,6 +61,22 @@ impl Quic {
         };
         let client = (0..settings.connections).map(of_slot).collect();
         Ok(Self { endpoint: Arc::new(endpoint), server: Arc::new(server), client })
+    }
+}
+
+/// The time by which tokens are good, for those who had to show that they are where they say: nobody sets it.
+#[derive(Debug)]
+pub(in crate::tunnel) struct Monotonic(Instant);
+
+impl Default for Monotonic {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl TimeSource for Monotonic {
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + self.0.elapsed()
     }
 }
 
@@ -80,14 +97,11 @@ pub(super) fn slot_of(id: &ConnectionId) -> u8 {
 fn transport(settings: &Settings) -> Result<TransportConfig, OpenError> {
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(IDLE_MAX).map_err(|error| OpenError::Tls(error.to_string()))?;
-    // What is in flight is bounded for a path, whatever the number of its connections.
-    let congestion = match settings.congestion {
-        Congestion::Cubic => Congestion::Cubic,
-        Congestion::Managed { window } => {
-            let window = (window / u32::from(settings.connections.max(1))).max(Congestion::WINDOW_MIN);
-            Congestion::Managed { window }
-        }
-    };
+    // What is in flight and what waits is bounded for a path, whatever the number of its connections.
+    let queue_bytes =
+        (settings.queue_bytes / usize::from(settings.connections.max(1))).max(Settings::QUEUE_MIN);
+    let window = settings.congestion.window() / u32::from(settings.connections.max(1));
+    let congestion = settings.congestion.with_window(window.max(Congestion::WINDOW_MIN));
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(settings.payload_max).interval(PROBE_EVERY).black_hole_cooldown(PROBE_AFTER_LOSS);
     discovery.minimum_change(8);
@@ -98,7 +112,7 @@ fn transport(settings: &Settings) -> Result<TransportConfig, OpenError> {
         .initial_rtt(ROUND_TRIP_GUESS)
         .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(Some(RECEIVE_BYTES))
-        .datagram_send_buffer_size(settings.queue_bytes)
-        .congestion_controller_factory(Arc::new(Watch(congestion.factory())));
+        .datagram_send_buffer_size(queue_bytes)
+        .congestion_controller_factory(Arc::new(Watch::new(congestion)));
     Ok(config)
 }

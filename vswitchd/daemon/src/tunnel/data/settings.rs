@@ -9,8 +9,11 @@ use vswitch_core::hash::HashKey;
 /// Who decides how much may be in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Congestion {
-    /// CUBIC (RFC 9438): fair to others on links that are shared.
-    Cubic,
+    /// CUBIC (RFC 9438): fair to others on links that are shared. By itself it fills any queue that loses nothing.
+    Cubic {
+        /// The most bytes in flight on a path, whatever CUBIC makes of it; its connections share them.
+        window: u32,
+    },
     /// For links that belong to the cluster: a fixed window, paced, that losses don't shrink. The guests' own TCP is what
     /// adapts.
     Managed {
@@ -20,12 +23,29 @@ pub enum Congestion {
 }
 
 impl Congestion {
-    /// The managed window unless it is set: 10 Gb/s at a round trip of 3 ms, and the queue of a link of 1 Gb/s for 34 ms.
+    /// The window unless it is set: 10 Gb/s at a round trip of 3 ms, and the queue of a link of 1 Gb/s for 34 ms.
     pub const WINDOW_DEFAULT: u32 = 4 << 20;
-    /// The least managed window.
+    /// The least window.
     pub const WINDOW_MIN: u32 = 64 << 10;
-    /// The largest managed window: pacing is off above.
+    /// The largest window.
     pub const WINDOW_MAX: u32 = 256 << 20;
+
+    /// The most bytes in flight on a path.
+    #[must_use]
+    pub const fn window(self) -> u32 {
+        match self {
+            Self::Cubic { window } | Self::Managed { window } => window,
+        }
+    }
+
+    /// The same with another bound.
+    #[must_use]
+    pub const fn with_window(self, window: u32) -> Self {
+        match self {
+            Self::Cubic { .. } => Self::Cubic { window },
+            Self::Managed { .. } => Self::Managed { window },
+        }
+    }
 }
 
 /// How tunnels are made.
@@ -39,7 +59,8 @@ pub struct Settings {
     pub connections: u8,
     /// The largest UDP payload that path-MTU discovery tries. What the path carries is found out.
     pub payload_max: u16,
-    /// The most bytes that wait to be sent on a connection; what does not fit is dropped and counted.
+    /// The most bytes that wait to be sent on a path, where its connections share them but for [`Settings::QUEUE_MIN`] each;
+    /// what does not fit is dropped and counted.
     pub queue_bytes: usize,
     /// The kernel's buffer of each socket, in each direction, if it allows as much.
     pub socket_bytes: usize,
@@ -84,10 +105,8 @@ impl Settings {
         if !(Self::QUEUE_MIN..=Self::QUEUE_MAX).contains(queue_bytes) {
             return Err(OpenError::Queue(*queue_bytes));
         }
-        if let Congestion::Managed { window } = congestion
-            && !(Congestion::WINDOW_MIN..=Congestion::WINDOW_MAX).contains(window)
-        {
-            return Err(OpenError::Window(*window));
+        if !(Congestion::WINDOW_MIN..=Congestion::WINDOW_MAX).contains(&congestion.window()) {
+            return Err(OpenError::Window(congestion.window()));
         }
         Ok(())
     }

@@ -13,6 +13,9 @@ use super::settings::{OpenError, Settings};
 
 /// The longest that a receive with GRO brings, and more than any single datagram.
 const RECEIVE_BYTES: usize = 65_536;
+/// Receives of one batch. Each brings up to 64 KiB, and all of them should still be in the core's own cache when the last is
+/// decrypted.
+const RECEIVES_MAX: usize = if BATCH_SIZE < 8 { BATCH_SIZE } else { 8 };
 /// The kernel takes no more in one send with GSO, whatever the segments: 64 KiB less the headers.
 const TRANSMIT_BYTES_MAX: usize = 65_000;
 /// More datagrams in one send make no difference, but longer bursts.
@@ -183,7 +186,7 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn new() -> Self {
-        Self { bytes: vec![0; RECEIVE_BYTES * BATCH_SIZE], metas: vec![RecvMeta::default(); BATCH_SIZE] }
+        Self { bytes: vec![0; RECEIVE_BYTES * RECEIVES_MAX], metas: vec![RecvMeta::default(); RECEIVES_MAX] }
     }
 
     /// One entry: what is known of it, and a copy of its bytes, which are decrypted in place.

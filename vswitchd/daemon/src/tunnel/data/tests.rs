@@ -1,5 +1,7 @@
 //! Two switches' tunnels in one thread, over real sockets, with a clock that only the test moves.
 
+mod age;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -189,6 +191,35 @@ fn what_cannot_be_sent_is_dropped_and_counted() {
 }
 
 #[test]
+fn cubic_is_bounded_and_a_loss_is_felt_at_once() {
+    const WINDOW: u32 = Congestion::WINDOW_MIN;
+    let mut it =
+        Pair::new(&["127.0.0.1:0"], |settings| settings.congestion = Congestion::Cubic { window: WINDOW });
+    it.until(1000, |it| it.a.up() && it.b.up());
+    let window = |it: &Pair| it.a.tunnels.stats().peers[0].connections[0].window;
+    let feed = |it: &mut Pair, ms: u32| {
+        for n in 0..ms {
+            let (meta, bytes) = super_frame(40, 1400);
+            for _ in 0..4 {
+                let _full = it.a.tunnels.send(it.now, OTHER, &meta, n, bytes.as_slice());
+            }
+            it.step();
+            assert!(window(it) <= u64::from(WINDOW));
+        }
+    };
+    // Long enough that CUBIC alone would be far above.
+    feed(&mut it, 1500);
+    assert_eq!(window(&it), u64::from(WINDOW), "the path loses nothing");
+    let mut count = 0_u32;
+    it.b.lose(move |_, bytes| {
+        count += 1;
+        bytes.len() > 600 && count.is_multiple_of(50)
+    });
+    feed(&mut it, 50);
+    assert!(window(&it) < u64::from(WINDOW) * 3 / 4, "{}", window(&it));
+}
+
+#[test]
 fn losses_cost_what_was_lost_and_no_more() {
     let mut it = Pair::up();
     let mut count = 0_u32;
@@ -352,25 +383,6 @@ fn who_stood_still_blames_nobody() {
     assert_eq!((it.a.downs(), it.b.downs()), (0, 1));
     assert!(it.a.up() && it.b.up());
     it.talk();
-}
-
-#[test]
-fn connections_have_no_age() {
-    let mut it = Pair::up();
-    // An hour: certificates run out, ids of connections are renewed, the path's MTU is looked at again and again.
-    let mut turn = |ms| {
-        it.now = it.now + Duration::from_millis(ms);
-        it.a.turn(it.now);
-        it.b.turn(it.now);
-        it.a.turn(it.now);
-    };
-    for _ in 0..3600 * 1000 / 100 {
-        turn(70);
-        turn(30);
-    }
-    it.cluster.pass(LIFETIME * 2);
-    it.talk();
-    assert_eq!((it.a.downs(), it.b.downs()), (0, 0));
 }
 
 /// Both try for two seconds; returns the sides for a look at their figures.
