@@ -47,7 +47,8 @@ fn main() -> ExitCode {
     }
     match result {
         Ok(End::Clean) => ExitCode::SUCCESS,
-        Ok(End::Failed) => ExitCode::from(EXIT_FAILED),
+        // It does not end by that.
+        Ok(End::Failed | End::Joined) => ExitCode::from(EXIT_FAILED),
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE

@@ -13,7 +13,7 @@ use ferro_transport::identity::{IdentityDir, IdentityHandle};
 use ferro_transport::{files, local, notify};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use vswitch_core::bugs::Bugs;
 use vswitch_core::hash::HashKey;
@@ -39,10 +39,25 @@ pub enum End {
     Clean,
     /// The worker has ended by itself, or does not answer.
     Failed,
+    /// This host has become a member of a cluster: everything is to begin anew with its certificate.
+    Joined,
 }
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop. A host that joins a cluster begins anew in the same process: as after a restart,
+/// guests connect again, and TAPs stay.
 pub async fn run(config_path: &Path) -> anyhow::Result<End> {
+    // For all of the process: what arrives between two beginnings is not lost.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        let end = run_once(config_path, &mut terminate, &mut interrupt).await?;
+        if end != End::Joined {
+            return Ok(end);
+        }
+    }
+}
+
+async fn run_once(config_path: &Path, terminate: &mut Signal, interrupt: &mut Signal) -> anyhow::Result<End> {
     let config = Arc::new(Config::load(config_path)?);
     for dir in [&config.host.state_dir, &config.host.run_dir, &config.ports_dir()] {
         std::fs::create_dir_all(dir)
@@ -51,9 +66,6 @@ pub async fn run(config_path: &Path) -> anyhow::Result<End> {
     tracing::info!(config = %config_path.display(), alone = config.host.alone, "configuration read");
     let memory = Memory::load(&config.host.state_dir)?;
     tracing::info!(revision = memory.revision(), "what was left behind is read");
-
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
 
     let identity = identity(&config)?;
     let host = match &identity {
@@ -92,17 +104,21 @@ pub async fn run(config_path: &Path) -> anyhow::Result<End> {
         _ = interrupt.recv() => { tracing::info!("interrupted"); End::Clean }
         () = plane.failed() => { tracing::error!("the worker has ended"); End::Failed }
         () = new_identity(&config, identity.as_ref()) => {
-            tracing::warn!("this host has joined a cluster: starting anew with its certificate");
-            End::Failed
+            tracing::info!("this host has joined a cluster: the switch begins anew with its certificate");
+            End::Joined
         }
         () = notify::keep_alive(watchdog, || plane.turns()) => End::Failed,
     };
 
-    notify::stopping();
+    if end != End::Joined {
+        notify::stopping();
+    }
     drop(stop);
     plane.stop().await;
     let stopped = tokio::time::timeout(STOP_MAX, handle.ask(Command::Stop)).await;
     serving.abort();
+    // Until it has let go of the socket and the plane.
+    let _aborted = serving.await;
     local::remove(&config.api_socket())?;
     if !matches!(stopped, Ok(Ok(()))) {
         tracing::error!("the worker did not stop");

@@ -71,11 +71,7 @@ fn host(book: &Book) -> Rig {
     rig.data.send(Command::LeaseBook { group: name("web"), wall: wall(), book }).unwrap();
     for n in 1..=2 {
         let tap = format!("tap{n}");
-        let device = PortDevice::Tap(Box::new(TapPort::open(&tap, 1400).unwrap()));
-        // Before it is up, so that the address that IPv6 makes of it is the port's.
-        ip(&format!("link set {tap} down"));
-        ip(&format!("link set {tap} address {}", mac(n)));
-        ip(&format!("link set {tap} up"));
+        let device = PortDevice::Tap(Box::new(TapPort::open(&tap, mac(n), 1400, false).unwrap()));
         let port = name(&format!("p{n}"));
         rig.data.ask_blocking(|answer| Command::Attach { name: port, device, answer }).unwrap().unwrap();
     }

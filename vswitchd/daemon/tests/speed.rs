@@ -3,11 +3,14 @@
 
 mod rig;
 
+use std::process::Command as Process;
 use std::time::{Duration, Instant};
 
 use ferro_vhost::frontend::{NetClient, NetClientOptions};
 use ferro_vhost::net::VirtioNetHdr;
-use rig::{LAN, PAIR, PLAIN, Rig, config, frame, mac, receive, send, super_frame};
+use rig::{LAN, PAIR, PLAIN, Rig, config, frame, mac, name, receive, send, super_frame};
+use vswitchd::data::port::Command;
+use vswitchd::ports::UplinkDevice;
 
 const SPAN: Duration = Duration::from_secs(2);
 
@@ -75,6 +78,56 @@ fn super_frames() {
             rate / 1e3,
             rate * len as f64 * 8e-9
         );
+    }
+}
+
+/// Frames that an interface of this namespace has received.
+fn received(interface: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
+    line.unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// From a guest to an uplink that is a veth, whose other end throws away what arrives:
+/// `unshare --net cargo test --release -p vswitchd --test speed uplink -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, in a network namespace of its own"]
+fn uplink() {
+    for arguments in
+        ["link add up0 type veth peer name far0", "link set up0 mtu 9000 up", "link set far0 mtu 9000 up"]
+    {
+        let run = Process::new("ip").args(arguments.split(' ')).status().unwrap();
+        assert!(run.success(), "ip {arguments}");
+    }
+    let rig = Rig::new(config(LAN, &["lan"]));
+    let device = UplinkDevice::open("up0").unwrap();
+    rig.data.ask_blocking(|answer| Command::AddUplink { name: name("up0"), device, answer }).unwrap();
+    for len in [60, 1514, 9014, 65_054] {
+        let (header, bytes) =
+            if len > 10_000 { super_frame(len - 54) } else { (PLAIN, frame(mac(2), mac(1), len, 1)) };
+        let mut guest = rig.guest(1, NetClientOptions { queue_size: 128, ..NetClientOptions::default() });
+        while guest.send_quietly(PAIR, header, &bytes).unwrap() {}
+        guest.kick(PAIR).unwrap();
+        let mut run = |span: Duration| {
+            let (started, before) = (Instant::now(), received("far0"));
+            while started.elapsed() < span {
+                if guest.resend(PAIR, bytes.len(), 64) > 0 {
+                    guest.kick(PAIR).unwrap();
+                }
+            }
+            (received("far0") - before) as f64 / started.elapsed().as_secs_f64()
+        };
+        run(Duration::from_millis(200));
+        let rate = run(SPAN);
+        let refused = rig.snapshot().uplinks[0].drops;
+        println!(
+            "{len} B to an uplink: {:.0} k frames/s, {:.1} Gb/s; refused {}",
+            rate / 1e3,
+            rate * len as f64 * 8e-9,
+            refused.no_room + refused.failed
+        );
+        drop(guest);
+        rig.unplug(1);
     }
 }
 

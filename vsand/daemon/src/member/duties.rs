@@ -20,6 +20,8 @@ use crate::data::port::{Command as DataCommand, Event, LoopGone};
 const OWNER_PROPOSE_MAX: Duration = Duration::from_secs(2);
 /// A voter that was away for so long is replaced.
 const LONG_ABSENT: Duration = Duration::from_secs(600);
+/// Two hosts have several connections, which end together: that is said once in so long.
+const SAID_WITHIN: Duration = Duration::from_secs(5);
 /// A host that was not heard of for so long does not become a voter.
 const ALIVE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -63,6 +65,7 @@ fn observe_leases(member: &Member, state: &State) {
 
 /// Carries out what the data loop asks for.
 pub async fn events(member: Arc<Member>, mut events: UnboundedReceiver<Event>) {
+    let mut said = BTreeMap::new();
     while let Some(event) = events.recv().await {
         match event {
             Event::Propose { object, epoch, id, command } => {
@@ -80,7 +83,13 @@ pub async fn events(member: Arc<Member>, mut events: UnboundedReceiver<Event>) {
                 tokio::spawn(tell_dead_disk(Arc::clone(&member), disk, reason));
             }
             Event::Disconnected { host, outbound, reason, .. } => {
-                tracing::info!(%host, outbound, reason, "a data connection has ended");
+                let now = clock::mono();
+                said.retain(|_, at: &mut _| now.since(*at) < SAID_WITHIN);
+                if said.insert(host, now).is_none() {
+                    tracing::info!(%host, reason, "data connections have ended");
+                } else {
+                    tracing::debug!(%host, outbound, reason, "a data connection has ended");
+                }
                 if outbound {
                     // Nobody dials any more when this member ends.
                     let _ending = member.broken.send(host);

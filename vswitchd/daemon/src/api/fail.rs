@@ -8,6 +8,7 @@ use ferro_protocol::net::{Mac, NetName};
 use vswitch_core::config::{Fault, Problem};
 
 use super::control::Point;
+use crate::ports::TapRefused;
 
 /// The configuration can't be like this: every fault, and nothing was changed.
 pub fn invalid_network(faults: &[Fault]) -> ApiError {
@@ -104,6 +105,15 @@ pub fn device_failed(device: impl Display, cause: impl Display) -> ApiError {
         ErrorCode::DeviceFailed,
         format!("{device} can't be used: {cause}"),
         "check that it is there, that vswitchd may use it, and that nobody else does",
+    )
+}
+
+/// An interface can't be a port.
+pub fn tap_refused(interface: &str, why: TapRefused) -> ApiError {
+    ApiError::new(
+        ErrorCode::DeviceFailed,
+        format!("interface {interface} can't be used: {why}"),
+        why.next_step(),
     )
 }
 

@@ -33,6 +33,9 @@ impl Loop {
             Command::Attach { name, device, answer: to } => answer(to, self.attach(now, name, device)),
             Command::Detach { name, answer: to } => {
                 let slot = self.devices.by_name.get(&name).copied();
+                if let Some(Some(port)) = slot.and_then(|slot| self.devices.ports.get(slot)) {
+                    port.device.forget();
+                }
                 answer(to, slot.is_some_and(|slot| self.unplug(now, slot, PortLink::Detached)));
             }
             Command::AddUplink { name, device, answer: to } => {
@@ -149,6 +152,7 @@ impl Loop {
                 self.unplug(now, slot, PortLink::Detached);
                 return Err(AttachRefused::Watch(name, error));
             }
+            port.device.keep();
         }
         self.set_link(now, slot, link);
         self.handle_control(now, slot);
@@ -181,6 +185,7 @@ impl Loop {
 
     /// Lets an uplink's card go; its name.
     pub(super) fn remove_uplink(&mut self, place: usize) -> Option<NetName> {
+        self.devices.flush_uplinks();
         let uplink = self.devices.uplinks.get_mut(place)?.take()?;
         self.watch.remove(uplink.device.frames());
         self.watch.remove(uplink.device.links());

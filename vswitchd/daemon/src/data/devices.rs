@@ -70,6 +70,32 @@ pub(super) struct LocalUplink {
     pub(super) worked_at: Instant,
 }
 
+impl LocalUplink {
+    /// Sends what it was given.
+    fn flush(&mut self, mender: &mut Mender) {
+        let Self { device, drops, .. } = self;
+        device.flush(|device, refusal, offload, bytes| {
+            drops.after(mend(device, mender, refusal, offload, &[bytes]));
+        });
+    }
+}
+
+/// Sends a frame that the kernel did not take in a way that it does, if there is one.
+fn mend(
+    device: &UplinkDevice,
+    mender: &mut Mender,
+    refusal: Refusal,
+    offload: Offload,
+    pieces: &[&[u8]],
+) -> Result<(), Refusal> {
+    match refusal {
+        Refusal::Offload => {
+            mender.mend(offload, pieces, true, |offload, pieces| device.send(offload, pieces))
+        }
+        other => Err(other),
+    }
+}
+
 /// A frame in up to two pieces: a changed beginning and the rest.
 ///
 /// It is lent, never copied: the processor can't forward fields that were just stored to the wider loads of a copy, and waits
@@ -253,16 +279,25 @@ impl Devices {
             let spot = Spot { name: &uplink.name, group: None, direction: Direction::Out };
             self.captures.see(spot, offload, pieces.get());
         }
-        let device = &mut uplink.device;
-        let given = match device.give(offload, pieces.get()) {
-            Err(Refusal::Offload) => {
-                let emit = |offload: Offload, pieces: &[&[u8]]| device.give(offload, pieces);
-                self.mender.mend(offload, pieces.get(), true, emit)
+        if uplink.device.give(offload, pieces.get()) {
+            return;
+        }
+        uplink.flush(&mut self.mender);
+        if uplink.device.give(offload, pieces.get()) {
+            return;
+        }
+        if let Err(refusal) = uplink.device.send(offload, pieces.get()) {
+            let bytes = pieces.get();
+            uplink.drops.after(mend(&uplink.device, &mut self.mender, refusal, offload, bytes));
+        }
+    }
+
+    /// Sends what uplinks were given.
+    pub(super) fn flush_uplinks(&mut self) {
+        for uplink in self.uplinks.iter_mut().flatten() {
+            if uplink.device.has_waiting() {
+                uplink.flush(&mut self.mender);
             }
-            given => given,
-        };
-        if let Err(refusal) = given {
-            uplink.drops.refused(refusal);
         }
     }
 
@@ -296,6 +331,13 @@ impl Devices {
 }
 
 impl DeviceDrops {
+    /// Counts what did not go.
+    fn after(&mut self, given: Result<(), Refusal>) {
+        if let Err(refusal) = given {
+            self.refused(refusal);
+        }
+    }
+
     /// Counts a refusal.
     pub(super) fn refused(&mut self, refusal: Refusal) {
         let counter = match refusal {

@@ -251,6 +251,7 @@ impl Loop {
                 port.device.flush();
             }
         }
+        self.devices.flush_uplinks();
         if let Some(tunnels) = self.tunnels.as_mut() {
             tunnels.flush(now);
         }

@@ -194,13 +194,13 @@ impl Dhcp {
         }
         let before = self.offers.get(&mac).map(|offer| offer.ip);
         if now < self.full_until && before.is_none() {
-            seen.pool_full += 1;
+            seen.found_none(now);
             return None;
         }
         let others = |ip: Ipv4Addr| self.offered.get(&ip).is_some_and(|other| *other != mac);
         let Some(ip) = book.candidate(&self.rules, wall, mac, before.or(request.asks), others) else {
             self.full_until = now + FULL;
-            seen.pool_full += 1;
+            seen.found_none(now);
             return None;
         };
         self.forget_offer(mac);

@@ -62,11 +62,19 @@ pub struct Seen {
     pub declines: u64,
     /// Questions that found no free address.
     pub pool_full: u64,
+    /// When the last of those came.
+    pub pool_full_at: Option<Instant>,
     /// Questions of ports that have as many addresses as one may have.
     pub port_limit: u64,
 }
 
 impl Seen {
+    /// A question found no free address.
+    pub(super) fn found_none(&mut self, now: Instant) {
+        self.pool_full += 1;
+        self.pool_full_at = Some(now);
+    }
+
     /// All numbers, with the names that metrics have.
     pub fn all(&self) -> [(&'static str, u64); 12] {
         [

@@ -164,13 +164,13 @@ async fn attach(shared: &Shared, name: &NetName, to: Attachment) -> Result<()> {
             return Err(fail::device_taken(devices::words(&to), other));
         }
     }
-    shared.plug(name, &to).await?;
-    let port = Port { to, plugged: true, link: None, trouble: None };
+    let made = shared.plug(name, &to).await?;
+    let port = Port { to, made, plugged: true, link: None, trouble: None };
     // What the worker said of its link meanwhile is asked for with the next snapshot.
     shared.state().ports.insert(name.clone(), port);
     if let Err(error) = save_attachments(shared).await {
-        shared.state().ports.remove(name);
-        unplug(shared, name).await?;
+        let made = shared.state().ports.remove(name).filter(|port| port.made).map(|port| port.to);
+        unplug(shared, name, made).await?;
         return Err(error);
     }
     Ok(())
@@ -186,19 +186,37 @@ async fn detach(shared: &Shared, name: &NetName) -> Result<()> {
         shared.state().ports.insert(name.clone(), old);
         return Err(error);
     }
-    unplug(shared, name).await
+    unplug(shared, name, old.made.then_some(old.to)).await
 }
 
-async fn unplug(shared: &Shared, name: &NetName) -> Result<()> {
+/// Takes a port's device from the worker. `made`: what was made here for it goes, too.
+async fn unplug(shared: &Shared, name: &NetName, made: Option<Attachment>) -> Result<()> {
     let told = name.clone();
-    let gone = shared.ask(move |answer| Command::Detach { name: told, answer }).await;
-    gone.map(drop).ok_or_else(|| fail::worker_gone(format!("detaching port {name}")))
+    let had = shared.ask(move |answer| Command::Detach { name: told, answer }).await;
+    let had = had.ok_or_else(|| fail::worker_gone(format!("detaching port {name}")))?;
+    // The worker lets go of it for good; of what it did not have, nobody does.
+    if let (false, Some(made)) = (had, made) {
+        let removed = tokio::task::spawn_blocking(move || devices::remove(&made)).await;
+        match removed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(port = %name, %error, "the interface stays: `ip link del` removes it")
+            }
+            Err(error) => return Err(fail::internal(format!("detaching port {name}"), error)),
+        }
+    }
+    Ok(())
 }
 
 async fn save_attachments(shared: &Shared) -> Result<()> {
-    let all = shared.state().ports.iter().map(|(name, port)| (name.clone(), port.to.clone())).collect();
+    let (all, taps) = {
+        let ports = &shared.state().ports;
+        let all = ports.iter().map(|(name, port)| (name.clone(), port.to.clone())).collect();
+        let taps = ports.iter().filter(|(_, port)| port.made).map(|(name, _)| name.clone()).collect();
+        (all, taps)
+    };
     let files = shared.files.clone();
-    let saved = tokio::task::spawn_blocking(move || files.save_attachments(&all)).await;
+    let saved = tokio::task::spawn_blocking(move || files.save_attachments(&all, &taps)).await;
     let failed = |why: String| {
         ApiError::new(ErrorCode::Io, why, "see that the state directory can be written; nothing was changed")
     };

@@ -11,8 +11,14 @@ pub(super) fn uplink(interface: &str) -> Result<UplinkDevice, OpenError> {
     UplinkDevice::open(interface)
 }
 
-/// What a port is attached to. Its socket, if it is one, has been named already.
-pub(super) fn port(name: &NetName, to: &Attachment, mac: Mac, mtu: u16) -> Result<PortDevice, OpenError> {
+/// What a port is attached to. Its socket, if it is one, has been named already. `made`: its interface was made here before.
+pub(super) fn port(
+    name: &NetName,
+    to: &Attachment,
+    mac: Mac,
+    mtu: u16,
+    made: bool,
+) -> Result<PortDevice, OpenError> {
     match to {
         Attachment::VhostUser { socket, connect, queue_pairs } => {
             let path = socket.clone().unwrap_or_default().into();
@@ -20,7 +26,17 @@ pub(super) fn port(name: &NetName, to: &Attachment, mac: Mac, mtu: u16) -> Resul
             let settings = VhostSettings { pairs: *queue_pairs, ..VhostSettings::new(socket, mac, mtu) };
             Ok(PortDevice::Vhost(Box::new(VhostPort::open(name, &settings)?)))
         }
-        Attachment::Tap { interface } => Ok(PortDevice::Tap(Box::new(TapPort::open(interface, mtu)?))),
+        Attachment::Tap { interface } => {
+            Ok(PortDevice::Tap(Box::new(TapPort::open(interface, mac, mtu, made)?)))
+        }
+    }
+}
+
+/// Removes what was made here for a port.
+pub(super) fn remove(made: &Attachment) -> Result<(), OpenError> {
+    match made {
+        Attachment::Tap { interface } => TapPort::remove(interface),
+        Attachment::VhostUser { .. } => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What this host writes down: the copy of the network, what is attached, and, when it is alone, leases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ const BOOKS: Kind = Kind { name: "leases", version: 1 };
 /// What the names of lease books begin and end with.
 const BOOK: (&str, &str) = ("leases-", ".book");
 const ATTACHMENTS: Kind = Kind { name: "attachments", version: 1 };
+const TAPS: Kind = Kind { name: "taps", version: 1 };
 
 /// What is written down of the network: enough to go on without the directory.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -35,6 +36,7 @@ pub(super) struct Files {
     dir: PathBuf,
     copy: PathBuf,
     attachments: PathBuf,
+    taps: PathBuf,
 }
 
 impl Files {
@@ -44,6 +46,7 @@ impl Files {
             dir: state_dir.to_owned(),
             copy: state_dir.join("network.copy"),
             attachments: state_dir.join("attachments"),
+            taps: state_dir.join("taps"),
         }
     }
 
@@ -60,6 +63,11 @@ impl Files {
     /// The attachments, or what is wrong with them.
     pub(super) fn load_attachments(&self) -> Result<BTreeMap<NetName, Attachment>, StoredError> {
         Ok(stored::load(&self.attachments, ATTACHMENTS)?.unwrap_or_default())
+    }
+
+    /// The ports whose interfaces were made here, or what is wrong with them.
+    pub(super) fn load_taps(&self) -> Result<BTreeSet<NetName>, StoredError> {
+        Ok(stored::load(&self.taps, TAPS)?.unwrap_or_default())
     }
 
     /// The lease books of a host that is alone.
@@ -95,14 +103,27 @@ impl Files {
         stored::save(&path, BOOKS, &text)
     }
 
-    /// Writes down what is attached.
-    pub(super) fn save_attachments(&self, ports: &BTreeMap<NetName, Attachment>) -> Result<(), StoredError> {
-        stored::save(&self.attachments, ATTACHMENTS, ports)
+    /// Writes down what is attached, and to which interfaces that were made here.
+    pub(super) fn save_attachments(
+        &self,
+        ports: &BTreeMap<NetName, Attachment>,
+        taps: &BTreeSet<NetName>,
+    ) -> Result<(), StoredError> {
+        // In this order: an interface that is taken for somebody else's stays, and the other way round would remove it.
+        stored::save(&self.attachments, ATTACHMENTS, ports)?;
+        stored::save(&self.taps, TAPS, taps)
     }
 }
 
 /// Attached as it was left, with nothing plugged in yet.
-pub(super) fn restored(attachments: BTreeMap<NetName, Attachment>) -> BTreeMap<NetName, Port> {
-    let port = |to| Port { to, plugged: false, link: None, trouble: None };
-    attachments.into_iter().map(|(name, to)| (name, port(to))).collect()
+pub(super) fn restored(
+    attachments: BTreeMap<NetName, Attachment>,
+    taps: &BTreeSet<NetName>,
+) -> BTreeMap<NetName, Port> {
+    let port = |to, made| Port { to, made, plugged: false, link: None, trouble: None };
+    let all = attachments.into_iter().map(|(name, to)| {
+        let made = taps.contains(&name);
+        (name, port(to, made))
+    });
+    all.collect()
 }

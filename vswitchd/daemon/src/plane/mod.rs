@@ -31,7 +31,7 @@ mod steward;
 mod stored;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -50,6 +50,7 @@ use crate::config::Config;
 use crate::data::clock;
 use crate::data::port::{Command, DataHandle, Event as DataEvent};
 use crate::endpoint::Book;
+use crate::ports::OpenError;
 use crate::tunnel::control::{MeshCommand, MeshEvent, PeerView};
 use directory::{Directory, View};
 use documents::NetworkDocument;
@@ -93,6 +94,8 @@ pub struct Memory {
     files: Files,
     copy: Copy,
     attachments: BTreeMap<NetName, Attachment>,
+    /// Ports whose interfaces were made here.
+    taps: BTreeSet<NetName>,
     /// The lease books of a host that is alone.
     books: BTreeMap<NetName, (u64, Book)>,
     problems: Vec<String>,
@@ -121,6 +124,10 @@ impl Memory {
             Ok(attachments) => attachments,
             Err(error) => damaged(error).map(|()| BTreeMap::new())?,
         };
+        let taps = match files.load_taps() {
+            Ok(taps) => taps,
+            Err(error) => damaged(error).map(|()| BTreeSet::new())?,
+        };
         let mut books = BTreeMap::new();
         for (group, book) in files.load_books()? {
             match book {
@@ -128,7 +135,7 @@ impl Memory {
                 Err(error) => damaged(error)?,
             }
         }
-        Ok(Self { files, copy, attachments, books, problems })
+        Ok(Self { files, copy, attachments, taps, books, problems })
     }
 
     /// The revision that was in force.
@@ -184,18 +191,20 @@ impl Shared {
         }
     }
 
-    /// Gives a port of the network its device. Whoever calls holds [`Self::attaching`].
-    async fn plug(&self, name: &NetName, to: &Attachment) -> Result<(), ApiError> {
-        let (mac, mtu) = {
+    /// Gives a port of the network its device; whether that was made for it. Whoever calls holds [`Self::attaching`].
+    async fn plug(&self, name: &NetName, to: &Attachment) -> Result<bool, ApiError> {
+        let (mac, mtu, made) = {
             let state = self.state();
             let port = state.network.ports().get(name).ok_or_else(|| fail::port_not_found(name))?;
-            (port.mac, port.policy.mtu)
+            (port.mac, port.policy.mtu, state.ports.get(name).is_some_and(|port| port.made))
         };
         let (opened_name, opened_to) = (name.clone(), to.clone());
         let opened =
-            tokio::task::spawn_blocking(move || devices::port(&opened_name, &opened_to, mac, mtu)).await;
+            tokio::task::spawn_blocking(move || devices::port(&opened_name, &opened_to, mac, mtu, made))
+                .await;
         let device = match opened {
             Ok(Ok(device)) => device,
+            Ok(Err(OpenError::Tap { interface, why })) => return Err(fail::tap_refused(&interface, why)),
             Ok(Err(error)) => return Err(fail::device_failed(devices::words(to), error)),
             Err(error) => return Err(fail::internal(format!("attaching port {name}"), error)),
         };
@@ -204,14 +213,14 @@ impl Shared {
         {
             tracing::warn!(socket = path, %error, "the socket stays root's alone");
         }
-        let what = format!("attaching port {name}");
+        let (what, made) = (format!("attaching port {name}"), device.made());
         let attach = |answer| Command::Attach { name: name.clone(), device, answer };
         let attached = self.ask(attach).await.ok_or_else(|| fail::worker_gone(&what))?;
         attached.map_err(|refused| fail::device_failed(devices::words(to), refused))?;
         if let Some(port) = self.state().ports.get_mut(name) {
-            (port.plugged, port.trouble) = (true, None);
+            (port.plugged, port.made, port.trouble) = (true, made, None);
         }
-        Ok(())
+        Ok(made)
     }
 
     /// Puts a network in place of the one with this revision: in the directory or, alone, in the file.
@@ -271,7 +280,7 @@ impl Plane {
     /// Begins with what was in force when this host last ran. The worker has it soon after, whether `vsand` is there or not.
     pub fn start(parts: Parts) -> Self {
         let Parts { config, memory, host, data, data_events, mesh } = parts;
-        let Memory { files, copy, attachments, books, problems } = memory;
+        let Memory { files, copy, attachments, taps, books, problems } = memory;
         let books = if config.host.alone { books } else { BTreeMap::new() };
         let alone = config.host.alone;
         let now = clock::now();
@@ -297,10 +306,10 @@ impl Plane {
             peers: configured_peers(&config),
             peers_told: false,
             uplinks: BTreeMap::new(),
-            ports: files::restored(attachments),
+            ports: files::restored(attachments, &taps),
             claims: BTreeMap::new(),
             announced: BTreeMap::new(),
-            frozen: std::collections::BTreeSet::new(),
+            frozen: BTreeSet::new(),
             books,
             problems,
             copy_problem: None,

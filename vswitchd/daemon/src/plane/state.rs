@@ -58,6 +58,8 @@ pub(super) struct Uplink {
 pub(super) struct Port {
     /// To what.
     pub(super) to: Attachment,
+    /// That is an interface that was made here.
+    pub(super) made: bool,
     /// The worker has its device.
     pub(super) plugged: bool,
     /// How that is.

@@ -298,7 +298,7 @@ impl Steward {
                     self.cards.remove(&name);
                 }
                 DataEvent::Path { host, path, up } => {
-                    tracing::info!(%host, %path, up, "a data connection has changed");
+                    tracing::debug!(%host, %path, up, "a data connection has changed");
                 }
                 // A machine whose wish is lost asks again.
                 DataEvent::LeaseWanted(wanted) => drop(self.wishes.try_send(wanted)),
@@ -340,7 +340,12 @@ impl Steward {
         let (host, word) = match event {
             MeshEvent::Alive(host) | MeshEvent::Dead(host) => {
                 let alive = matches!(event, MeshEvent::Alive(_));
-                tracing::info!(host = %state.host_name(host), alive, "a host answers, or does not");
+                let name = state.host_name(host);
+                if alive {
+                    tracing::info!(host = name, "a host answers");
+                } else {
+                    tracing::warn!(host = name, "a host does not answer any more");
+                }
                 if let Some(peer) = state.peers.get_mut(&host) {
                     (peer.alive, peer.since) = (alive, Some(now));
                 }
@@ -350,7 +355,7 @@ impl Steward {
             }
             MeshEvent::PathUp(host, path) | MeshEvent::PathDown(host, path) => {
                 let up = matches!(event, MeshEvent::PathUp(..));
-                tracing::info!(host = %state.host_name(host), %path, up, "a path has changed");
+                tracing::debug!(host = %state.host_name(host), %path, up, "a path has changed");
                 return;
             }
             MeshEvent::DataAddresses(host, data) => {

@@ -362,6 +362,9 @@ fn unconfirmed(open: Open) -> Unconfirmed {
     }
 }
 
+/// So long after the last machine that got no address.
+const POOL_FULL_FOR: std::time::Duration = std::time::Duration::from_secs(600);
+
 fn health(state: &State, snapshot: &Snapshot, uplinks: &[UplinkInfo], tunnels: &[TunnelInfo]) -> Health {
     use HealthLevel::{Critical, Warning};
     let mut reasons = Vec::new();
@@ -439,6 +442,16 @@ fn health(state: &State, snapshot: &Snapshot, uplinks: &[UplinkInfo], tunnels: &
         let network = vni.map(|vni| format!(" of VNI {}", vni.get())).unwrap_or_default();
         let message = format!("address {mac}{network} moved too often: two machines have it");
         say(Warning, "mac_frozen", message, "turn one of them off, then `vswctl mac release`");
+    }
+    let now = clock::now();
+    for (group, seen) in &snapshot.gateways {
+        if seen.pool_full_at.is_some_and(|at| now.since(at) < POOL_FULL_FOR) {
+            let message = format!("all addresses that port group {group} gives by DHCP are taken");
+            let next = format!(
+                "make the pool larger (`vswctl portgroup set {group} --dhcp FIRST-LAST`), or remove ports that are gone"
+            );
+            say(Warning, "dhcp_pool_full", message, &next);
+        }
     }
     reasons.sort_by_key(|reason| std::cmp::Reverse(reason.level));
     Health { level: reasons.first().map_or(HealthLevel::Ok, |worst| worst.level), reasons }

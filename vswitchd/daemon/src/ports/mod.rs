@@ -22,7 +22,7 @@ use crate::data::snapshot::{DeviceDrops, PortLink};
 use batch::Batch;
 
 pub use packet::UplinkDevice;
-pub use tap::TapPort;
+pub use tap::{TapPort, TapRefused};
 pub use vhost::VhostPort;
 
 /// What is plugged into a port.
@@ -42,6 +42,14 @@ impl PortDevice {
         match self {
             Self::Vhost(_) => "vhost-user",
             Self::Tap(_) => "tap",
+        }
+    }
+
+    /// Whether it is an interface that was made here.
+    pub fn made(&self) -> bool {
+        match self {
+            Self::Vhost(_) => false,
+            Self::Tap(tap) => tap.made(),
         }
     }
 
@@ -152,6 +160,20 @@ impl PortDevice {
         }
     }
 
+    /// It is a port now.
+    pub(crate) fn keep(&self) {
+        if let Self::Tap(tap) = self {
+            tap.keep();
+        }
+    }
+
+    /// Nobody needs it any more.
+    pub(crate) fn forget(&self) {
+        if let Self::Tap(tap) = self {
+            tap.forget();
+        }
+    }
+
     /// What its port's policy is now.
     pub(crate) fn set_policy(&mut self, mtu: u16, up: bool) {
         match self {
@@ -215,6 +237,14 @@ pub enum OpenError {
         what: String,
         /// Why it failed.
         error: std::io::Error,
+    },
+    /// Not an interface that can be a port.
+    #[error("{why}")]
+    Tap {
+        /// Which.
+        interface: String,
+        /// Why not.
+        why: TapRefused,
     },
     /// Not as the vhost-user device wants it.
     #[error("socket {0}: {1}")]

@@ -1,5 +1,5 @@
-//! `AF_PACKET` itself: the socket, its ring of received frames, and what a network card says of its link. All `unsafe` of
-//! this crate is here.
+//! `AF_PACKET` itself: the socket, its ring of received frames, and what a network card says of its link; and whether a TAP
+//! outlives who made it. All `unsafe` of this crate is here.
 //!
 //! ```text
 //!   block (1 MiB):  | slot | slot | ... 15 of them |      TPACKET_V2: one slot a frame, handed over one by one
@@ -25,6 +25,8 @@ const SLOTS: usize = SLOTS_PER_BLOCK * BLOCKS;
 pub(super) const VNET_BYTES: usize = 10;
 /// What may be on its way out.
 const SEND_BYTES: libc::c_int = 8 << 20;
+/// Frames that one system call sends at most.
+pub(super) const SEND_FRAMES: usize = 64;
 
 /// A frame in its slot, until the next one is asked for.
 #[derive(Debug)]
@@ -182,6 +184,26 @@ impl PacketRing {
         rustix::net::sendmsg(&self.socket, pieces, &mut control, rustix::net::SendFlags::DONTWAIT)
     }
 
+    /// Sends frames in their order, each in one piece with its header first, and at most [`SEND_FRAMES`] of them: how many
+    /// went. An error is the first one's, and then none has gone.
+    pub(super) fn send_many(&self, frames: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
+        // SAFETY: all zeroes is a message to nobody in particular, of no pieces, with nothing beside it.
+        let mut messages: [libc::mmsghdr; SEND_FRAMES] = unsafe { std::mem::zeroed() };
+        let count = frames.len().min(SEND_FRAMES);
+        for (message, frame) in messages.iter_mut().zip(frames) {
+            message.msg_hdr.msg_iov = std::ptr::from_ref(frame).cast_mut().cast();
+            message.msg_hdr.msg_iovlen = 1;
+        }
+        let (socket, flags) = (self.socket.as_raw_fd(), libc::MSG_DONTWAIT);
+        // SAFETY: `count` messages, each with one piece: an `IoSlice` has the layout of `iovec`, and it and its bytes are
+        // borrowed for the call. The kernel only reads them; it writes nothing but the messages' lengths.
+        let sent = unsafe { libc::sendmmsg(socket, messages.as_mut_ptr(), count as libc::c_uint, flags) };
+        usize::try_from(sent).map_err(|_| {
+            let error = Error::last_os_error();
+            rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)
+        })
+    }
+
     /// How many frames found no slot since the last question.
     pub(super) fn losses(&self) -> Result<u64> {
         // SAFETY: plain numbers.
@@ -240,6 +262,22 @@ fn interface_index(socket: &OwnedFd, interface: &str) -> Result<libc::c_int> {
     let request = ask(socket, interface, libc::SIOCGIFINDEX as libc::Ioctl)?;
     // SAFETY: after SIOCGIFINDEX the union holds an index.
     Ok(unsafe { request.ifr_ifru.ifru_ifindex })
+}
+
+/// Whether this network namespace has an interface of this name.
+pub(super) fn interface_exists(interface: &str) -> Result<bool> {
+    match interface_index(&socket(libc::AF_NETLINK, libc::NETLINK_ROUTE)?, interface) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a TAP stays when the descriptor is closed.
+pub(super) fn set_persistent(tap: BorrowedFd<'_>, stays: bool) -> Result<()> {
+    // SAFETY: the request takes a number and touches no memory.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(stays)) })?;
+    Ok(())
 }
 
 /// A socket that is readable whenever a link of this network namespace has changed.

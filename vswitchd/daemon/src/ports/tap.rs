@@ -1,6 +1,11 @@
 //! A TAP interface: a port for the host itself, or for a machine monitor that knows no vhost-user.
 //!
 //! With `IFF_VNET_HDR`: checksums and super-frames travel both ways, as over vhost-user. One queue.
+//!
+//! ```text
+//!   not there ──open──► made: ours, stays over restarts with its addresses ──forget──► gone
+//!   there, persistent, nobody uses it ──open──► used ──────────────────────────────► as it was
+//! ```
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,7 +14,10 @@ use rustix::io::Errno;
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 use vswitch_core::frame::{ETHER_BYTES, FRAME_BYTES_MAX, Offload, VIRTIO_NET_HDR_BYTES};
 
+use ferro_protocol::net::Mac;
+
 use super::batch::Batch;
+use super::packet_ring::{interface_exists, set_persistent};
 use super::{OpenError, Refusal, head_len};
 use crate::data::snapshot::DeviceDrops;
 
@@ -21,6 +29,8 @@ pub struct TapPort {
     device: SyncDevice,
     interface: String,
     mtu: u16,
+    /// It was made here, and goes when nobody needs it any more.
+    made: bool,
     /// There may be frames.
     pub(crate) ready: bool,
     /// Why it does not work any more.
@@ -34,16 +44,61 @@ impl std::fmt::Debug for TapPort {
 }
 
 impl TapPort {
-    /// Makes the interface, or takes it over if it is persistent, and sets it up.
-    pub fn open(interface: &str, mtu: u16) -> Result<Self, OpenError> {
-        let open = || {
-            let builder = DeviceBuilder::new().name(interface).layer(Layer::L2).mtu(mtu).offload(true);
-            let device = builder.build_sync()?;
-            device.set_nonblocking(true)?;
-            Ok(device)
-        };
-        let device = open().map_err(OpenError::system(format!("TAP interface {interface}")))?;
-        Ok(Self { device, interface: interface.to_owned(), mtu, ready: true, broken: None })
+    /// Makes the interface with this address, or takes it over if it is persistent, and sets it up. `ours`: if it is there,
+    /// it was made here before.
+    pub fn open(interface: &str, mac: Mac, mtu: u16, ours: bool) -> Result<Self, OpenError> {
+        let refuse = |why| OpenError::Tap { interface: interface.to_owned(), why };
+        if !is_name(interface) {
+            return Err(refuse(TapRefused::Name));
+        }
+        let failed = || OpenError::system(format!("TAP interface {interface}"));
+        let existed = interface_exists(interface).map_err(failed())?;
+        let made = ours || !existed;
+        let mut builder = DeviceBuilder::new().name(interface).layer(Layer::L2).mtu(mtu).offload(true);
+        if made {
+            builder = builder.mac_addr(mac.0);
+        }
+        // The kernel looks at what is there before it changes anything.
+        let device = builder.build_sync().map_err(|error| match TapRefused::of(&error, existed) {
+            Some(why) => refuse(why),
+            None => failed()(error),
+        })?;
+        device.set_nonblocking(true).map_err(failed())?;
+        Ok(Self { device, interface: interface.to_owned(), mtu, made, ready: true, broken: None })
+    }
+
+    /// Whether it was made here.
+    pub fn made(&self) -> bool {
+        self.made
+    }
+
+    /// It is a port now: one that was made here stays when this program ends.
+    pub(crate) fn keep(&self) {
+        if self.made
+            && let Err(error) = set_persistent(self.device.as_fd(), true)
+        {
+            tracing::warn!(interface = self.interface, %error, "the interface goes when vswitchd ends");
+        }
+    }
+
+    /// Nobody needs it any more: one that was made here goes with this value.
+    pub(crate) fn forget(&self) {
+        if self.made
+            && let Err(error) = set_persistent(self.device.as_fd(), false)
+        {
+            tracing::warn!(interface = self.interface, %error, "the interface stays: `ip link del` removes it");
+        }
+    }
+
+    /// Removes an interface that was made here and that nobody uses.
+    pub fn remove(interface: &str) -> Result<(), OpenError> {
+        let failed = || OpenError::system(format!("TAP interface {interface}"));
+        if interface_exists(interface).map_err(failed())? {
+            let builder = DeviceBuilder::new().name(interface).layer(Layer::L2).offload(true);
+            let device = builder.build_sync().map_err(failed())?;
+            set_persistent(device.as_fd(), false).map_err(failed())?;
+        }
+        Ok(())
     }
 
     /// The interface's name.
@@ -108,6 +163,76 @@ impl TapPort {
                 tracing::debug!(interface = self.interface, %error, "a frame was refused");
                 Err(Refusal::Failed)
             }
+        }
+    }
+}
+
+/// Whether an interface can be called that: `dev_valid_name` of Linux, and without what it would put a number in place of.
+fn is_name(interface: &str) -> bool {
+    let bad =
+        |byte: u8| byte == b'/' || byte == b':' || byte == b'%' || byte.is_ascii_whitespace() || byte == 0;
+    (1..16).contains(&interface.len()) && !matches!(interface, "." | "..") && !interface.bytes().any(bad)
+}
+
+/// Why an interface can't be a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TapRefused {
+    /// It can't be called that.
+    #[error("that is no name of an interface: 1 to 15 characters, without blanks and / : %")]
+    Name,
+    /// It is something else.
+    #[error("it is there, and is no TAP interface with a single queue")]
+    NoTap,
+    /// Somebody else has it.
+    #[error("another program uses it")]
+    Busy,
+    /// Not for us.
+    #[error("vswitchd may not use it, or may not make it (CAP_NET_ADMIN)")]
+    Permission,
+    /// The kernel has none.
+    #[error("this system has no TAP interfaces (/dev/net/tun, the kernel's module tun)")]
+    NoTun,
+}
+
+impl TapRefused {
+    /// What the kernel means by an error (`tun_set_iff`, and opening `/dev/net/tun`).
+    fn of(error: &std::io::Error, existed: bool) -> Option<Self> {
+        match Errno::from_io_error(error)? {
+            Errno::INVAL if existed => Some(Self::NoTap),
+            Errno::BUSY => Some(Self::Busy),
+            Errno::PERM | Errno::ACCESS => Some(Self::Permission),
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => Some(Self::NoTun),
+            _ => None,
+        }
+    }
+
+    /// What to do.
+    pub fn next_step(self) -> &'static str {
+        match self {
+            Self::Name => "give it a name as `ip link` has them; nothing was changed",
+            Self::NoTap => {
+                "name one that is not there, which vswitchd makes, or a TAP (`ip tuntap add dev NAME mode tap`); nothing was changed"
+            }
+            Self::Busy => "end the program that uses it, or name another one; nothing was changed",
+            Self::Permission => {
+                "see that vswitchd has CAP_NET_ADMIN (its unit gives it) and that the TAP's owner is not another user; nothing was changed"
+            }
+            Self::NoTun => "load the module (`modprobe tun`); nothing was changed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_interfaces() {
+        for good in ["tap1", "a", "fifteen-letters", "v.10"] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in ["", "sixteen-letters-", "a/b", "a b", "a:b", "tap%d", ".", "..", "a\n", "a\0"] {
+            assert!(!is_name(bad), "{bad:?}");
         }
     }
 }

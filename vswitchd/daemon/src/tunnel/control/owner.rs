@@ -13,7 +13,7 @@ use ferro_transport::tls::Refusals;
 use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 use vswitch_core::tunnel::Heart;
 
 use super::super::Path;
@@ -381,7 +381,7 @@ impl Owner {
         }
         let first = !std::mem::replace(&mut peer.alive, true);
         if !worked {
-            info!(%host, %path, "a control path is up");
+            debug!(%host, %path, "a control path is up");
             self.event(MeshEvent::PathUp(host, path));
         }
         if first {
@@ -458,7 +458,7 @@ impl Owner {
         if let Some(dial) = peer.dials.iter_mut().find(|dial| dial.path == link.path && !dial.under_way) {
             dial.over(now);
         }
-        info!(%host, path = %link.path, reason, "a control connection is closed");
+        debug!(%host, path = %link.path, reason, "a control connection is closed");
         if !peer.alive && peer.trouble.is_none() {
             peer.trouble = Some(reason.to_owned());
         }

@@ -255,7 +255,7 @@ impl Tunnels {
         lane.succeeded();
         lane.attempt = lane.attempt.filter(|attempt| *attempt != at);
         let old = lane.live.replace(at);
-        info!(host = %peer.host, path = %Path { local: self.locals[socket], remote }, slot, "a tunnel is up");
+        debug!(host = %peer.host, path = %Path { local: self.locals[socket], remote }, slot, "a tunnel is up");
         if let Some(old) = old.filter(|old| *old != at) {
             self.close(old, REPLACED, "replaced by a newer connection");
         }
@@ -288,7 +288,7 @@ impl Tunnels {
                     lane.trouble = Some(reason);
                 }
             } else {
-                info!(host = %peer.host, %path, %reason, "a tunnel is closed");
+                debug!(host = %peer.host, %path, %reason, "a tunnel is closed");
             }
         }
         self.look_at(ix);
@@ -328,6 +328,7 @@ impl Tunnels {
         let conns = &self.conns;
         let up = |at: usize| conns[at].as_ref().is_some_and(|conn| conn.is_up());
         let mut events = Vec::new();
+        let worked = peer.works.contains(&true);
         peer.works.clear();
         for lane in &mut peer.lanes {
             let now = lane.live.is_some_and(up);
@@ -336,6 +337,12 @@ impl Tunnels {
                 let path = Path { local: self.locals[lane.socket], remote: lane.remote };
                 events.push(if now { Event::Up { peer: ix, path } } else { Event::Down { peer: ix, path } });
             }
+        }
+        // One line a host, however many connections it has.
+        match (worked, peer.works.contains(&true)) {
+            (false, true) => info!(host = %peer.host, "tunnels to a host work"),
+            (true, false) => warn!(host = %peer.host, "no tunnel to a host works any more"),
+            _ => {}
         }
         for event in events {
             self.event(event);
