@@ -207,6 +207,11 @@ impl Lab {
         self.options.uplinks
     }
 
+    /// The namespace with the bridges between the hosts.
+    pub(crate) fn between(&self) -> String {
+        format!("{}-br", self.run)
+    }
+
     /// All hosts.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts

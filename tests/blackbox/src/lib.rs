@@ -10,12 +10,14 @@
 //! * [`lab`] makes hosts and ends them; [`host`] is one of them; [`daemon`] is one daemon of it, [`process`] any program.
 //! * [`disk`] is a real file system on a loop device, which can freeze and fail.
 //! * [`checker`] keeps the possible values of every sector; [`workload`] reads and writes a volume against it.
-//! * [`vm`] is a virtual machine on a volume. [`network`] is switches, machines on them, and traffic between those.
+//! * [`vm`] is a virtual machine on a volume. [`network`] is switches, machines on them, and traffic between those; [`cabling`]
+//!   is the physical network that a switch's uplinks lead to.
 //!
 //! Everything here stands outside the daemons: it sees their sockets, their command line tool, their logs and their exit
 //! codes, and nothing of their insides. Programs are taken from `FERRO_BIN_DIR`, or beside the test's own program.
 #![forbid(unsafe_code)]
 
+pub mod cabling;
 pub mod checker;
 pub mod daemon;
 pub mod disk;

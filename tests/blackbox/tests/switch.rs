@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use ferro_blackbox::lab::with_hosts;
 use ferro_blackbox::network::{self, Echo, Probe, Tap, answers};
+use ferro_blackbox::process::run;
 use ferro_blackbox::vm::Vm;
 use ferro_blackbox::{Lab, LabOptions, eventually};
 use serde_json::Value;
@@ -61,6 +62,123 @@ fn machines_of_a_group_talk_and_others_do_not() {
         let status: Value = lab.host(3).vswitchd().ctl(&["port", "show", "red3"])?;
         let delivered = status["counters"]["to"]["frames"].as_u64();
         ensure!(delivered == Some(0), "red's machine got something: {status}");
+        Ok(())
+    });
+}
+
+#[test]
+fn switches_that_run_get_their_tunnels_when_their_hosts_join() {
+    with_hosts(LabOptions { uplinks: 1, ..LabOptions::default() }, |lab| {
+        network::configure(lab)?;
+        for host in lab.hosts() {
+            host.vswitchd().start()?;
+        }
+        lab.form_without_disks()?;
+        network::wait_connected(lab)?;
+        for host in lab.hosts() {
+            ensure!(host.vswitchd().is_running(), "{}'s switch has ended", host.name());
+            let log = host.vswitchd().log()?;
+            ensure!(log.contains("begins anew"), "{}: {log}", host.name());
+            ensure!(!log.contains("ERROR"), "{}: {log}", host.name());
+        }
+        // They are of one cluster: what one is told holds for all.
+        lab.host(1).vswitchd().ctl_ok(&["switch", "create", "main"])?;
+        let switches: Vec<Value> = lab.host(3).vswitchd().ctl(&["switch", "list"])?;
+        ensure!(switches.len() == 1, "{switches:?}");
+        Ok(())
+    });
+}
+
+/// The host's own way to the others as a port of the switch: blocked, it is cut off.
+const MANAGEMENT: &str = "vmk";
+
+fn management_ip(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 99, 0, host)
+}
+
+/// Switches whose tunnels pass through the switches themselves: each host's tunnel address is that of a TAP on a port of a group
+/// that leads out by the uplink.
+fn with_management_ports(test: impl FnOnce(&Lab) -> Result<()>) {
+    with_hosts(LabOptions { uplinks: 1, ..LabOptions::default() }, |lab| {
+        lab.form_without_disks()?;
+        network::configure(lab)?;
+        for (n, host) in (1..).zip(lab.hosts()) {
+            let config = std::fs::read_to_string(host.vswitchd().config())?;
+            let config = config.replace(&host.uplink_address(1).to_string(), &management_ip(n).to_string());
+            std::fs::write(host.vswitchd().config(), config)?;
+            let ip = |args: &[&str]| run("ip", &[&["-n", host.namespace()], args].concat());
+            // The card is the switch's, and an address is known at its own interface only.
+            ip(&["addr", "flush", "dev", "uplink1"])?;
+            let quiet = ["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1"];
+            run("ip", &[&["netns", "exec", host.namespace()][..], &quiet].concat())?;
+            ip(&["tuntap", "add", "dev", MANAGEMENT, "mode", "tap", "vnet_hdr"])?;
+            ip(&["link", "set", MANAGEMENT, "address", BLUE[usize::from(n) - 1], "up"])?;
+            ip(&["addr", "add", &format!("{}/24", management_ip(n)), "dev", MANAGEMENT])?;
+            host.vswitchd().start()?;
+        }
+        let ports = (1..)
+            .zip(BLUE)
+            .map(|(n, mac)| format!("; port create {MANAGEMENT}{n} --group management --mac {mac}"));
+        let group = "switch create main --uplinks uplink1; portgroup create management --switch main";
+        let commands: String = std::iter::once(group.to_owned()).chain(ports).collect();
+        // Nobody reaches anybody yet, so each takes it from the directory.
+        eventually("the directory takes the network", network::SWITCH_MAX, || {
+            lab.host(1).vswitchd().ctl_ok(&["transaction", &commands, "--no-wait"])
+        })?;
+        for (n, host) in (1..).zip(lab.hosts()) {
+            let port = format!("{MANAGEMENT}{n}");
+            eventually("its port can be attached", network::SWITCH_MAX, || {
+                host.vswitchd().ctl_ok(&["port", "attach", &port, "--to", "tap", "--interface", MANAGEMENT])
+            })?;
+        }
+        network::wait_connected(lab)?;
+        test(lab)
+    });
+}
+
+/// Whether a host is blocked at its own port, as another one has it in force.
+fn blocked(lab: &Lab, seen_by: u8, port: &str) -> Result<bool> {
+    let port: Value = lab.host(seen_by).vswitchd().ctl(&["port", "show", port])?;
+    port["blocked"].as_bool().context("it does not say")
+}
+
+fn reached(lab: &Lab, by: u8) -> Result<usize> {
+    let all: Value = lab.host(by).vswitchd().ctl(&["tunnel", "list"])?;
+    let tunnels = all["tunnels"].as_array().with_context(|| format!("no tunnels: {all}"))?;
+    Ok(tunnels.iter().filter(|tunnel| tunnel["alive"] == true).count())
+}
+
+#[test]
+fn a_change_that_cuts_a_host_off_undoes_itself_unless_it_is_confirmed() {
+    with_management_ports(|lab| {
+        let port = format!("{MANAGEMENT}1");
+        let cut = |lab: &Lab| -> Result<u64> {
+            lab.host(2).vswitchd().ctl_ok(&["port", "set", &port, "--blocked", "yes", "--no-wait"])?;
+            eventually("the host is cut off, and says so", network::SWITCH_MAX, || {
+                ensure!(reached(lab, 1)? == 0, "it reaches others");
+                let status: Value = lab.host(1).vswitchd().ctl(&["status"])?;
+                status["unconfirmed"]["revision"].as_u64().with_context(|| format!("{status}"))
+            })
+        };
+        cut(lab)?;
+        // On all hosts, those that lost nothing too: the directory was asked to undo it.
+        eventually("it is undone", Duration::from_secs(60), || {
+            for host in 1..=3 {
+                ensure!(!blocked(lab, host, &port)?, "host {host} still has it");
+            }
+            Ok(())
+        })?;
+        lab.host(1).vswitchd().logs(&["cut off from the other hosts by a change"])?;
+        network::wait_connected(lab)?;
+        // Somebody at the host itself says that it is to stay.
+        let revision = cut(lab)?;
+        lab.host(1).vswitchd().ctl_ok(&["confirm", &revision.to_string()])?;
+        std::thread::sleep(Duration::from_secs(35));
+        ensure!(
+            blocked(lab, 1, &port)? && blocked(lab, 3, &port)?,
+            "it was undone although it was confirmed"
+        );
+        ensure!(reached(lab, 1)? == 0 && reached(lab, 2)? == 1, "the host is not cut off");
         Ok(())
     });
 }
