@@ -92,9 +92,19 @@ fn every_option_of_a_group_and_a_port_arrives() {
     let it = set(&["--standby", "eth1"]);
     assert_eq!(it.team.map(|team| team.active), Some(vec![]), "in reserve, and in use no longer");
     let it = set(&["--gateway", "10.0.0.1/24", "--dhcp", "10.0.0.10-10.0.0.99", "--lease", "600"]);
-    assert_eq!(it.gateway.map(|it| (it.lease_s, it.pool.is_some())), Some((600, true)));
+    assert_eq!(it.gateway.first().map(|it| (it.lease_s, it.pool.is_some())), Some((600, true)));
     let it = set(&["--gateway", "10.0.0.2/24", "--blocked", "yes", "--flood-neighbours", "yes"]);
-    assert_eq!(it.gateway.map(|it| (it.address, it.lease_s)), Some(("10.0.0.2/24".to_owned(), 600)));
+    assert_eq!(it.gateway.len(), 1, "one of a kind");
+    assert_eq!((it.gateway[0].address.as_str(), it.gateway[0].lease_s), ("10.0.0.2/24", 600));
+    let it =
+        set(&["--gateway", "fd00::1/64", "--lease", "900", "--router-guard", "off", "--dhcp-guard", "auto"]);
+    let both: Vec<_> = it.gateway.iter().map(|it| (it.address.as_str(), it.lease_s)).collect();
+    assert_eq!(both, [("10.0.0.2/24", 900), ("fd00::1/64", 86_400)], "beside the other one; DHCP is IPv4's");
+    assert_eq!((it.security.router_guard, it.security.dhcp_guard), (Some(false), None));
+    let shown = served.done(&["portgroup", "show", "db"]);
+    assert!(shown.contains("10.0.0.2/24, fd00::1/64") && shown.contains("router guard off"), "{shown}");
+    let it = set(&["--gateway", "none", "--gateway", "10.0.0.3/24", "--gateway", "fd00::2/64"]);
+    assert_eq!(it.gateway.iter().map(|it| it.lease_s).collect::<Vec<_>>(), [86_400, 86_400]);
     let it = set(&[
         "--no-teaming",
         "--gateway",
@@ -113,7 +123,7 @@ fn every_option_of_a_group_and_a_port_arrives() {
         "beta",
     ]);
     assert_eq!(
-        (it.team, it.gateway, it.learning, it.shaping.ingress, it.mtu),
+        (it.team, it.gateway.first().cloned(), it.learning, it.shaping.ingress, it.mtu),
         (None, None, None, None, None)
     );
     assert_eq!((it.vni, it.bridge, it.blocked, it.flood_neighbours), (Some(77), Some(BETA), true, true));

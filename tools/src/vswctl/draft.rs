@@ -326,13 +326,17 @@ fn set_team(team: &mut Option<TeamSpec>, options: &TeamOptions, begin: impl FnOn
 }
 
 fn set_security(security: &mut SecuritySpec, options: &SecurityOptions) {
-    let SecurityOptions { promiscuous, mac_change, forged_transmits } = options;
+    let SecurityOptions { promiscuous, mac_change, forged_transmits, dhcp_guard, router_guard } = options;
     for (field, word) in [
         (&mut security.promiscuous, promiscuous),
         (&mut security.mac_change, mac_change),
         (&mut security.forged_transmits, forged_transmits),
     ] {
         *field = word.map_or(*field, |word| word.is_allowed());
+    }
+    for (field, word) in [(&mut security.dhcp_guard, dhcp_guard), (&mut security.router_guard, router_guard)]
+    {
+        *field = word.map_or(*field, |word| word.get());
     }
 }
 
@@ -384,20 +388,26 @@ fn set_learning(group: &mut GroupSpec, options: &LearningOptions) -> Result<()> 
 
 fn set_gateway(group: &mut GroupSpec, options: &GatewayOptions) -> Result<()> {
     let GatewayOptions { gateway, dhcp, lease } = options;
-    match gateway {
-        Some(OrNone::None) => group.gateway = None,
-        Some(OrNone::Some(address)) => match &mut group.gateway {
-            Some(old) => old.address.clone_from(address),
-            none => {
-                *none = Some(GatewaySpec { address: address.clone(), pool: None, lease_s: LEASE_S_DEFAULT });
-            }
-        },
-        None => {}
+    // As it is written; whether it is one is the daemon's to say.
+    let is_v6 = |address: &str| address.contains(':');
+    for address in gateway {
+        let OrNone::Some(address) = address else {
+            group.gateway.clear();
+            continue;
+        };
+        if let Some(old) = group.gateway.iter_mut().find(|own| is_v6(&own.address) == is_v6(address)) {
+            old.address.clone_from(address);
+        } else {
+            let new = GatewaySpec { address: address.clone(), pool: None, lease_s: LEASE_S_DEFAULT };
+            group.gateway.push(new);
+        }
     }
     if dhcp.is_none() && lease.is_none() {
         return Ok(());
     }
-    let Some(own) = &mut group.gateway else {
+    // DHCP is IPv4's; of a group that has none, the daemon says so.
+    let at = group.gateway.iter().position(|own| !is_v6(&own.address)).unwrap_or(0);
+    let Some(own) = group.gateway.get_mut(at) else {
         let message =
             format!("port group {:?} has no gateway, so there is no DHCP server either", group.name);
         return Err(Failure::usage(message, "give it an address with --gateway"));

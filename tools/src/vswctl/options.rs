@@ -64,6 +64,32 @@ pub struct SecurityOptions {
     /// Send from addresses that are not its own
     #[arg(long, value_enum, value_name = "ALLOW|REJECT")]
     pub forged_transmits: Option<Allow>,
+    /// Drop what only DHCP servers say; auto is where its network has a gateway
+    #[arg(long, value_enum, value_name = "ON|OFF|AUTO")]
+    pub dhcp_guard: Option<Guard>,
+    /// Drop what only routers say: advertisements and redirects; auto is where its network has a gateway
+    #[arg(long, value_enum, value_name = "ON|OFF|AUTO")]
+    pub router_guard: Option<Guard>,
+}
+
+/// Whether something is dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+#[allow(missing_docs)]
+pub enum Guard {
+    On,
+    Off,
+    Auto,
+}
+
+impl Guard {
+    /// As it is written.
+    pub fn get(self) -> Option<bool> {
+        match self {
+            Self::On => Some(true),
+            Self::Off => Some(false),
+            Self::Auto => None,
+        }
+    }
 }
 
 /// Rates and limits.
@@ -166,9 +192,10 @@ pub struct LearningOptions {
 #[derive(clap::Args, Debug, Clone, Default, PartialEq)]
 #[command(next_help_heading = "Gateway and DHCP")]
 pub struct GatewayOptions {
-    /// The switch's own address in the group, as in 10.0.0.1/24; the same on every host. none takes it away
+    /// The switch's own address in the group, as in 10.0.0.1/24; the same on every host. Given twice: one of IPv4 and one of
+    /// IPv6; each takes the place of the one of its kind. none takes all away
     #[arg(long, value_name = "ADDRESS/PREFIX", value_parser = text_or_none)]
-    pub gateway: Option<OrNone<String>>,
+    pub gateway: Vec<OrNone<String>>,
     /// Give guests addresses of this pool by DHCP, as in 10.0.0.10-10.0.0.99
     #[arg(long, value_name = "FIRST-LAST", value_parser = pool_or_none)]
     pub dhcp: Option<OrNone<Pool>>,

@@ -96,7 +96,7 @@ pub(super) async fn groups(context: &Context) -> Result<()> {
                 it.vni.map_or("-".to_owned(), |vni| vni.to_string()).into(),
                 vlan(&it.vlan).into(),
                 ports.to_string().into(),
-                it.gateway.as_ref().map_or("-".to_owned(), |own| own.address.clone()).into(),
+                gateways(it).into(),
             ];
             if wide {
                 row.extend([
@@ -121,12 +121,18 @@ pub(super) async fn group(context: &Context, name: &str) -> Result<()> {
     context.terminal.answer(it, |it, _| one_group(&spec, it))
 }
 
+/// The addresses of its gateway.
+fn gateways(it: &GroupSpec) -> String {
+    let all: Vec<&str> = it.gateway.iter().map(|own| own.address.as_str()).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+}
+
 fn one_group(spec: &Spec, it: &GroupSpec) -> String {
     let kind = match it.vni {
         Some(vni) => format!("distributed, VNI {vni}"),
         None => "standard".to_owned(),
     };
-    let dhcp = it.gateway.as_ref().and_then(|own| {
+    let dhcp = it.gateway.iter().find_map(|own| {
         own.pool.as_ref().map(|(first, last)| format!("{first}-{last}, for {} s", own.lease_s))
     });
     let none = || "-".to_owned();
@@ -149,7 +155,7 @@ fn one_group(spec: &Spec, it: &GroupSpec) -> String {
             if it.flood_neighbours { "asked on" } else { "answered from what is known" }.to_owned(),
         ),
         ("teaming", printable(&it.team.as_ref().map_or("that of the switch".to_owned(), team))),
-        ("gateway", printable(&it.gateway.as_ref().map_or_else(none, |own| own.address.clone()))),
+        ("gateway", printable(&gateways(it))),
         ("DHCP", printable(&dhcp.unwrap_or_else(none))),
         ("ports", printable(&list(&ports))),
     ])
@@ -217,7 +223,17 @@ pub(super) fn security(it: SecuritySpec) -> String {
         ("forged transmits", it.forged_transmits),
     ];
     let allowed: Vec<&str> = all.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
-    if allowed.is_empty() { "all rejected".to_owned() } else { format!("{} allowed", allowed.join(", ")) }
+    let mut parts = vec![if allowed.is_empty() {
+        "all rejected".to_owned()
+    } else {
+        format!("{} allowed", allowed.join(", "))
+    }];
+    for (name, guard) in [("DHCP guard", it.dhcp_guard), ("router guard", it.router_guard)] {
+        if let Some(on) = guard {
+            parts.push(format!("{name} {}", if on { "on" } else { "off" }));
+        }
+    }
+    parts.join(", ")
 }
 
 pub(super) fn shaping(it: &ShapingSpec) -> String {

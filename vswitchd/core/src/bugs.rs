@@ -30,11 +30,13 @@ pub enum Bug {
     GatewayLeak,
     /// Others speak in a gateway's name.
     GatewayClaimed,
+    /// Guests speak as routers and DHCP servers where they may not.
+    GuardOff,
 }
 
 impl Bug {
     /// All of them, with their names and what they do.
-    pub const ALL: [(&'static str, Self, &'static str); 13] = [
+    pub const ALL: [(&'static str, Self, &'static str); 14] = [
         ("split-horizon-off", Self::SplitHorizonOff, "a frame from a tunnel leaves by tunnels"),
         ("stale-mac", Self::StaleMac, "an address that moved is looked for where it was"),
         ("unplug-keeps-mac", Self::UnplugKeepsMac, "an address outlives its port in the table"),
@@ -48,6 +50,7 @@ impl Bug {
         ("stale-vlan", Self::StaleVlan, "a changed configuration leaves ports in their old VLANs"),
         ("gateway-leak", Self::GatewayLeak, "what a gateway sends leaves the host"),
         ("gateway-claimed", Self::GatewayClaimed, "others speak in a gateway's name"),
+        ("guard-off", Self::GuardOff, "guests speak as routers and DHCP servers where they may not"),
     ];
 }
 

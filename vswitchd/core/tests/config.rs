@@ -141,9 +141,9 @@ fn nothing_is_given_twice() {
     );
     one(|s| s.groups[2].vni = Some(5000), "port group \"iso\": VNI 5000 is taken by port group \"web\"");
     let pool = |s: &mut Spec| {
-        let mut gateway = s.groups[0].gateway.clone().unwrap();
+        let mut gateway = s.groups[0].gateway[0].clone();
         gateway.pool = Some(("10.0.0.50".into(), "10.0.0.60".into()));
-        s.groups[3].gateway = Some(gateway);
+        s.groups[3].gateway = vec![gateway];
     };
     one(
         pool,
@@ -168,7 +168,7 @@ fn numbers_have_bounds() {
         "port \"vm1.eth0\": MAC address 01:00:5e:00:00:01 can't be a network card's",
     );
     one(
-        |s| s.groups[0].gateway.as_mut().unwrap().pool = Some(("10.0.1.1".into(), "10.0.1.9".into())),
+        |s| s.groups[0].gateway[0].pool = Some(("10.0.1.1".into(), "10.0.1.9".into())),
         "port group \"web\": the pool 10.0.1.1-10.0.1.9 is not within 10.0.0.1/24",
     );
 }

@@ -358,7 +358,7 @@ fn what_would_clash_with_a_gateway_is_refused() {
     let twice = |s: &mut Spec| {
         let mut second = s.groups[1].clone();
         second.name = "lan2".into();
-        second.gateway.as_mut().unwrap().address = "10.0.9.1/24".into();
+        second.gateway[0].address = "10.0.9.1/24".into();
         s.groups.push(second);
     };
     assert_eq!(
@@ -366,7 +366,7 @@ fn what_would_clash_with_a_gateway_is_refused() {
         ["port group \"lan2\": its network has its gateway in port group \"lan\" already: a network has one"]
     );
     let pool = |s: &mut Spec| {
-        s.groups[2].gateway.as_mut().unwrap().pool = Some(("fd00::10".into(), "fd00::20".into()));
+        s.groups[2].gateway[0].pool = Some(("fd00::10".into(), "fd00::20".into()));
     };
     assert_eq!(
         faults(&pool),
@@ -376,7 +376,56 @@ fn what_would_clash_with_a_gateway_is_refused() {
         ]
     );
     for edge in ["10.0.0.0/24", "10.0.0.255/24", "127.0.0.1/8"] {
-        let set = |s: &mut Spec| s.groups[1].gateway.as_mut().unwrap().address = edge.into();
+        let set = |s: &mut Spec| s.groups[1].gateway[0].address = edge.into();
         assert_eq!(faults(&set).len(), 1, "{edge} is no machine's");
     }
+}
+
+#[test]
+fn a_group_has_one_gateway_of_each_family() {
+    let mut both = spec(&["web"]);
+    let v6 = both.groups[2].gateway[0].clone();
+    both.groups[0].gateway.push(v6.clone());
+    both.groups[2].gateway.clear();
+    let config = validate(&both).expect("it may have both");
+    let own = gateway(&config, WEB);
+    assert!(own.serves_dhcp() && own.is_v6() && own.link_local().is_some());
+    for (ip, reached) in [("10.0.0.1", true), ("fd00::1", true), ("10.0.0.77", false), ("fd00::2", false)] {
+        let ip = ip.parse().unwrap();
+        assert_eq!(own.has(ip), reached, "{ip}");
+        assert!(own.reaches(ip), "{ip}");
+    }
+    assert!(!own.reaches("fd01::1".parse().unwrap()) && !own.reaches("10.0.1.1".parse().unwrap()));
+    let faults = |change: &dyn Fn(&mut Spec)| {
+        let mut spec = both.clone();
+        change(&mut spec);
+        validate(&spec).expect_err("it must be refused").iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        faults(&|s| s.groups[0].gateway.push(v6.clone())),
+        [
+            "port group \"web\": it has two gateways of IPv6: a port group has one of IPv4 and one of IPv6 at most"
+        ]
+    );
+    assert_eq!(
+        faults(&|s| s.ports[0].addresses = vec!["10.0.0.1".into(), "fd00::1".into()]).len(),
+        2,
+        "neither is a guest's"
+    );
+}
+
+#[test]
+fn one_gateway_is_written_as_when_there_could_be_one() {
+    let mut all = spec(&[]);
+    assert!(all.groups.iter().take(3).all(|group| group.gateway.len() == 1), "it was written without a list");
+    let text = toml::to_string(&all).expect("it can be written");
+    assert!(text.contains("[portgroup.gateway]") && !text.contains("[[portgroup.gateway]]"), "{text}");
+    let second = all.groups[2].gateway[0].clone();
+    all.groups[0].gateway.push(second);
+    let text = toml::to_string(&all).expect("it can be written");
+    let read: Spec = toml::from_str(&text).expect("it can be read");
+    assert_eq!(read, all);
+    let wrong = text.replace("address = \"fd00::1/64\"", "adress = \"fd00::1/64\"");
+    let error = toml::from_str::<Spec>(&wrong).expect_err("it is misspelt").to_string();
+    assert!(error.contains("adress"), "{error}");
 }

@@ -142,5 +142,9 @@ pub fn reason(cause: Cause) -> &'static str {
         Cause::GatewayClaimed => {
             "it speaks in the name of the port group's gateway, which is the switch's own"
         }
+        Cause::DhcpGuard => "it is what only a DHCP server says, and the port's DHCP guard is on",
+        Cause::RouterGuard => {
+            "it is what only a router says (advertisement or redirect), or can't be told from it, and the port's router guard is on"
+        }
     }
 }

@@ -254,7 +254,7 @@ fn an_answer_that_comes_late_or_twice_says_nothing() {
 fn a_group_that_loses_its_gateway_is_silent() {
     let mut host = Host::new();
     assert_eq!(host.endpoints.seen().count(), 2);
-    host.configure(|spec| spec.groups[0].gateway = None);
+    host.configure(|spec| spec.groups[0].gateway.clear());
     assert!(host.dhcp("vm1", &discover(mac(1))).is_empty());
     host.configure(|_| {});
     assert!(host.dhcp("vm1", &discover(mac(1))).is_empty(), "its book is not here yet");
@@ -304,6 +304,28 @@ fn it_is_the_router_of_an_ipv6_network() {
     assert_eq!(host.time().len(), 0);
     host.pass(Duration::from_secs(601));
     assert_eq!(host.time().len(), 1);
+}
+
+#[test]
+fn one_group_has_a_gateway_of_ipv4_and_one_of_ipv6() {
+    let mut host = Host::new();
+    host.configure(|spec| {
+        let six = spec.groups[1].gateway.remove(0);
+        spec.groups[0].gateway.push(six);
+    });
+    host.tell();
+    let own = host.mac("web");
+    let (me, gateway) = ("fe80::9".parse().unwrap(), "fd00::1".parse().unwrap());
+    assert_eq!(kind(&host.dhcp("vm1", &discover(mac(1)))), [MessageType::Offer]);
+    let asked = guest::arp_request(mac(1), ip("10.0.0.11"), GATEWAY);
+    assert_eq!(host.frame("vm1", &asked), [guest::arp_reply(own, GATEWAY, mac(1), ip("10.0.0.11"))]);
+    let said = host.frame("vm1", &guest::solicit(mac(1), me, gateway));
+    guest::is_advertisement(&said, own, mac(1), gateway);
+    let said = host.frame("vm1", &guest::solicit_router(mac(1), me));
+    guest::is_router(&said, own, mac(1), "fd00::".parse().unwrap(), 1450);
+    let said = host.frame("vm1", &guest::ping6(mac(1), own, me, gateway));
+    assert_eq!(said, [guest::pong6(own, mac(1), gateway, me)]);
+    assert_eq!(host.time().len(), 1, "it says so unasked");
 }
 
 #[test]

@@ -428,11 +428,11 @@ async fn leases_are_written_before_they_are_given_and_kept_without_the_directory
     let dir = tempfile::tempdir().unwrap();
     let vsand = StandIn::start(&dir.path().join("vsand.sock"));
     let (mut spec, _) = vswitch_core::config::transact(&Spec::default(), &network(10)).unwrap();
-    spec.groups[0].gateway = Some(GatewaySpec {
+    spec.groups[0].gateway = vec![GatewaySpec {
         address: "10.5.0.1/24".to_owned(),
         pool: Some(("10.5.0.10".to_owned(), "10.5.0.20".to_owned())),
         lease_s: 600,
-    });
+    }];
     spec.ports.push(port("p1", 2));
     vsand.put("switch/network", &standin::network_text(&spec));
 

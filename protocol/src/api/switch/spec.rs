@@ -105,9 +105,58 @@ pub struct GroupSpec {
     /// How it uses the uplinks; as its switch unless it is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<TeamSpec>,
-    /// The switch's own address in the group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateway: Option<GatewaySpec>,
+    /// The switch's own address in the group: one of IPv4, one of IPv6, or one of each. A single one may stand without a list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "one_or_many")]
+    pub gateway: Vec<GatewaySpec>,
+}
+
+/// A list that is written without its brackets if it has one entry: so all that was written when there could be one is read, and
+/// one is written as it was.
+mod one_or_many {
+    use std::fmt;
+    use std::marker::PhantomData;
+
+    use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+    use serde::de::{MapAccess, SeqAccess, Visitor};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(list: &[T], to: S) -> Result<S::Ok, S::Error> {
+        match list {
+            [one] => one.serialize(to),
+            many => many.serialize(to),
+        }
+    }
+
+    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<Vec<T>, D::Error>
+    where
+        T: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        from.deserialize_any(OneOrMany(PhantomData))
+    }
+
+    struct OneOrMany<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("one, or a list")
+        }
+
+        // What was once written for "none".
+        fn visit_unit<E>(self) -> Result<Vec<T>, E> {
+            Ok(Vec::new())
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
+            Ok(vec![T::deserialize(MapAccessDeserializer::new(map))?])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(list))
+        }
+    }
 }
 
 /// The VLANs of a port group.
@@ -163,6 +212,13 @@ pub struct SecuritySpec {
     pub mac_change: bool,
     /// Send from addresses that are not its own.
     pub forged_transmits: bool,
+    /// What only DHCP servers say (IPv4 and IPv6) is dropped. Unless given: where its network has a gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dhcp_guard: Option<bool>,
+    /// What only routers say (advertisements and redirects, IPv4 and IPv6) is dropped. Unless given: where its network has a
+    /// gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_guard: Option<bool>,
 }
 
 /// Learning of addresses from frames.

@@ -113,7 +113,8 @@ impl World {
             match self.dice.below(3) {
                 0 => port.overrides = None,
                 1 => {
-                    let security = Some(SecuritySpec::default());
+                    let router_guard = self.dice.permille(300).then_some(false);
+                    let security = Some(SecuritySpec { router_guard, ..SecuritySpec::default() });
                     let blocked = self.dice.permille(500).then_some(true);
                     port.overrides = Some(OverrideSpec { security, blocked, ..OverrideSpec::default() });
                 }

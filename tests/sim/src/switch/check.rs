@@ -151,12 +151,12 @@ fn same(sent: &Sent, wanted: &[u8], got: &[u8]) -> Result<(usize, usize), &'stat
 }
 
 fn text(from: &Party, sent: &Sent) -> String {
-    let Sent { id, dst, src, tags, offload, asks, claims, bytes } = sent;
+    let Sent { id, dst, src, tags, offload, asks, claims, rogue, bytes } = sent;
     let tags: Vec<String> = tags.iter().map(|(kind, tci)| format!("{kind:04x}:{tci:04x}")).collect();
     let gso = offload.gso.map_or(0, |gso| gso.size);
     let len = bytes.len();
     format!(
-        "frame {id} of {from:?} from {src} to {dst}, tags {tags:?}, {len} bytes, segments {gso}, asks {asks:?} as {claims:?}"
+        "frame {id} of {from:?} from {src} to {dst}, tags {tags:?}, {len} bytes, segments {gso}, asks {asks:?} as {claims:?}, rogue {rogue:?}"
     )
 }
 

@@ -20,6 +20,19 @@ pub(super) struct Sent {
     pub(super) asks: Option<[u8; 4]>,
     /// The address that it says to come from, then.
     pub(super) claims: Option<[u8; 4]>,
+    /// It is what a guest may not say where it is guarded.
+    pub(super) rogue: Option<Rogue>,
+}
+
+/// What only some may say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Rogue {
+    /// An offer of DHCP.
+    Dhcp,
+    /// An advertisement of DHCP for IPv6.
+    DhcpV6,
+    /// A router advertisement.
+    Router,
 }
 
 /// What it carries.
@@ -31,6 +44,8 @@ pub(super) enum Content {
     Arp([u8; 4], [u8; 4]),
     /// A super-frame of so many bytes, in segments of so many.
     Super(usize, u16),
+    /// A server's or a router's.
+    Rogue(Rogue),
 }
 
 impl Sent {
@@ -43,8 +58,9 @@ impl Sent {
             bytes.extend(tci.to_be_bytes());
         }
         let mut offload = Offload::NONE;
-        let (mut asks, mut claims) = (None, None);
+        let (mut asks, mut claims, mut rogue) = (None, None, None);
         match content {
+            Content::Rogue(_) => {}
             Content::Plain(len) => {
                 bytes.extend(PLAIN.to_be_bytes());
                 bytes.extend(id.to_be_bytes());
@@ -76,7 +92,11 @@ impl Sent {
                 offload = Offload { csum, gso: Some(Gso { kind: GsoKind::TcpV4, ecn: false, size }) };
             }
         }
-        Self { id, dst, src, tags: tags.to_vec(), bytes, offload, asks, claims }
+        if let Content::Rogue(kind) = content {
+            put_rogue(&mut bytes, kind, id);
+            rogue = Some(kind);
+        }
+        Self { id, dst, src, tags: tags.to_vec(), bytes, offload, asks, claims, rogue }
     }
 
     /// The outermost tag, if it is an 802.1Q one.
@@ -112,6 +132,35 @@ impl Sent {
     }
 }
 
+/// The packet of a server or a router, from an address that is the frame's number.
+fn put_rogue(bytes: &mut Vec<u8>, kind: Rogue, id: u32) {
+    const PAYLOAD: usize = 48;
+    let udp = |from: u16, to: u16| -> Vec<u8> {
+        [from.to_be_bytes(), to.to_be_bytes(), (PAYLOAD as u16).to_be_bytes(), [0, 0]].concat()
+    };
+    let (header, protocol) = match kind {
+        Rogue::Dhcp => (udp(67, 68), 17),
+        Rogue::DhcpV6 => (udp(547, 546), 17),
+        Rogue::Router => (vec![134, 0, 0, 0, 64, 0, 0, 30], 58),
+    };
+    if kind == Rogue::Dhcp {
+        bytes.extend([8, 0, 0x45, 0]);
+        bytes.extend((20 + PAYLOAD as u16).to_be_bytes());
+        bytes.extend([0, 1, 0, 0, 64, protocol, 0, 0]);
+        bytes.extend(id.to_be_bytes());
+        bytes.extend([255; 4]);
+    } else {
+        bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, PAYLOAD as u8, protocol, 255]);
+        bytes.extend(id.to_be_bytes());
+        bytes.extend([0; 11]);
+        bytes.push(1);
+        bytes.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    }
+    let end = bytes.len() + PAYLOAD;
+    bytes.extend(header);
+    bytes.resize(end, 0);
+}
+
 /// Where a frame's content begins, and its type.
 pub(super) fn content(bytes: &[u8]) -> Option<(usize, u16)> {
     let mut at = 12;
@@ -131,6 +180,7 @@ pub(super) fn id(bytes: &[u8]) -> Option<u32> {
         PLAIN => at,
         0x0806 => at + 28,
         0x0800 => at + 12,
+        0x86dd => at + 8,
         _ => return None,
     };
     Some(u32::from_be_bytes(bytes.get(place..place + 4)?.try_into().ok()?)).filter(|id| *id != 0)

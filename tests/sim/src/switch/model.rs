@@ -9,7 +9,7 @@ use vswitch_core::config::spec::{
     GroupSpec, MirrorSpec, PortSpec, PrivateKind, SecuritySpec, Spec, SwitchSpec, TeamSpec, VlanSpec,
 };
 
-use super::frames::Sent;
+use super::frames::{Rogue, Sent};
 use super::topology::{GATEWAY, Station};
 
 /// Who sends or gets a frame.
@@ -107,7 +107,7 @@ impl<'a> Model<'a> {
 
     /// The gateway of a segment: its group and MAC address.
     fn gateway(&self, segment: &Segment) -> Option<(&'a GroupSpec, Mac)> {
-        let own = |group: &&GroupSpec| group.gateway.is_some() && Self::home(group) == Some(segment.vid);
+        let own = |group: &&GroupSpec| !group.gateway.is_empty() && Self::home(group) == Some(segment.vid);
         let mut groups = self.spec.groups.iter().filter(|group| Self::network(group) == segment.network);
         let group = groups.find(own)?;
         Some((group, *self.gateways.get(&group.name)?))
@@ -143,6 +143,19 @@ impl<'a> Model<'a> {
         if self.shaped(name) { Verdict::May } else { Verdict::Must }
     }
 
+    /// Whether a port may not say what only a server or a router says.
+    fn guards(&self, port: &PortSpec, group: &GroupSpec, rogue: Rogue) -> bool {
+        let said = |it: SecuritySpec| if rogue == Rogue::Router { it.router_guard } else { it.dhcp_guard };
+        let own = port.overrides.and_then(|it| it.security).and_then(said);
+        own.or_else(|| said(group.security)).unwrap_or_else(|| {
+            let home = Self::home(group);
+            let shares = |other: &&GroupSpec| {
+                Self::network(other) == Self::network(group) && Self::home(other) == home
+            };
+            home.is_some() && self.spec.groups.iter().filter(shares).any(|other| !other.gateway.is_empty())
+        })
+    }
+
     fn network(group: &GroupSpec) -> Network {
         group.vni.map_or(Network::Standard, Network::Virtual)
     }
@@ -160,6 +173,10 @@ impl<'a> Model<'a> {
             return None;
         }
         if sent.src.is_group() || sent.src == Mac::ZERO || sent.packet() > Self::mtu(group) {
+            return None;
+        }
+        // Behind a tag that it does not see, nobody looks.
+        if sent.rogue.is_some_and(|rogue| !sent.hides() && self.guards(port, group, rogue)) {
             return None;
         }
         if sent.tags.first().is_some_and(|(kind, _)| *kind != 0x8100) {
@@ -315,7 +332,7 @@ impl<'a> Model<'a> {
         let vid = Self::home(group)?;
         let good = !reserved(sent.dst) && sent.packet() <= Self::mtu(group);
         let segment = Segment { network: Self::network(group), vid, wire: vid, speaker: Speaker::Open };
-        (group.gateway.is_some() && good).then_some(segment)
+        (!group.gateway.is_empty() && good).then_some(segment)
     }
 
     /// Whether a frame may or must arrive, and with which tag.

@@ -131,11 +131,18 @@ fn team(dice: &mut Dice, names: &[String], bundle: bool) -> TeamSpec {
     }
 }
 
+fn guard(dice: &mut Dice) -> Option<bool> {
+    let on = dice.permille(500);
+    dice.permille(300).then_some(on)
+}
+
 fn security(dice: &mut Dice) -> SecuritySpec {
     SecuritySpec {
         promiscuous: dice.permille(300),
         mac_change: dice.permille(300),
         forged_transmits: dice.permille(300),
+        dhcp_guard: guard(dice),
+        router_guard: guard(dice),
     }
 }
 
@@ -196,7 +203,7 @@ fn groups(dice: &mut Dice, n: usize, hosts: &[HostId], names: &[String], own_tea
     }
     let with_gateway = dice.permille(350);
     if with_gateway && matches!(base.vlan, VlanSpec::None | VlanSpec::Access(_)) {
-        base.gateway = Some(gateway());
+        base.gateway = vec![gateway()];
     }
     if vni.is_some() && dice.permille(300) {
         base.bridge = dice.pick(hosts).copied();
@@ -218,11 +225,11 @@ fn groups(dice: &mut Dice, n: usize, hosts: &[HostId], names: &[String], own_tea
     let group = |(name, kind, secondary): (&str, PrivateKind, Option<u32>)| GroupSpec {
         name: format!("g{n}{name}"),
         vlan: VlanSpec::Private { primary, secondary, kind },
-        gateway: None,
+        gateway: Vec::new(),
         ..base.clone()
     };
     let mut groups: Vec<GroupSpec> = kinds.into_iter().map(group).collect();
-    groups[of].gateway = with_gateway.then(gateway);
+    groups[of].gateway = with_gateway.then(gateway).into_iter().collect();
     groups
 }
 

@@ -14,7 +14,7 @@ use vswitch_core::time::Instant;
 
 use super::check::{self, Terms};
 use super::dice::Dice;
-use super::frames::{Content, Sent};
+use super::frames::{Content, Rogue, Sent};
 use super::host::{Host, Message};
 use super::model::{Model, Party};
 use super::physical::{Jack, Physical};
@@ -348,6 +348,7 @@ impl World {
             }
             0 => Content::Plain(dice.between(1480, 1520) as usize),
             1 => Content::Plain(dice.between(40, 9050) as usize),
+            3 if !gateway => Content::Rogue([Rogue::Dhcp, Rogue::DhcpV6, Rogue::Router][dice.below(3)]),
             2 => {
                 let size = [536, 1000, 1460, 8900][dice.below(4)];
                 Content::Super(dice.between(u32::from(size) + 1, 60_000) as usize, size)

@@ -161,7 +161,12 @@ pub(super) fn storm(kind: &'static str, name: &str, spec: StormSpec, faults: &mu
 fn overridden(group: Policy, name: &str, spec: Option<OverrideSpec>, faults: &mut Faults) -> Policy {
     let mut policy = group;
     let Some(over) = spec else { return policy };
-    policy.security = over.security.unwrap_or(policy.security);
+    if let Some(security) = over.security {
+        policy.security = security;
+        // What it does not say is as in its group.
+        policy.dhcp_guard = security.dhcp_guard.unwrap_or(policy.dhcp_guard);
+        policy.router_guard = security.router_guard.unwrap_or(policy.router_guard);
+    }
     policy.blocked = over.blocked.unwrap_or(policy.blocked);
     if let Some(shaping) = over.shaping {
         policy.ingress = rate("port", name, "ingress", shaping.ingress, faults);

@@ -12,7 +12,7 @@ use ferro_protocol::net::{Mac, NetName, VlanId, Vni};
 use super::check::Faults;
 use super::group::{Domain, KIND, Network, network};
 use super::spec::{GatewaySpec, GroupSpec, VlanSpec};
-use super::{Config, Gateway, Group, GroupIx, Problem, Vlan};
+use super::{Config, Gateway, GatewayV4, GatewayV6, Group, GroupIx, Problem, Vlan};
 use crate::hash::HashKey;
 
 /// What gateways' addresses begin with: locally administered (IEEE 802, clause 8.4); the third octet says whether the rest
@@ -46,23 +46,37 @@ impl Gateway {
     pub fn link_local(&self) -> Option<Ipv6Addr> {
         let mac = self.mac.0;
         let id = u64::from_be_bytes([mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]]);
-        let address = Ipv6Addr::from(0xfe80 << 112 | u128::from(id));
-        self.address.is_ipv6().then_some(address)
+        self.v6.as_ref().map(|_| Ipv6Addr::from(0xfe80 << 112 | u128::from(id)))
+    }
+
+    /// All of its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.v4.as_ref().map(|own| IpAddr::V4(own.address));
+        let v6 = self.v6.as_ref().map(|own| IpAddr::V6(own.address));
+        [v4, v6, self.link_local().map(IpAddr::V6)].into_iter().flatten()
     }
 
     /// Whether an address is one of its own.
     pub fn has(&self, ip: IpAddr) -> bool {
-        ip == self.address || matches!(ip, IpAddr::V6(v6) if self.link_local() == Some(v6))
+        self.addresses().any(|own| own == ip)
     }
 
     /// Whether an address is in its network.
     pub fn reaches(&self, ip: IpAddr) -> bool {
-        network_of(ip, self.prefix) == network_of(self.address, self.prefix)
+        let v4 = self.v4.as_ref().map(|own| (IpAddr::V4(own.address), own.prefix));
+        let v6 = self.v6.as_ref().map(|own| (IpAddr::V6(own.address), own.prefix));
+        let own = if ip.is_ipv4() { v4 } else { v6 };
+        own.is_some_and(|(own, prefix)| network_of(ip, prefix) == network_of(own, prefix))
+    }
+
+    /// Whether it speaks IPv6.
+    pub fn is_v6(&self) -> bool {
+        self.v6.is_some()
     }
 
     /// Whether machines get addresses from it.
     pub fn serves_dhcp(&self) -> bool {
-        self.pool.is_some()
+        self.v4.as_ref().is_some_and(|own| own.pool.is_some())
     }
 }
 
@@ -74,7 +88,31 @@ pub(super) fn is_edge(ip: Ipv4Addr, prefix: u8) -> bool {
 }
 
 /// The gateway of a group, as far as it can be told without the others. It has no MAC address yet.
-pub(super) fn gateway(it: &GroupSpec, spec: &GatewaySpec, faults: &mut Faults) -> Option<Gateway> {
+pub(super) fn gateway(it: &GroupSpec, faults: &mut Faults) -> Option<Gateway> {
+    let mut own = Gateway { mac: Mac::ZERO, v4: None, v6: None };
+    for spec in &it.gateway {
+        let twice = match address(it, spec, faults) {
+            Some(Address::V4(v4)) => own.v4.replace(v4).map(|_| 4),
+            Some(Address::V6(v6)) => own.v6.replace(v6).map(|_| 6),
+            None => None,
+        };
+        if let Some(family) = twice {
+            faults.add(KIND, &it.name, Problem::GatewayFamily(family));
+            break;
+        }
+    }
+    if !it.gateway.is_empty() && matches!(it.vlan, VlanSpec::Trunk { .. } | VlanSpec::Guest) {
+        faults.add(KIND, &it.name, Problem::GatewayOnTrunk);
+    }
+    (own.v4.is_some() || own.v6.is_some()).then_some(own)
+}
+
+enum Address {
+    V4(GatewayV4),
+    V6(GatewayV6),
+}
+
+fn address(it: &GroupSpec, spec: &GatewaySpec, faults: &mut Faults) -> Option<Address> {
     let mut fault = |problem| faults.add(KIND, &it.name, problem);
     let parsed = spec.address.split_once('/').and_then(|(address, prefix)| {
         let address: IpAddr = address.parse().ok()?;
@@ -90,9 +128,6 @@ pub(super) fn gateway(it: &GroupSpec, spec: &GatewaySpec, faults: &mut Faults) -
     });
     if parsed.is_none() {
         fault(Problem::Prefix(spec.address.clone()));
-    }
-    if matches!(it.vlan, VlanSpec::Trunk { .. } | VlanSpec::Guest) {
-        fault(Problem::GatewayOnTrunk);
     }
     if !(60..=2_592_000).contains(&spec.lease_s) {
         fault(Problem::Lease(spec.lease_s));
@@ -117,18 +152,15 @@ pub(super) fn gateway(it: &GroupSpec, spec: &GatewaySpec, faults: &mut Faults) -
                 fault(Problem::PoolBackwards(first, last));
             } else if (first..=last).contains(&address) {
                 fault(Problem::PoolHoldsGateway(first, last));
-            } else {
+            } else if let (IpAddr::V4(first), IpAddr::V4(last)) = (first, last) {
                 pool = Some((first, last));
             }
         }
     }
-    let (address, prefix) = parsed?;
-    Some(Gateway {
-        address,
-        prefix,
-        mac: Mac::ZERO,
-        pool,
-        lease: Duration::from_secs(u64::from(spec.lease_s)),
+    let lease = Duration::from_secs(u64::from(spec.lease_s));
+    parsed.map(|(address, prefix)| match address {
+        IpAddr::V4(address) => Address::V4(GatewayV4 { address, prefix, pool, lease }),
+        IpAddr::V6(address) => Address::V6(GatewayV6 { address, prefix }),
     })
 }
 
@@ -177,8 +209,7 @@ impl Owners {
         for group in &config.groups {
             let Some(gateway) = &group.gateway else { continue };
             let (domain, vid) = network(group);
-            let link_local = gateway.link_local().map(IpAddr::V6);
-            for ip in [Some(gateway.address), link_local].into_iter().flatten() {
+            for ip in gateway.addresses() {
                 owners.insert((domain, ip, vid), group.name.clone());
             }
         }
@@ -200,7 +231,9 @@ fn pools(config: &Config, faults: &mut Faults) {
     // By their first addresses; none of them overlaps another.
     let mut seen: BTreeMap<IpAddr, (IpAddr, &NetName)> = BTreeMap::new();
     for group in &config.groups {
-        let Some((first, last)) = group.gateway.as_ref().and_then(|gateway| gateway.pool) else { continue };
+        let v4 = group.gateway.as_ref().and_then(|gateway| gateway.v4.as_ref());
+        let Some((first, last)) = v4.and_then(|own| own.pool) else { continue };
+        let (first, last) = (IpAddr::V4(first), IpAddr::V4(last));
         match seen.range(..=last).next_back().filter(|(_, (end, _))| *end >= first) {
             Some((_, (_, other))) => {
                 faults.add(KIND, group.name.as_str(), Problem::PoolTaken(first, last, other.to_string()));

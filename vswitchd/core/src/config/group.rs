@@ -59,7 +59,20 @@ pub(super) fn groups<'a>(
     private(config, faults);
     bridges(config, faults);
     gateway::gateways(config, faults);
+    guards(config);
     places
+}
+
+/// Where a network has a gateway, nobody else is its router or gives its addresses, unless somebody says so.
+fn guards(config: &mut Config) {
+    let own = config.groups.iter().filter(|group| group.gateway.is_some()).map(network);
+    let own: BTreeSet<Network> = own.collect();
+    for group in &mut config.groups {
+        let has = own.contains(&network(group));
+        let security = group.policy.security;
+        group.policy.dhcp_guard = security.dhcp_guard.unwrap_or(has);
+        group.policy.router_guard = security.router_guard.unwrap_or(has);
+    }
 }
 
 fn group(
@@ -82,7 +95,7 @@ fn group(
     });
     let vlan = vlan(it, faults);
     let learning = it.learning.and_then(|learning| self::learning(it, learning, faults));
-    let gateway = it.gateway.as_ref().map(|gateway| gateway::gateway(it, gateway, faults));
+    let gateway = gateway::gateway(it, faults);
     let mtu = it.mtu.and_then(|mtu| check::mtu(KIND, &it.name, mtu, faults));
     if it.bridge.is_some() && it.vni.is_none() {
         faults.add(KIND, &it.name, Problem::BridgeStandard);
@@ -92,6 +105,8 @@ fn group(
     }
     let policy = |mtu| Policy {
         security: it.security,
+        dhcp_guard: false,
+        router_guard: false,
         ingress: None,
         egress: None,
         storm: super::Storm::default(),
@@ -126,7 +141,7 @@ fn group(
     };
     let vni = vni.transpose().ok()?;
     let vlan = vlan?;
-    let gateway = gateway.flatten().map(|gateway| gateway.with_mac(vni, &it.switch, &vlan));
+    let gateway = gateway.map(|gateway| gateway.with_mac(vni, &it.switch, &vlan));
     Some(Group {
         name: name?,
         switch,

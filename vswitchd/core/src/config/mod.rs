@@ -16,7 +16,7 @@ mod gateway;
 mod group;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ferro_protocol::ids::HostId;
@@ -134,7 +134,7 @@ pub struct Group {
     pub answer_neighbours: bool,
     /// How it uses its switch's uplinks.
     pub team: Team,
-    /// The switch's own address in it.
+    /// The switch's own addresses in it.
     pub gateway: Option<Gateway>,
 }
 
@@ -198,6 +198,10 @@ impl std::fmt::Debug for VlanSet {
 pub struct Policy {
     /// What it may do.
     pub security: Security,
+    /// It may not answer as a DHCP server.
+    pub dhcp_guard: bool,
+    /// It may not speak as a router.
+    pub router_guard: bool,
     /// The rate from the guest.
     pub ingress: Option<Rate>,
     /// The rate to the guest.
@@ -260,19 +264,37 @@ pub struct Team {
     pub notify: bool,
 }
 
-/// A group's own address.
+/// A group's own addresses: at least one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Gateway {
-    /// The address.
-    pub address: IpAddr,
-    /// Bits of its network.
-    pub prefix: u8,
     /// Its MAC address: the same on every host, made from the network.
     pub mac: Mac,
+    /// Of IPv4.
+    pub v4: Option<GatewayV4>,
+    /// Of IPv6.
+    pub v6: Option<GatewayV6>,
+}
+
+/// A group's own address of IPv4.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GatewayV4 {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Bits of its network.
+    pub prefix: u8,
     /// First and last address for guests.
-    pub pool: Option<(IpAddr, IpAddr)>,
+    pub pool: Option<(Ipv4Addr, Ipv4Addr)>,
     /// How long they keep one.
     pub lease: Duration,
+}
+
+/// A group's own address of IPv6.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GatewayV6 {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// Bits of its network.
+    pub prefix: u8,
 }
 
 /// A port.
@@ -429,6 +451,9 @@ pub enum Problem {
         "there is no DHCP for IPv6: leave the pool out, guests make their addresses from the gateway's prefix"
     )]
     PoolV6,
+    /// Two gateways of the same family.
+    #[error("it has two gateways of IPv{0}: a port group has one of IPv4 and one of IPv6 at most")]
+    GatewayFamily(u8),
     /// Two gateways that would meet.
     #[error("its network has its gateway in port group {0:?} already: a network has one")]
     GatewayTwice(String),

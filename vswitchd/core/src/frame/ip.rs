@@ -7,6 +7,8 @@ use crate::hash::HashKey;
 
 /// Protocol numbers (IANA).
 pub mod protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
@@ -31,6 +33,8 @@ pub struct Ip {
     pub l4: usize,
     /// Whether it is a fragment other than a whole packet: the ports of a later one are not there.
     pub fragment: bool,
+    /// A fragment other than the first: no transport's header is in it.
+    pub later: bool,
     /// IPv6 hop limit, IPv4 time to live.
     pub hops: u8,
     /// Where the packet ends by its own length; what is behind is padding.
@@ -55,10 +59,10 @@ impl Ip {
             return None;
         }
         // More fragments, or an offset.
-        let fragment = be16(header, 6) & 0x3fff != 0;
+        let (fragment, later) = (be16(header, 6) & 0x3fff != 0, be16(header, 6) & 0x1fff != 0);
         let end = l3 + usize::from(be16(header, 2));
         let (protocol, hops) = (header[9], header[8]);
-        Some(Self { v6: false, addresses: l3 + 12, protocol, l4: l3 + bytes, fragment, hops, end })
+        Some(Self { v6: false, addresses: l3 + 12, protocol, l4: l3 + bytes, fragment, later, hops, end })
     }
 
     /// RFC 8200, sections 3 and 4.
@@ -67,7 +71,7 @@ impl Ip {
         if header[0] >> 4 != 6 {
             return None;
         }
-        let (mut protocol, mut l4, mut fragment) = (header[6], l3 + 40, false);
+        let (mut protocol, mut l4, mut fragment, mut later) = (header[6], l3 + 40, false, false);
         for _ in 0..EXTENSIONS_MAX {
             match protocol {
                 // Hop-by-hop, routing, destination options: length in units of 8 bytes, the first not counted.
@@ -77,9 +81,13 @@ impl Ip {
                     l4 += 8 + usize::from(extension[1]) * 8;
                 }
                 44 => {
-                    protocol = head.get(l4..l4 + 8)?[0];
-                    fragment = true;
+                    let header = head.get(l4..l4 + 8)?;
+                    protocol = header[0];
+                    (fragment, later) = (true, be16(header, 2) & 0xfff8 != 0);
                     l4 += 8;
+                    if later {
+                        break;
+                    }
                 }
                 _ => break,
             }
@@ -88,7 +96,7 @@ impl Ip {
             return None;
         }
         let end = l3 + 40 + usize::from(be16(header, 4));
-        Some(Self { v6: true, addresses: l3 + 8, protocol, l4, fragment, hops: header[7], end })
+        Some(Self { v6: true, addresses: l3 + 8, protocol, l4, fragment, later, hops: header[7], end })
     }
 
     /// Who sends it.
@@ -103,7 +111,7 @@ impl Ip {
 
     /// Whether the walk over its headers came to a transport's: not if there are too many.
     pub const fn is_whole(&self) -> bool {
-        !(self.v6 && matches!(self.protocol, 0 | 43 | 44 | 60))
+        !(self.v6 && !self.later && matches!(self.protocol, 0 | 43 | 44 | 60))
     }
 
     /// Bytes of one address.

@@ -62,6 +62,10 @@ pub enum Cause {
     Beacon,
     /// It says that it comes from the gateway, or that the gateway's address is its own.
     GatewayClaimed,
+    /// A guest answers as a DHCP server.
+    DhcpGuard,
+    /// A guest speaks as a router.
+    RouterGuard,
 }
 
 impl Cause {
@@ -69,7 +73,7 @@ impl Cause {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All of them, with the names that metrics have.
-    pub const ALL: [(Self, &'static str); 29] = [
+    pub const ALL: [(Self, &'static str); 31] = [
         (Self::Malformed, "malformed"),
         (Self::BadOffload, "bad_offload"),
         (Self::Reserved, "reserved_address"),
@@ -99,6 +103,8 @@ impl Cause {
         (Self::TunnelDown, "tunnel_down"),
         (Self::Beacon, "beacon"),
         (Self::GatewayClaimed, "gateway_claimed"),
+        (Self::DhcpGuard, "dhcp_guard"),
+        (Self::RouterGuard, "router_guard"),
     ];
 
     /// Its name in metrics.

@@ -10,6 +10,7 @@ use crate::team::{TeamKey, parse_beacon};
 use crate::time::Instant;
 
 use super::count::Cause;
+use super::guard;
 use super::lane::{self, Lane};
 use super::trace::{Live, Step, Trace, Watch};
 use super::{Frame, Ingress, Output, Switch};
@@ -123,7 +124,7 @@ impl Switch {
         if way.packet > usize::from(mtu) {
             return Err(Cause::TooLarge);
         }
-        Self::acl(&way)?;
+        self.acl(&way)?;
         self.learn(now, &way, watch)?;
         if let Some((group, only)) = to_gateway {
             // What is also for others is limited with their copies.
@@ -257,9 +258,13 @@ impl Switch {
     }
 
     /// Here is the place of access lists and a stateful firewall: they see the frame, its port and its VLAN, and may
-    /// refuse it. There are none yet.
-    fn acl(_: &Way<'_>) -> Result<(), Cause> {
-        Ok(())
+    /// refuse it. There are none yet but the guards against guests that are no routers and no servers.
+    fn acl(&self, way: &Way<'_>) -> Result<(), Cause> {
+        let Ingress::Port(ix) = way.from else { return Ok(()) };
+        if self.settings.bugs.has(Bug::GuardOff) {
+            return Ok(());
+        }
+        guard::check(&self.ports[ix.slot as usize].config.policy, way.head, &way.ether)
     }
 
     /// Learns the source address, where that is wanted.

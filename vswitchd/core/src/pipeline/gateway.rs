@@ -89,7 +89,7 @@ impl Switch {
         let speech = speech(way, offload);
         let claims = speech.claims.iter().flatten().any(|ip| own.addresses.has(*ip));
         // An advertisement behind more headers than are read here would be believed all the same.
-        let obscure = speech.obscure && own.addresses.address.is_ipv6();
+        let obscure = speech.obscure && own.addresses.is_v6();
         let refused = way.ether.src == own.mac || claims || obscure;
         if refused && !self.settings.bugs.has(Bug::GatewayClaimed) {
             return Err(Cause::GatewayClaimed);
@@ -110,7 +110,7 @@ impl Switch {
             return Ok(Some((own.group, true)));
         }
         // Who looks for routers may find more than this one.
-        let solicits = ip.v6 && ip.protocol == protocol::ICMP_V6 && own.addresses.address.is_ipv6();
+        let solicits = ip.v6 && ip.protocol == protocol::ICMP_V6 && own.addresses.is_v6();
         if solicits && way.head.get(ip.l4) == Some(&nd::ROUTER_SOLICITATION) {
             return Ok(Some((own.group, false)));
         }

@@ -23,6 +23,8 @@
 //! **Gateways.** A port group's own address is the same on every host and answered at each ([`Egress::Endpoint`]): what is
 //! for it never leaves the host, and nobody else may speak in its name.
 //!
+//! **Guards.** Where a network has a gateway, ports may not speak as routers or DHCP servers, unless their policy says so (`guard`).
+//!
 //! What it must not know: how frames get in and out, guest memory, QUIC, the directory.
 
 mod control;
@@ -30,6 +32,7 @@ mod count;
 mod domain;
 mod forward;
 mod gateway;
+mod guard;
 mod lane;
 mod neighbour;
 mod output;

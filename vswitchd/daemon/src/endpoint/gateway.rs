@@ -11,7 +11,7 @@ use smoltcp::wire::{
     NdiscNeighborFlags, NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr, NdiscRouterFlags, UdpPacket,
     UdpRepr,
 };
-use vswitch_core::config::{Config, Gateway, GroupIx};
+use vswitch_core::config::{Config, Gateway, GatewayV6, GroupIx};
 use vswitch_core::frame::{Csum, Offload};
 use vswitch_core::time::Instant;
 
@@ -248,7 +248,7 @@ impl Endpoint {
     }
 
     fn arp(&mut self, asker: Mac, payload: &[u8], send: Send<'_>) -> Option<()> {
-        let IpAddr::V4(own) = self.gateway.address else { return None };
+        let own = self.gateway.v4.as_ref()?.address;
         let packet = ArpPacket::new_checked(payload).ok()?;
         let ArpRepr::EthernetIpv4 {
             operation: ArpOperation::Request,
@@ -277,7 +277,7 @@ impl Endpoint {
         caps: &ChecksumCapabilities,
         send: Send<'_>,
     ) -> Option<()> {
-        let IpAddr::V4(own) = self.gateway.address else { return None };
+        let own = self.gateway.v4.as_ref()?.address;
         let packet = Ipv4Packet::new_checked(payload).ok()?;
         let ip = Ipv4Repr::parse(&packet, caps).ok()?;
         match ip.next_header {
@@ -403,13 +403,13 @@ impl Endpoint {
 
     /// Tells of the network: its router, MTU and prefix, from which guests make addresses if it is of 64 bits.
     fn advertise(&mut self, own: Ipv6Addr, mac: Mac, to: Ipv6Addr, send: Send<'_>) {
-        let IpAddr::V6(address) = self.gateway.address else { return };
+        let Some(GatewayV6 { address, prefix: bits }) = self.gateway.v6 else { return };
         self.seen.adverts += 1;
-        let mask = u128::MAX.checked_shl(128 - u32::from(self.gateway.prefix.min(128))).unwrap_or(0);
+        let mask = u128::MAX.checked_shl(128 - u32::from(bits.min(128))).unwrap_or(0);
         let mut flags = NdiscPrefixInfoFlags::ON_LINK;
-        flags.set(NdiscPrefixInfoFlags::ADDRCONF, self.gateway.prefix == 64);
+        flags.set(NdiscPrefixInfoFlags::ADDRCONF, bits == 64);
         let prefix = NdiscPrefixInformation {
-            prefix_len: self.gateway.prefix,
+            prefix_len: bits,
             flags,
             valid_lifetime: smoltcp::time::Duration::from_secs(VALID_S),
             preferred_lifetime: smoltcp::time::Duration::from_secs(PREFERRED_S),

@@ -151,16 +151,12 @@ impl Rules {
     /// The rules of a port group; none if it gives no addresses.
     pub fn of(config: &Config, group: GroupIx) -> Option<Self> {
         let gateway = config.groups().get(group.0 as usize)?.gateway.as_ref()?;
-        let (IpAddr::V4(address), Some((IpAddr::V4(first), IpAddr::V4(last)))) =
-            (gateway.address, gateway.pool)
-        else {
-            return None;
-        };
+        let own = gateway.v4.as_ref()?;
         let mut rules = Self {
-            gateway: address,
-            prefix: gateway.prefix,
-            pool: (first, last),
-            lease_s: u32::try_from(gateway.lease.as_secs()).unwrap_or(u32::MAX),
+            gateway: own.address,
+            prefix: own.prefix,
+            pool: own.pool?,
+            lease_s: u32::try_from(own.lease.as_secs()).unwrap_or(u32::MAX),
             known: BTreeMap::new(),
             reserved: BTreeMap::new(),
         };

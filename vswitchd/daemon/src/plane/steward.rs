@@ -23,7 +23,7 @@ use ferro_protocol::ids::HostId;
 use ferro_protocol::net::{Announcement, NetName, Withdrawal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use vswitch_core::config::Group;
+use vswitch_core::config::{Gateway, Group};
 
 use super::directory::{Event as DirectoryEvent, View};
 use super::documents::{self, NetworkDocument};
@@ -455,7 +455,7 @@ impl Steward {
             if !state.configured {
                 return;
             }
-            let gives = |group: &&Group| group.gateway.as_ref().is_some_and(|gateway| gateway.pool.is_some());
+            let gives = |group: &&Group| group.gateway.as_ref().is_some_and(Gateway::serves_dhcp);
             state.network.groups().iter().filter(gives).map(|group| group.name.clone()).collect()
         };
         for group in groups {
