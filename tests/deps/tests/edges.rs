@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["vsand-core", "vsand-store", "vsand-directory", "ferro-protocol", "ferro-transport", "ferro-vhost"],
     ),
     ("vswitch-core", &["ferro-protocol"]),
+    ("boot-image", &[]),
     ("vswitchd", &["vswitch-core", "ferro-protocol", "ferro-transport", "ferro-vhost"]),
     ("vmm", &[]),
     ("ferro-tools", &["ferro-protocol", "ferro-transport"]),
