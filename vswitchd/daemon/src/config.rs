@@ -79,9 +79,9 @@ pub struct HostSettings {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Congestion {
-    /// The network is the cluster's own: a fixed window.
+    /// The network is the tunnels' own: a fixed window.
     Managed,
-    /// Others use it too.
+    /// Others use it too, the cluster's storage for one: CUBIC, with the window as its bound.
     Cubic,
 }
 
@@ -125,7 +125,7 @@ impl Default for HostSettings {
             tunnel_addresses: Vec::new(),
             control_port: CONTROL_PORT,
             data_port: DATA_PORT,
-            congestion: Congestion::Managed,
+            congestion: Congestion::Cubic,
             window_kib: Managed::WINDOW_DEFAULT >> 10,
             connections: 1,
         }

@@ -78,7 +78,7 @@ impl Settings {
     pub fn new(listen: Vec<SocketAddr>, hash: HashKey) -> Self {
         Self {
             listen,
-            congestion: Congestion::Managed { window: Congestion::WINDOW_DEFAULT },
+            congestion: Congestion::Cubic { window: Congestion::WINDOW_DEFAULT },
             connections: 1,
             // 9,000 without the headers of IPv6 and UDP.
             payload_max: 8952,
