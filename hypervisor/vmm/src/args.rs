@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::config::{CPUS_MAX, ConsoleTarget, CpuCount, VmConfig};
+use crate::config::{CPUS_MAX, ConsoleTarget, CpuCount, DeviceConfig, VmConfig};
 use crate::layout::{LayoutError, MemorySize};
+use crate::virtio::vhost_user::{Mac, QUEUES_MAX, Role};
 
 /// Runs one virtual machine and ends with it.
 ///
@@ -32,6 +33,12 @@ pub struct Arguments {
     /// Where the serial console is: "stdio", "socket:PATH" or "none".
     #[arg(long, default_value = "stdio", value_name = "WHERE", value_parser = parse_console)]
     console: ConsoleTarget,
+    /// A disk: the vhost-user-blk socket of its back end, and how many queues it has (1 by default).
+    #[arg(long = "disk", value_name = "SOCKET[,queues=N]", value_parser = parse_disk)]
+    disks: Vec<DeviceConfig>,
+    /// A network card: the vhost-user-net socket of its back end, and its address.
+    #[arg(long = "nic", value_name = "SOCKET,mac=ADDRESS", value_parser = parse_nic)]
+    nics: Vec<DeviceConfig>,
 }
 
 /// Why arguments make no VM.
@@ -55,6 +62,7 @@ impl Arguments {
             initrd: self.initrd,
             command_line: self.cmdline,
             console: self.console,
+            devices: self.disks.into_iter().chain(self.nics).collect(),
         })
     }
 }
@@ -81,6 +89,59 @@ fn parse_console(text: &str) -> Result<ConsoleTarget, String> {
     }
 }
 
+/// A socket and what follows it, which has to be a setting of this name.
+fn socket_and<'a>(text: &'a str, setting: &str) -> Result<(PathBuf, Option<&'a str>), String> {
+    let (socket, rest) = match text.split_once(',') {
+        Some((socket, rest)) => (socket, Some(rest)),
+        None => (text, None),
+    };
+    if socket.is_empty() {
+        return Err("the path of a socket is missing".into());
+    }
+    match rest {
+        None => Ok((socket.into(), None)),
+        Some(rest) => match rest.strip_prefix(setting).and_then(|rest| rest.strip_prefix('=')) {
+            Some(value) => Ok((socket.into(), Some(value))),
+            None => Err(format!("{rest:?} is no setting: there is {setting}=")),
+        },
+    }
+}
+
+fn parse_disk(text: &str) -> Result<DeviceConfig, String> {
+    let (socket, queues) = socket_and(text, "queues")?;
+    let queues = match queues.map(str::parse) {
+        None => 1,
+        Some(Ok(queues @ 1..=QUEUES_MAX)) => queues,
+        Some(_) => return Err(format!("a disk has 1 to {QUEUES_MAX} queues")),
+    };
+    Ok(DeviceConfig { socket, role: Role::Block { queues } })
+}
+
+fn parse_nic(text: &str) -> Result<DeviceConfig, String> {
+    let (socket, mac) = socket_and(text, "mac")?;
+    let mac = mac.ok_or("a network card needs its address: SOCKET,mac=52:54:00:12:34:56")?;
+    Ok(DeviceConfig { socket, role: Role::Net { mac: parse_mac(mac)? } })
+}
+
+fn parse_mac(text: &str) -> Result<Mac, String> {
+    let wrong = || format!("{text:?} is no address of a network card like 52:54:00:12:34:56");
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+        *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+    }
+    if parts.next().is_some() || part_of_a_group(mac) {
+        return Err(wrong());
+    }
+    Ok(Mac(mac))
+}
+
+/// Addresses of groups, and that of nobody, are no card's.
+fn part_of_a_group(mac: [u8; 6]) -> bool {
+    mac[0] & 1 != 0 || mac == [0; 6]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +162,25 @@ mod tests {
     }
 
     #[test]
+    fn devices_keep_their_order() {
+        let vm = config(&[
+            "--kernel",
+            "k",
+            "--nic",
+            "n,mac=52:54:00:12:34:56",
+            "--disk",
+            "a",
+            "--disk",
+            "b,queues=4",
+        ])
+        .unwrap();
+        let role = |index: usize| vm.devices[index].role;
+        assert_eq!((role(0), role(1)), (Role::Block { queues: 1 }, Role::Block { queues: 4 }));
+        assert_eq!(role(2), Role::Net { mac: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]) });
+        assert_eq!(vm.devices[1].socket, PathBuf::from("b"));
+    }
+
+    #[test]
     fn what_makes_no_vm_is_refused_with_its_name() {
         for (arguments, word) in [
             (&["--kernel", "k", "--cpus", "0"][..], "--cpus 0"),
@@ -110,6 +190,13 @@ mod tests {
             (&["--kernel", "k", "--memory", "99999999999G"], "too large"),
             (&["--kernel", "k", "--memory", "lots"], "no size"),
             (&["--kernel", "k", "--console", "socket:"], "none of stdio"),
+            (&["--kernel", "k", "--disk", "s,queues=17"], "1 to 16 queues"),
+            (&["--kernel", "k", "--disk", "s,size=1"], "no setting"),
+            (&["--kernel", "k", "--disk", ",queues=1"], "socket is missing"),
+            (&["--kernel", "k", "--nic", "s"], "needs its address"),
+            (&["--kernel", "k", "--nic", "s,mac=01:00:00:00:00:01"], "no address"),
+            (&["--kernel", "k", "--nic", "s,mac=52:54:00:00:00:01:02"], "no address"),
+            (&["--kernel", "k", "--nic", "s,mac=+2:54:00:00:00:1"], "no address"),
             (&[], "--kernel"),
         ] {
             let error = config(arguments).unwrap_err();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::layout::MemorySize;
+use crate::virtio::vhost_user::Role;
 
 /// Most virtual processors of a VM.
 pub const CPUS_MAX: u8 = 64;
@@ -39,6 +40,15 @@ pub enum ConsoleTarget {
     Nowhere,
 }
 
+/// A device on the bus, at a vhost-user socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Where its back end listens.
+    pub socket: PathBuf,
+    /// What it is.
+    pub role: Role,
+}
+
 /// A VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
@@ -54,4 +64,6 @@ pub struct VmConfig {
     pub command_line: String,
     /// Its console.
     pub console: ConsoleTarget,
+    /// Its devices, in the order of their slots.
+    pub devices: Vec<DeviceConfig>,
 }

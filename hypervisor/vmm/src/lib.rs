@@ -7,6 +7,7 @@
 //!             ├──► boot, acpi                 kernel and tables are written into it
 //!             ├──► kvm, cpu                   the VM of KVM's, one thread a processor
 //!             ├──► machine ──► devices, pci   what answers when a processor leaves the guest
+//!             ├──► virtio                     devices on the bus, whose queues other processes serve
 //!             └──► events                     one loop: console, signals, the end
 //! ```
 //!
@@ -31,3 +32,4 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod run;
+pub mod virtio;

@@ -18,12 +18,16 @@ use crate::devices::console::ConsoleOutput;
 use crate::devices::power::RESET_CODE;
 use crate::devices::serial::{self, SerialPort};
 use crate::events::{Console, Signals, serve};
+use crate::kvm::interrupts::Interrupts;
 use crate::kvm::processor::{Processor, Running, Start, prepare_signal};
 use crate::kvm::{Host, KvmError, Vm};
 use crate::layout::{ACPI_START, Layout, LayoutError, RESET_VECTOR};
 use crate::machine::{Machine, StopReason};
 use crate::memory::{self, MemoryError};
 use crate::pci::{BusError, HostBridge, PciBus};
+use crate::virtio::Device;
+use crate::virtio::pci::{VirtioPci, vectors_of};
+use crate::virtio::vhost_user::{VhostUser, VhostUserError};
 
 /// Between two attempts to bring a processor out of the guest.
 const NUDGE_EVERY: Duration = Duration::from_millis(1);
@@ -56,6 +60,9 @@ pub enum RunError {
     /// The PCI bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// A device at a socket.
+    #[error(transparent)]
+    Device(#[from] VhostUserError),
     /// The console's place.
     #[error("opening the console: {0}")]
     Console(std::io::Error),
@@ -133,7 +140,7 @@ pub fn run(config: &VmConfig) -> Result<End, RunError> {
     let system = |what| move |source| RunError::System { what, source };
     let stop_event = EventFd::new(EFD_NONBLOCK).map_err(system("making an eventfd"))?;
     let stop = stop_event.try_clone().map_err(system("making an eventfd"))?;
-    let bus = PciBus::new(Box::new(HostBridge::new()));
+    let bus = plug_devices(config, &vm)?;
     let machine = Arc::new(Machine::new(serial, bus, stop));
 
     let signals = Signals::take_over().map_err(system("taking over signals"))?;
@@ -155,6 +162,19 @@ fn write_firmware(config: &VmConfig, memory: &GuestMemoryMmap) -> Result<(), Boo
         memory.write_slice(&table.bytes, table.address)?;
     }
     Ok(())
+}
+
+fn plug_devices(config: &VmConfig, vm: &Vm) -> Result<PciBus, RunError> {
+    let interrupts = Interrupts::new(vm);
+    let mut bus = PciBus::new(Box::new(HostBridge::new()));
+    for device in &config.devices {
+        let device = VhostUser::connect(device.socket.clone(), device.role, vm.memory().clone())?;
+        let vectors = interrupts.vectors(vectors_of(device.queue_sizes().len()))?;
+        let function = VirtioPci::new(Box::new(device), Box::new(vectors), Box::new(interrupts.doorbells()))
+            .map_err(|source| RunError::System { what: "making a device", source })?;
+        bus.plug(Box::new(function))?;
+    }
+    Ok(bus)
 }
 
 fn prepare_start(boot: Boot<'_, File>, vm: &Vm, layout: &Layout) -> Result<Start, BootError> {

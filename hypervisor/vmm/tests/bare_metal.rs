@@ -233,6 +233,12 @@ fn what_is_no_kernel_is_refused_by_name() {
     let long = "x".repeat(300);
     let output = Guest::new(&bzimage(&WAIT)).run(&["--cmdline", &long]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("takes 255 at most"), "{output:?}");
+    for device in [&["--disk", "nobody.sock"][..], &["--nic", "nobody.sock,mac=52:54:00:00:00:01"]] {
+        let output = Guest::new(&bzimage(&WAIT)).run(device);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("nobody.sock") && errors.contains("Is the daemon up"), "{errors}");
+    }
     let output = Guest::new(&bzimage(&WAIT)).run(&["--initrd", "missing"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("initrd missing"), "{output:?}");
 }

@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod host;
+pub mod interrupts;
 pub mod processor;
 pub mod vm;
 

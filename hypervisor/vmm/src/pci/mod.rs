@@ -8,6 +8,7 @@
 mod bus;
 mod config_space;
 mod host_bridge;
+pub mod msix;
 
 pub use bus::{BusError, CONFIG_PORTS, CONFIG_PORTS_COUNT, DEVICES_MAX, PciBus, PciDevice, Slot, has_port};
 pub use config_space::{BARS_MAX, BarIndex, CONFIG_BYTES, Capability, ConfigSpace, Identity, MappedBar};

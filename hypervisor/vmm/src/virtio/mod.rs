@@ -1,0 +1,92 @@
+//! virtio devices on the PCI bus (virtio 1.2, 4.1): the modern interface, interrupts by MSI-X only.
+//!
+//! ```text
+//!   guest ──► VirtioPci ──► Transport   registers of the common configuration, pure
+//!                │    └───► MsixTable   messages, pure
+//!                └────────► Device      what the device is: vhost_user
+//! ```
+
+pub mod pci;
+pub mod transport;
+pub mod vhost_user;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+/// `VIRTIO_F_VERSION_1`.
+pub const VERSION_1: u64 = 1 << 32;
+
+/// Kind of a device (virtio 1.2, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum DeviceKind {
+    /// Network card.
+    Net = 1,
+    /// Block device.
+    Block = 2,
+}
+
+impl DeviceKind {
+    /// PCI class, sub-class, interface.
+    fn class(self) -> [u8; 3] {
+        match self {
+            Self::Net => [2, 0, 0],
+            Self::Block => [1, 0x80, 0],
+        }
+    }
+}
+
+/// A queue that the driver has set up.
+#[derive(Debug, Clone)]
+pub struct ActiveQueue {
+    /// Its number.
+    pub index: u16,
+    /// Entries.
+    pub size: u16,
+    /// Descriptor table.
+    pub descriptors: GuestAddress,
+    /// Available ring.
+    pub driver: GuestAddress,
+    /// Used ring.
+    pub device: GuestAddress,
+    /// The driver signals it.
+    pub kick: Arc<EventFd>,
+    /// The device signals it; `None`: the driver polls.
+    pub call: Option<Arc<EventFd>>,
+}
+
+/// What driver and device have agreed on.
+#[derive(Debug, Clone)]
+pub struct Active {
+    /// Features.
+    pub features: u64,
+    /// The queues that are in use.
+    pub queues: Vec<ActiveQueue>,
+}
+
+/// A device. It is called by processors' threads and never waits.
+pub trait Device: Send + Debug {
+    /// What it is.
+    fn kind(&self) -> DeviceKind;
+    /// What it offers.
+    fn features(&self) -> u64;
+    /// Most entries of each queue.
+    fn queue_sizes(&self) -> Vec<u16>;
+    /// A read from its configuration; what lies outside reads as zeros. `data` is filled with zeros.
+    fn config_read(&self, offset: usize, data: &mut [u8]);
+    /// The driver is ready.
+    fn activate(&mut self, active: Active);
+    /// The driver wants the device to forget everything. It need not have happened when this returns.
+    fn reset(&mut self);
+    /// Whether no reset is under way: nothing touches the guest's memory any more.
+    fn is_quiet(&self) -> bool;
+}
+
+/// Where the guest's doorbells are.
+pub trait Doorbells: Send + Debug {
+    /// From now on they are at these addresses, and nowhere else.
+    fn place(&mut self, bells: Vec<(u64, Arc<EventFd>)>);
+}
