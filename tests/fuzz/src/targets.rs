@@ -1,5 +1,6 @@
 //! The targets, one module for each kind of sender.
 
+mod boot;
 mod directory;
 mod frames;
 mod gateway;
@@ -165,6 +166,35 @@ pub const ALL: &[Target] = &[
         name: "lease_book",
         run: gateway::book,
         seeds: gateway::book_seeds,
+        quick_cases: 20_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "boot_partitions",
+        run: boot::partitions,
+        seeds: boot::partition_seeds,
+        quick_cases: 5_000,
+        len_max: 8192,
+    },
+    Target {
+        name: "boot_ext4",
+        run: boot::ext4,
+        seeds: boot::ext4_seeds,
+        quick_cases: 600,
+        len_max: 131_072,
+    },
+    Target { name: "boot_grub", run: boot::grub, seeds: boot::grub_seeds, quick_cases: 4_000, len_max: 4096 },
+    Target {
+        name: "boot_entries",
+        run: boot::entries,
+        seeds: boot::entry_seeds,
+        quick_cases: 5_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "boot_kernel",
+        run: boot::kernels,
+        seeds: boot::kernel_seeds,
         quick_cases: 20_000,
         len_max: 4096,
     },

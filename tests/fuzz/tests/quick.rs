@@ -157,6 +157,11 @@ quick! {
     mesh_messages
     gateway_frames
     lease_book
+    boot_partitions
+    boot_ext4
+    boot_grub
+    boot_entries
+    boot_kernel
 }
 
 /// The driver itself: a panic and a large allocation are both seen, and what is found is made small.
