@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use ferro_vhost::frontend::{Testpmd, TestpmdOptions, TestpmdPort};
 use serde::Serialize;
 
 use crate::process::Stop;
@@ -26,7 +27,7 @@ use crate::usage::{self, Watched};
 use generator::Stream;
 use huge::HugePages;
 use ours::{PortAt, Programs, Switches};
-use testpmd::{Listener, Load, MACS, Setting, Testpmd};
+use testpmd::Load;
 
 /// Where the switch's polling thread and testpmd's loop run.
 const SWITCH_CORE: usize = 0;
@@ -159,15 +160,15 @@ fn loads() -> Vec<(String, Load)> {
 }
 
 fn local_ports() -> Vec<PortAt> {
-    MACS.iter().map(|mac| PortAt { host: 0, mac: (*mac).to_owned() }).collect()
+    Testpmd::MACS.iter().map(|mac| PortAt { host: 0, mac: mac.to_string() }).collect()
 }
 
 fn remote_ports() -> Vec<PortAt> {
-    MACS.iter().enumerate().map(|(host, mac)| PortAt { host, mac: (*mac).to_owned() }).collect()
+    Testpmd::MACS.iter().enumerate().map(|(host, mac)| PortAt { host, mac: mac.to_string() }).collect()
 }
 
 fn macs() -> [[u8; 6]; 2] {
-    [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]]
+    Testpmd::MACS.map(|mac| mac.0)
 }
 
 impl Run<'_> {
@@ -186,17 +187,19 @@ impl Run<'_> {
             return Ok(());
         }
         let huge = HugePages::reserve(HUGE_PAGES, self.stop)?;
-        let setting = Setting {
+        let scratch = tempfile::tempdir().context("making a directory")?;
+        let options = TestpmdOptions {
+            run_dir: scratch.path().to_owned(),
             huge_dir: Some(huge.directory().to_owned()),
             main_core: SWITCH_CORE,
             loop_core: LOOP_CORE,
+            arguments: testpmd::ARGUMENTS.map(str::to_owned).to_vec(),
         };
-        let scratch = tempfile::tempdir().context("making a directory")?;
         {
             let switches = Switches::start(&self.programs, 1, &local_ports(), 1, self.stop)?;
             let sockets = switches.sockets();
-            let sockets = [sockets[0], sockets[1]];
-            let mut testpmd = Testpmd::start(&setting, sockets, Listener::Switch, scratch.path())?;
+            let ports = [0, 1].map(|n| TestpmdPort::connecting(sockets[n]).with(testpmd::DEVICE_ARGUMENT));
+            let mut testpmd = Testpmd::start(&options, &ports)?;
             for (name, load) in &loads {
                 let figures = self.looped(&mut testpmd, *load, &switches.watched())?;
                 self.ours(name, figures);
@@ -204,7 +207,8 @@ impl Run<'_> {
         }
         if self.has(Peer::Ovs) {
             let ovs = ovs::Ovs::start(&huge, SWITCH_CORE, self.stop)?;
-            let mut testpmd = Testpmd::start(&setting, ovs.sockets(), Listener::Testpmd, scratch.path())?;
+            let ports = ovs.sockets().map(|path| TestpmdPort::listening(path).with(testpmd::DEVICE_ARGUMENT));
+            let mut testpmd = Testpmd::start(&options, &ports)?;
             // Its ports are looked for once a second.
             self.stop.sleep(Duration::from_secs(2))?;
             for (name, load) in &loads {
@@ -220,7 +224,7 @@ impl Run<'_> {
         for _ in 0..self.args.runs {
             let before = processor_time(daemons)?;
             let began = std::time::Instant::now();
-            let rate = testpmd.rate(load, self.time, self.stop)?;
+            let rate = load.rate(testpmd, self.time, self.stop)?;
             let cores = (processor_time(daemons)? - before) / began.elapsed().as_secs_f64();
             all.push(throughput(rate, f64::from(load.frame_bytes), cores));
         }

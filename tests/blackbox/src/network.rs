@@ -2,6 +2,7 @@
 //! interrupted.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -25,19 +26,34 @@ pub fn configure(lab: &Lab) -> Result<()> {
     for host in lab.hosts() {
         let addresses: Vec<String> =
             (1..=lab.uplinks()).map(|uplink| format!("\"{}\"", host.uplink_address(uplink))).collect();
-        let text = format!(
-            "[host]\nname = \"{}\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\nidentity_dir = \"{}\"\nvsand_socket = \"{}\"\n\
-             tunnel_addresses = [{}]\ngroup = \"root\"\n",
-            host.name(),
-            host.switch_state_dir().display(),
-            host.switch_run_dir().display(),
-            host.state_dir().join("identity").display(),
-            host.socket().display(),
-            addresses.join(", ")
-        );
-        std::fs::write(host.vswitchd().config(), text)?;
+        let tunnels = format!("tunnel_addresses = [{}]\n", addresses.join(", "));
+        std::fs::write(host.vswitchd().config(), settings(host) + &tunnels)?;
     }
     Ok(())
+}
+
+/// Starts the switch of a host without a cluster, with this network (the tables of its configuration beside `[host]`).
+pub fn start_alone(host: &Host, network: &str) -> Result<()> {
+    std::fs::write(host.vswitchd().config(), settings(host) + "alone = true\n" + network)?;
+    host.vswitchd().start()
+}
+
+fn settings(host: &Host) -> String {
+    format!(
+        "[host]\nname = \"{}\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\nidentity_dir = \"{}\"\nvsand_socket = \"{}\"\n\
+         group = \"root\"\n",
+        host.name(),
+        host.switch_state_dir().display(),
+        host.switch_run_dir().display(),
+        host.state_dir().join("identity").display(),
+        host.socket().display(),
+    )
+}
+
+/// Attaches a port to a socket on which the switch listens, and says which.
+pub fn attach_socket(host: &Host, port: &str) -> Result<PathBuf> {
+    host.vswitchd().ctl_ok(&["port", "attach", port])?;
+    Ok(host.switch_run_dir().join("ports").join(format!("{port}.sock")))
 }
 
 /// Starts all switches and waits until each reaches all others.

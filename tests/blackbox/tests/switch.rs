@@ -194,9 +194,8 @@ fn guests_get_addresses_and_talk_while_their_switches_restart() {
         lab.host(1).vswitchd().ctl_ok(&["transaction", commands])?;
         let mut guests = Vec::new();
         for (host, mac) in [(1, BLUE[0]), (2, BLUE[1])] {
-            let (name, host) = (format!("blue{host}"), lab.host(host));
-            host.vswitchd().ctl_ok(&["port", "attach", &name])?;
-            let socket = host.switch_run_dir().join("ports").join(format!("{name}.sock"));
+            let name = format!("blue{host}");
+            let socket = network::attach_socket(lab.host(host), &name)?;
             guests.push(Vm::boot_on_switch(lab, &name, &socket, mac)?);
         }
         let mut addresses = Vec::new();

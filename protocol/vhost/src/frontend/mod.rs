@@ -5,6 +5,7 @@
 //! * [`DriverRing`] is a driver's end of one split ring.
 //! * [`BlkClient`] puts block requests on several rings, and reconnects to a restarted back end.
 //! * [`NetClient`] sends and receives frames on several pairs of rings, asleep or polling, and reconnects.
+//! * [`Testpmd`] is DPDK's, which nobody here wrote, with two ports.
 
 mod client;
 mod net;
@@ -13,6 +14,7 @@ mod ring;
 // One descriptor is borrowed for a poll.
 #[allow(unsafe_code)]
 mod session;
+mod testpmd;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 pub use client::{BlkClient, ClientOptions, Completion, Op, Ticket};
 pub use net::{NetClient, NetClientOptions, NetDestination};
 pub use ring::{DriverRing, RingDescriptor};
+pub use testpmd::{Testpmd, TestpmdCounters, TestpmdError, TestpmdOptions, TestpmdPort};
 
 /// What fails on the front end's side.
 #[derive(Debug, thiserror::Error)]
