@@ -472,16 +472,24 @@ impl NetClient {
     }
 
     /// Sends again up to `count` frames of the length given, with whatever the slots hold: for load generators, which fill
-    /// all slots once and don't want to measure how fast they themselves copy. Frames fit one descriptor. How many.
+    /// all slots once and don't want to measure how fast they themselves copy. Of frames that take more than one descriptor all
+    /// slots hold some of that length. How many.
     pub fn resend(&mut self, pair: QueuePair, frame_bytes: usize, count: usize) -> usize {
         self.reap_tx(pair);
+        let bytes = (HEADER_BYTES + frame_bytes) as u32;
+        let step = self.options.tx_segment_bytes;
+        let first = match bytes.div_ceil(step) {
+            0 | 1 => bytes,
+            segments if self.options.indirect => DESCRIPTOR_BYTES as u32 * segments,
+            _ => step,
+        };
         let queue = &mut self.queues[usize::from(pair.tx().0)];
         let mut sent = 0;
         while sent < count
             && let Some(slot) = queue.free.pop()
         {
             let head = slot * self.options.tx_stride();
-            queue.ring.descriptor_len(head, (HEADER_BYTES + frame_bytes) as u32);
+            queue.ring.descriptor_len(head, first);
             queue.ring.put(head);
             sent += 1;
         }

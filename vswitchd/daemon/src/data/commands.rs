@@ -135,6 +135,7 @@ impl Loop {
             past: Counters::default(),
             awake: false,
             worked_at: now,
+            share: super::share::Share::default(),
             held_until: None,
             kicks: Vec::new(),
             kick_epoch: None,

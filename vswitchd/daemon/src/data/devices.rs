@@ -18,6 +18,7 @@ use vswitch_core::tunnel::{Meta, Source};
 use super::capture::{Captures, Direction, Spot};
 use super::delayed::Delayed;
 use super::mend::Mender;
+use super::share::Share;
 use super::snapshot::{DeviceDrops, PortLink};
 use crate::ports::{PortDevice, Refusal, UplinkDevice};
 use crate::tunnel::data::Tunnels;
@@ -38,6 +39,8 @@ pub(super) struct LocalPort {
     pub(super) awake: bool,
     /// When it last had a frame.
     pub(super) worked_at: Instant,
+    /// What it has had of the worker's time.
+    pub(super) share: Share,
     /// Its rate lets no frame in before this.
     pub(super) held_until: Option<Instant>,
     /// The kick descriptors that are watched, and of which state of the device.

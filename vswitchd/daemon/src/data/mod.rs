@@ -7,8 +7,9 @@
 //!   └─◄ sleep, or look again at once ◄─ arm what has been idle ◄─ notify guests, flush tunnels, effects ◄────────┘
 //! ```
 //!
-//! **Fairness.** A turn takes at most [`BATCH_FRAMES`](crate::ports::batch::BATCH_FRAMES) frames from each port, whatever waits there: a port that floods costs
-//! the others one batch a turn, and fills its own rings.
+//! **Fairness.** A turn takes at most [`BATCH_FRAMES`](crate::ports::batch::BATCH_FRAMES) frames from each port, whatever waits there, and of ports that always
+//! have more each gets an equal part of the worker's time (`share.rs`): one that floods, with whatever frames, fills its own
+//! rings.
 //!
 //! **Spinning and sleeping**, for each port by itself: a port that had a frame is *awake*, which means that it is looked at
 //! each turn, that its guest need not kick, and that the loop does not sleep. [`SPIN`] after its last frame it is *armed*:
@@ -29,6 +30,7 @@ mod forward;
 mod gateways;
 mod mend;
 pub mod port;
+mod share;
 pub mod snapshot;
 mod turn;
 mod views;
@@ -51,6 +53,7 @@ use crate::tunnel::data::Tunnels;
 use devices::Devices;
 use forward::Forwarder;
 use port::{DataHandle, DataPort, Event};
+use share::Shares;
 use watch::{Token, Trigger, Watch};
 
 /// A port is looked at for so long after its last frame before its guest has to kick. About what it takes to wake a
@@ -98,6 +101,9 @@ struct Loop {
     batch: Batch,
     /// Slots of ports that are awake.
     awake: Vec<usize>,
+    shares: Shares,
+    /// Since when the port that is being served costs time.
+    serving_since: Instant,
     /// Uplinks that are held down.
     held: BTreeSet<NetName>,
     /// What the switch was last told of its uplinks' links.
@@ -132,6 +138,8 @@ impl Loop {
             watch,
             batch: Batch::new(),
             awake: Vec::new(),
+            shares: Shares::default(),
+            serving_since: Instant(0),
             held: BTreeSet::new(),
             links: BTreeMap::new(),
             commanded: true,

@@ -9,6 +9,7 @@ use vswitch_core::pipeline::{Effect, Ingress};
 use super::capture::{Direction, Spot};
 use super::devices::{LocalPort, Pieces};
 use super::port::Event;
+use super::share::Shares;
 use super::snapshot::PortLink;
 use super::views::Sum;
 use super::watch::{Token, Trigger};
@@ -77,8 +78,18 @@ impl Loop {
     fn take_from_ports(&mut self, now: Instant) -> bool {
         let mut more = false;
         let mut at = 0;
+        let Self { awake, devices, shares, .. } = self;
+        shares.begin(now, awake.iter().filter_map(|slot| Some(&devices.ports.get(*slot)?.as_ref()?.share)));
+        // Commands may have taken their time.
+        self.serving_since = if self.commanded { clock::now() } else { now };
         while at < self.awake.len() {
             let slot = self.awake[at];
+            let port = self.devices.ports.get(slot).and_then(Option::as_ref);
+            if port.is_some_and(|port| !self.shares.admits(&port.share)) {
+                more = true;
+                at += 1;
+                continue;
+            }
             match self.take_from_port(now, slot) {
                 None => {
                     self.awake.swap_remove(at);
@@ -102,17 +113,19 @@ impl Loop {
             port.awake = false;
             return None;
         };
+        let frames_max = port.share.frames_max();
         let switch = &self.forwarder.switch;
         let shaped = switch.port(ix).is_some_and(|port| port.policy().ingress.is_some());
         if !shaped {
-            let taken = self.take_batch(now, slot, BATCH_FRAMES)?;
+            let taken = self.take_batch(now, slot, frames_max)?;
             return self.rest_of_port(now, slot, taken);
         }
         // One at a time, as its rate allows: what may not leave yet stays with the guest.
         let mut last = (false, false);
-        for _ in 0..BATCH_FRAMES {
+        for _ in 0..frames_max {
             let ready_at = self.forwarder.switch.ready_at(ix);
             if ready_at > now {
+                self.account(slot, (true, false));
                 self.devices.ports.get_mut(slot)?.as_mut()?.held_until = Some(ready_at);
                 return Some(false);
             }
@@ -122,6 +135,21 @@ impl Loop {
             }
         }
         self.rest_of_port(now, slot, last)
+    }
+
+    /// Charges a port for what it was served, if others may have waited for it.
+    fn account(&mut self, slot: usize, (any, more): (bool, bool)) {
+        let contended = self.awake.len() > 1 && (more || self.shares.contended());
+        let Some(Some(port)) = self.devices.ports.get_mut(slot) else { return };
+        if !any {
+            port.share.rest();
+        } else if contended {
+            let until = clock::now();
+            self.shares.spend(&mut port.share, until.since(self.serving_since), more);
+            self.serving_since = until;
+        } else {
+            Shares::spend_freely(&mut port.share, more);
+        }
     }
 
     /// A batch of up to `frames_max` frames: whether there were any, whether there are more.
@@ -161,6 +189,7 @@ impl Loop {
 
     /// Arms a port that has been idle for long enough.
     fn rest_of_port(&mut self, now: Instant, slot: usize, (any, more): (bool, bool)) -> Option<bool> {
+        self.account(slot, (any, more));
         let port = self.devices.ports.get_mut(slot)?.as_mut()?;
         if any || now.since(port.worked_at) < SPIN {
             return Some(more);
