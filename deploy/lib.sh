@@ -25,7 +25,8 @@ PACKAGES_NEEDED=(
     hostname:hostname iproute2:ip jq:jq socat:socat tshark:tshark util-linux:unshare # the laboratory
 )
 # What only deploy/test uses.
-PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze xfsprogs:mkfs.xfs dpdk-dev:dpdk-testpmd busybox-static: acpica-tools:iasl)
+PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze xfsprogs:mkfs.xfs dpdk-dev:dpdk-testpmd busybox-static: acpica-tools:iasl
+    openvswitch-switch:ovs-vswitchd)
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
     BOLD=$'\e[1m' RED=$'\e[31m' GREEN=$'\e[32m' DIM=$'\e[2m' PLAIN=$'\e[0m'

@@ -12,15 +12,18 @@
 //! * [`checker`] keeps the possible values of every sector; [`workload`] reads and writes a volume against it.
 //! * [`vm`] is a virtual machine on a volume. [`network`] is switches, machines on them, and traffic between those; [`cabling`]
 //!   is the physical network that a switch's uplinks lead to.
+//! * [`bridge`] is one switch with frames in hand, ours or Open vSwitch; [`frames`] makes such frames.
 //!
 //! Everything here stands outside the daemons: it sees their sockets, their command line tool, their logs and their exit
 //! codes, and nothing of their insides. Programs are taken from `FERRO_BIN_DIR`, or beside the test's own program.
 #![forbid(unsafe_code)]
 
+pub mod bridge;
 pub mod cabling;
 pub mod checker;
 pub mod daemon;
 pub mod disk;
+pub mod frames;
 pub mod host;
 pub mod lab;
 pub mod network;
