@@ -43,6 +43,8 @@ impl Loop {
         let mut more = false;
         if self.commanded {
             more |= self.take_commands(now);
+            // That is no port's time.
+            self.serving_since = clock::now();
         }
         more |= self.take_from_ports(now);
         more |= self.take_from_uplinks(now);
@@ -80,8 +82,7 @@ impl Loop {
         let mut at = 0;
         let Self { awake, devices, shares, .. } = self;
         shares.begin(now, awake.iter().filter_map(|slot| Some(&devices.ports.get(*slot)?.as_ref()?.share)));
-        // Commands may have taken their time.
-        self.serving_since = if self.commanded { clock::now() } else { now };
+        self.serving_since = self.serving_since.max(now);
         while at < self.awake.len() {
             let slot = self.awake[at];
             let port = self.devices.ports.get(slot).and_then(Option::as_ref);
