@@ -210,13 +210,15 @@ fn cubic_is_bounded_and_a_loss_is_felt_at_once() {
     // Long enough that CUBIC alone would be far above.
     feed(&mut it, 1500);
     assert_eq!(window(&it), u64::from(WINDOW), "the path loses nothing");
-    let mut count = 0_u32;
-    it.b.lose(move |_, bytes| {
-        count += 1;
-        bytes.len() > 600 && count.is_multiple_of(50)
-    });
-    feed(&mut it, 50);
-    assert!(window(&it) < u64::from(WINDOW) * 3 / 4, "{}", window(&it));
+    // Only one: of a window that had grown in secret it would leave more than the bound.
+    let mut lost = false;
+    it.b.lose(move |_, bytes| bytes.len() > 600 && !std::mem::replace(&mut lost, true));
+    let mut least = u64::from(WINDOW);
+    for _ in 0..10 {
+        feed(&mut it, 1);
+        least = least.min(window(&it));
+    }
+    assert!(least < u64::from(WINDOW) * 3 / 4, "{least}");
 }
 
 #[test]
