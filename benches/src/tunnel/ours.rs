@@ -13,7 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 use vswitch_core::frame::{Csum, Gso, GsoKind, Offload, Tci};
 use vswitch_core::hash::HashKey;
 use vswitch_core::table::PeerIx;
-use vswitch_core::tunnel::{Arrived, Meta};
+use vswitch_core::tunnel::{Arrived, FlowKey, Meta};
 use vswitchd::tunnel::data::{Settings, Tunnels};
 
 use super::{Case, Figure, Frames, Hosts, Shared, both, thread_ns};
@@ -186,9 +186,9 @@ fn each(all: Vec<Tunnels>, drive: impl Fn(Tunnels) -> anyhow::Result<()> + Sync)
 }
 
 /// As many flows as there are connections, each pinned to one of its own.
-fn flows(connections: u8) -> Vec<u32> {
+fn flows(connections: u8) -> Vec<FlowKey> {
     let works = vec![true; usize::from(connections)];
     let flow =
         |lane: usize| (0..10_000).find(|flow| vswitch_core::tunnel::pin(HASH, *flow, &works) == Some(lane));
-    (0..works.len()).filter_map(flow).collect()
+    (0..works.len()).filter_map(flow).map(|hash| FlowKey { hash, source: 0 }).collect()
 }

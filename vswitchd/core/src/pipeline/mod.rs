@@ -52,6 +52,7 @@ use crate::hash::{HashKey, Map};
 use crate::table::{Key, PeerIx, PortIx, Table};
 use crate::team::Team;
 use crate::time::Instant;
+use crate::tunnel::FlowKey;
 
 pub use control::AttachError;
 pub use count::{Cause, Counters, Flow};
@@ -109,8 +110,8 @@ pub enum Egress {
         vni: Vni,
         /// Priority, and the VLAN on the wire; 0 is none.
         tci: Tci,
-        /// What all frames of its flow have in common: they take the same connection.
-        flow: u32,
+        /// Its flow, and the port that it came from.
+        flow: FlowKey,
     },
     /// To the gateway of a port group at this host: untagged, and only what a port here sent.
     Endpoint(GroupIx),

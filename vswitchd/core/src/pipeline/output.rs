@@ -5,6 +5,7 @@ use crate::config::{GroupIx, UplinkIx};
 use crate::frame::{Edit, Vid};
 use crate::table::{PeerIx, Place};
 use crate::team::TeamKey;
+use crate::tunnel::FlowKey;
 
 use super::count::{Cause, Counters};
 use super::forward::{Many, Way};
@@ -215,7 +216,12 @@ impl Switch {
             }
         }
         let tci = way.priority.with(way.lane.wire);
-        let to = Egress::Tunnel { to: peer, vni, tci, flow: self.flow(way) };
+        let source = match way.from {
+            Ingress::Port(ix) => ix.slot as u16,
+            // All that comes from outside is one.
+            Ingress::Uplink(_) | Ingress::Tunnel { .. } | Ingress::Endpoint(_) => u16::MAX,
+        };
+        let to = Egress::Tunnel { to: peer, vni, tci, flow: FlowKey { hash: self.flow(way), source } };
         let alive = self.peers.get(usize::from(peer.0)).is_some_and(|peer| peer.alive);
         if !alive {
             watch.step(|| Step::Withheld(to, Cause::TunnelDown));

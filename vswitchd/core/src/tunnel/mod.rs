@@ -1,7 +1,7 @@
 //! Frames between hosts, in QUIC datagrams.
 //!
 //! [`Packer`] puts frames into datagrams, [`Unpacker`] takes them out again, [`pin`] says which connection a flow takes,
-//! [`Heart`] whether the other side is there.
+//! [`Heart`] whether the other side is there, [`Shares`] how much of a queue a guest may fill.
 //!
 //! ```text
 //!   datagram:  | F1 | record | record | ...        the first byte: a marker (F) and the version (1)
@@ -26,10 +26,12 @@
 
 mod heart;
 mod pack;
+mod share;
 mod unpack;
 
 pub use heart::{Beat, HEARTBEAT_EVERY, HEARTBEATS_MISSED_MAX, Heart};
 pub use pack::{Edited, Packer, Source, pin};
+pub use share::Shares;
 pub use unpack::{Arrived, Malformed, OVERTAKEN_MAX, PATIENCE, REASSEMBLY_MAX, SLOTS, Unpacker};
 
 use ferro_protocol::net::Vni;
@@ -49,6 +51,15 @@ const CSUM_PARTIAL: u8 = 0x10;
 const CSUM_VALID: u8 = 0x20;
 const GSO: u8 = 0x40;
 const PART_BYTES: usize = 11;
+
+/// What a frame belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowKey {
+    /// What all frames of its flow have in common: they take the same connection.
+    pub hash: u32,
+    /// Who sent it: the sources of a host share what waits to be sent.
+    pub source: u16,
+}
 
 /// What a frame is besides its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

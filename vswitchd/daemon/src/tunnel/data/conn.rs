@@ -8,7 +8,7 @@ use ferro_protocol::time::Instant;
 use quinn_proto::{Connection, ConnectionHandle, SendDatagramError};
 use vswitch_core::bugs::Bugs;
 use vswitch_core::table::PeerIx;
-use vswitch_core::tunnel::{Beat, Heart, Meta, Packer, Source, Unpacker};
+use vswitch_core::tunnel::{Beat, Heart, Meta, Packer, Shares, Source, Unpacker};
 
 /// Packed frames go to QUIC in pieces of about so many bytes.
 const BATCH_BYTES: usize = 64 << 10;
@@ -51,8 +51,11 @@ pub(super) struct Conn {
     packer: Packer,
     bytes: Vec<u8>,
     ends: Vec<usize>,
-    /// What QUIC still takes.
+    /// What QUIC still takes, and what it took when nothing waited.
     room: usize,
+    room_max: usize,
+    /// Whose frames wait, here and in QUIC's queue.
+    shares: Shares,
     /// Packed since the socket was last given anything.
     undriven: usize,
     /// Packets that were acknowledged so far.
@@ -87,6 +90,8 @@ impl Conn {
             bytes: Vec::new(),
             ends: Vec::new(),
             room: 0,
+            room_max: 0,
+            shares: Shares::default(),
             undriven: 0,
             acked: 0,
             quiet: true,
@@ -121,26 +126,37 @@ impl Conn {
         self.payload = self.quic.current_mtu();
         let datagrams = self.quic.datagrams();
         self.room = datagrams.send_buffer_space();
+        self.room_max = self.room_max.max(self.room);
+        self.shares.left(self.room_max - self.room + self.bytes.len());
         if let Some(max) = datagrams.max_size() {
             self.packer.set_datagram_max(max);
         }
     }
 
-    /// Whether there is room for a frame of so many bytes and its headers.
-    pub(super) fn has_room(&self, len: usize) -> bool {
+    /// Whether there is room for a frame of so many bytes and its headers, and its source may have it.
+    pub(super) fn has_room(&self, len: usize, source: u16) -> bool {
         // Each datagram has headers of its own, and a super-frame's headers come twice.
         let datagrams = (self.bytes.len() + len) / usize::from(self.payload.max(1200)) + 2;
-        self.bytes.len() + len + 512 + datagrams * DATAGRAM_COST <= self.room
+        let fits = self.bytes.len() + len + 512 + datagrams * DATAGRAM_COST <= self.room;
+        fits && self.shares.admits(source, len, self.room - self.bytes.len())
     }
 
     /// Packs a frame. False if no tunnel carries it. The number of datagrams that were dropped is added to `dropped`.
-    pub(super) fn push<S: Source + ?Sized>(&mut self, meta: &Meta, frame: &S, dropped: &mut u64) -> bool {
+    pub(super) fn push<S: Source + ?Sized>(
+        &mut self,
+        meta: &Meta,
+        source: u16,
+        frame: &S,
+        dropped: &mut u64,
+    ) -> bool {
         if self.bytes.capacity() == 0 {
             self.bytes.reserve(BATCH_BYTES + BATCH_BYTES / 4);
         }
         let before = self.bytes.len();
         let packed = self.packer.push(meta, frame, &mut self.bytes, &mut self.ends);
-        self.undriven += self.bytes.len() - before;
+        let grown = self.bytes.len() - before;
+        self.undriven += grown;
+        self.shares.take(source, grown);
         if self.bytes.len() >= BATCH_BYTES {
             self.ship(dropped);
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   send ─► pin(flow) ─► Packer ─► DATAGRAM queue ─► congestion, pacing ─► GSO ─► socket
-//!                                   bounded: what does not fit is dropped and counted
+//!                                   bounded, and shared by those who send: what does not fit is dropped and counted
 //!   socket ─► GRO ─► QUIC ─► DATAGRAMs ─► Unpacker ─► deliver
 //! ```
 //!
@@ -46,7 +46,7 @@ use quinn_proto::{DatagramEvent, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
 use tracing::{debug, info, warn};
 use vswitch_core::table::PeerIx;
-use vswitch_core::tunnel::{Arrived, Meta, Source, pin};
+use vswitch_core::tunnel::{Arrived, FlowKey, Meta, Source, pin};
 
 use super::Path;
 use clock::Clock;
@@ -230,27 +230,27 @@ impl Tunnels {
         now: Instant,
         to: PeerIx,
         meta: &Meta,
-        flow: u32,
+        flow: FlowKey,
         frame: &S,
     ) -> bool {
         self.clock.look(now);
         let Some(peer) = self.peers.get(usize::from(to.0)).and_then(Option::as_ref) else { return false };
-        let lane = pin(self.settings.hash, flow, &peer.works);
+        let lane = pin(self.settings.hash, flow.hash, &peer.works);
         let Some(at) = lane.and_then(|lane| peer.lanes[lane].live) else {
             self.count(to, |stats| stats.no_path += 1);
             return false;
         };
-        let len = frame.len();
-        if self.conns[at].as_ref().is_some_and(|conn| !conn.has_room(len)) {
+        let (len, source) = (frame.len(), flow.source);
+        if self.conns[at].as_ref().is_some_and(|conn| !conn.has_room(len, source)) {
             // Make room if the path takes it.
             self.drive(at);
         }
-        let Some(conn) = self.conns[at].as_mut().filter(|conn| conn.has_room(len)) else {
+        let Some(conn) = self.conns[at].as_mut().filter(|conn| conn.has_room(len, source)) else {
             self.count(to, |stats| stats.full += 1);
             return false;
         };
         let mut dropped = 0;
-        let packed = conn.push(meta, frame, &mut dropped);
+        let packed = conn.push(meta, source, frame, &mut dropped);
         if conn.is_ripe() {
             self.drive(at);
         } else {

@@ -13,7 +13,7 @@ use ferro_transport::identity::IdentityHandle;
 use vswitch_core::frame::{Csum, Gso, GsoKind, Offload, Tci};
 use vswitch_core::hash::HashKey;
 use vswitch_core::table::PeerIx;
-use vswitch_core::tunnel::Meta;
+use vswitch_core::tunnel::{FlowKey, Meta};
 
 use super::super::testing::{Cluster, LIFETIME, host};
 use super::{Congestion, Event, Settings, Tunnels};
@@ -126,10 +126,14 @@ impl Pair {
     fn talk(&mut self) {
         let n = self.now.0;
         let (there, back) = (frame(n, 100), frame(n + 1, 1514));
-        assert!(self.a.tunnels.send(self.now, OTHER, &plain(), 1, there.as_slice()));
-        assert!(self.b.tunnels.send(self.now, OTHER, &plain(), 1, back.as_slice()));
+        assert!(self.a.tunnels.send(self.now, OTHER, &plain(), flow(1), there.as_slice()));
+        assert!(self.b.tunnels.send(self.now, OTHER, &plain(), flow(1), back.as_slice()));
         self.until(500, |it| it.b.got.contains(&there) && it.a.got.contains(&back));
     }
+}
+
+fn flow(hash: u32) -> FlowKey {
+    FlowKey { hash, source: 0 }
 }
 
 fn plain() -> Meta {
@@ -159,7 +163,7 @@ fn frames_of_all_sizes_cross_both_ways_over_one_connection() {
     let mut it = Pair::up();
     it.talk();
     let (meta, bytes) = super_frame(40, 1200);
-    assert!(it.a.tunnels.send(it.now, OTHER, &meta, 7, bytes.as_slice()));
+    assert!(it.a.tunnels.send(it.now, OTHER, &meta, flow(7), bytes.as_slice()));
     it.until(100, |it| it.b.got.contains(&bytes));
     for (side, dialled) in [(&it.a, 1), (&it.b, 1)] {
         let stats = side.tunnels.stats();
@@ -175,19 +179,39 @@ fn frames_of_all_sizes_cross_both_ways_over_one_connection() {
 fn what_cannot_be_sent_is_dropped_and_counted() {
     let mut it = Pair::new(&["127.0.0.1:0"], |_| {});
     let small = frame(1, 60);
-    assert!(!it.a.tunnels.send(it.now, OTHER, &plain(), 1, small.as_slice()), "not connected yet");
-    assert!(!it.a.tunnels.send(it.now, PeerIx(9), &plain(), 1, small.as_slice()), "no such peer");
+    assert!(!it.a.tunnels.send(it.now, OTHER, &plain(), flow(1), small.as_slice()), "not connected yet");
+    assert!(!it.a.tunnels.send(it.now, PeerIx(9), &plain(), flow(1), small.as_slice()), "no such peer");
     it.until(1000, |it| it.a.up() && it.b.up());
-    assert!(!it.a.tunnels.send(it.now, OTHER, &plain(), 1, [].as_slice()));
+    assert!(!it.a.tunnels.send(it.now, OTHER, &plain(), flow(1), [].as_slice()));
     // Far more than may wait, while nobody reads.
     let (meta, bytes) = super_frame(40, 1400);
-    let sent = (0..2000).filter(|_| it.a.tunnels.send(it.now, OTHER, &meta, 7, bytes.as_slice())).count();
+    let sent =
+        (0..2000).filter(|_| it.a.tunnels.send(it.now, OTHER, &meta, flow(7), bytes.as_slice())).count();
     assert!(sent < 2000);
     let stats = &it.a.tunnels.stats().peers[0];
     assert_eq!((stats.no_path, stats.unsendable), (1, 1));
     assert!(stats.full >= (2000 - sent) as u64);
     it.run(200);
     it.talk();
+}
+
+#[test]
+fn who_floods_leaves_room_for_who_comes_later() {
+    let mut it = Pair::up();
+    let (meta, bytes) = super_frame(40, 1400);
+    let send = |it: &mut Pair, source: u16| {
+        let flow = FlowKey { hash: 7, source };
+        it.a.tunnels.send(it.now, OTHER, &meta, flow, bytes.as_slice())
+    };
+    // Nobody reads: all of it stays where it is.
+    let flooded = (0..2000).filter(|_| send(&mut it, 1)).count();
+    assert!(flooded < 2000);
+    assert!(!send(&mut it, 1), "it has all that it may have");
+    for other in 2..5 {
+        assert!(send(&mut it, other), "{other} finds no room");
+    }
+    it.run(500);
+    assert!(send(&mut it, 1), "what was sent is no longer its");
 }
 
 #[test]
@@ -201,7 +225,7 @@ fn cubic_is_bounded_and_a_loss_is_felt_at_once() {
         for n in 0..ms {
             let (meta, bytes) = super_frame(40, 1400);
             for _ in 0..4 {
-                let _full = it.a.tunnels.send(it.now, OTHER, &meta, n, bytes.as_slice());
+                let _full = it.a.tunnels.send(it.now, OTHER, &meta, flow(n), bytes.as_slice());
             }
             it.step();
             assert!(window(it) <= u64::from(WINDOW));
@@ -232,7 +256,7 @@ fn losses_cost_what_was_lost_and_no_more() {
     let mut sent = BTreeSet::new();
     for n in 0..400_u64 {
         let bytes = frame(n * 0x0101_0101, 900);
-        assert!(it.a.tunnels.send(it.now, OTHER, &plain(), n as u32, bytes.as_slice()));
+        assert!(it.a.tunnels.send(it.now, OTHER, &plain(), flow(n as u32), bytes.as_slice()));
         sent.insert(bytes);
         it.step();
     }
@@ -244,7 +268,7 @@ fn losses_cost_what_was_lost_and_no_more() {
     it.b.got.clear();
     for _ in 0..20 {
         let (meta, bytes) = super_frame(40, 1200);
-        assert!(it.a.tunnels.send(it.now, OTHER, &meta, 7, bytes.as_slice()));
+        assert!(it.a.tunnels.send(it.now, OTHER, &meta, flow(7), bytes.as_slice()));
         it.run(5);
     }
     it.run(100);
@@ -260,7 +284,7 @@ fn a_path_that_carries_less_is_followed_and_so_is_one_that_carries_more() {
     let traffic = |it: &mut Pair, ms: u32| {
         for n in 0..ms {
             let bytes = frame(u64::from(n), 1514);
-            let _full = it.a.tunnels.send(it.now, OTHER, &plain(), 1, bytes.as_slice());
+            let _full = it.a.tunnels.send(it.now, OTHER, &plain(), flow(1), bytes.as_slice());
             it.step();
         }
     };
