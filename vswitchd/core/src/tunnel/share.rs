@@ -125,8 +125,8 @@ mod tests {
         let (mut modest, mut flood) = (0, 0);
         for _ in 0..10_000 {
             // The link sends ten frames; one source offers four, the other a hundred.
-            modest += (0..4).filter(|_| queue.offer(1)).count();
             flood += (0..100).filter(|_| queue.offer(2)).count();
+            modest += (0..4).filter(|_| queue.offer(1)).count();
             queue.send(10 * FRAME);
         }
         assert_eq!(modest, 40_000, "all of it");
