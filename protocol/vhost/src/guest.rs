@@ -103,24 +103,15 @@ impl GuestView {
         Err(Outside)
     }
 
-    /// Copies `N` bytes, each read once: by volatile accesses of eight or four bytes where they are aligned, which drivers do.
+    /// Copies `N` bytes, each read once: by volatile accesses of four bytes where they are aligned, which drivers do.
     #[inline]
     pub(crate) fn read_array<const N: usize>(&self, addr: u64) -> Result<[u8; N], Outside> {
         let (host, room) = self.find(addr)?;
         if room >= N as u64 {
-            if N.is_multiple_of(8) && host.addr().get().is_multiple_of(8) {
-                let mut out = [0; N];
-                for (word, to) in out.chunks_exact_mut(8).enumerate() {
-                    // SAFETY: `room` bytes from `host` on are mapped, at least `N`, and the word is aligned.
-                    let word = unsafe { host.cast::<u64>().add(word).read_volatile() };
-                    to.copy_from_slice(&word.to_ne_bytes());
-                }
-                return Ok(out);
-            }
             if N.is_multiple_of(4) && host.addr().get().is_multiple_of(4) {
                 let mut out = [0; N];
                 for (word, to) in out.chunks_exact_mut(4).enumerate() {
-                    // SAFETY: as above.
+                    // SAFETY: `room` bytes from `host` on are mapped, at least `N`, and the word is aligned.
                     let word = unsafe { host.cast::<u32>().add(word).read_volatile() };
                     to.copy_from_slice(&word.to_ne_bytes());
                 }
