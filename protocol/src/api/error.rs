@@ -129,6 +129,8 @@ pub enum ErrorCode {
     MacNotFrozen,
     /// No such revision waits to be confirmed.
     RevisionNotFound,
+    /// The VM has no such device.
+    DeviceNotFound,
 
     /// Another volume has this name.
     NameTaken,
@@ -156,6 +158,8 @@ pub enum ErrorCode {
     PortAttached,
     /// The port is not attached to this host.
     PortNotAttached,
+    /// The VM has to be paused first.
+    NotPaused,
 
     /// Not enough hosts, fault domains or disks for the policy.
     PolicyUnsatisfiable,
@@ -246,7 +250,8 @@ impl ErrorCode {
             | Self::UplinkNotFound
             | Self::MirrorNotFound
             | Self::MacNotFrozen
-            | Self::RevisionNotFound => ErrorClass::NotFound,
+            | Self::RevisionNotFound
+            | Self::DeviceNotFound => ErrorClass::NotFound,
             Self::NameTaken
             | Self::ObjectInUse
             | Self::VolumeNotOpen
@@ -259,7 +264,8 @@ impl ErrorCode {
             | Self::VolumeIncomplete
             | Self::ReadOnly
             | Self::PortAttached
-            | Self::PortNotAttached => ErrorClass::Conflict,
+            | Self::PortNotAttached
+            | Self::NotPaused => ErrorClass::Conflict,
             Self::PolicyUnsatisfiable
             | Self::ClusterFull
             | Self::DiskTooSmall
