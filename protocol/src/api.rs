@@ -1,5 +1,5 @@
 //! Types of the local HTTP API that `vsand` serves on its Unix socket and `vsanctl` speaks; those of `vswitchd` and `vswctl`
-//! are in [`switch`], those of each `vmm` in [`vmm`].
+//! are in [`switch`], those of `hypervisord` and `vmctl` in [`vm`], those of each `vmm` in [`vmm`].
 //!
 //! Only the wire: what a request and an answer look like in JSON. Sizes are bytes, times are seconds unless the name
 //! says otherwise, ids are UUIDs in their hyphenated form. New fields may be added to answers at any time and a client ignores
@@ -20,6 +20,7 @@ mod size;
 mod status;
 pub mod switch;
 mod transfer;
+pub mod vm;
 pub mod vmm;
 mod volume;
 

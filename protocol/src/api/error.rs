@@ -100,6 +100,8 @@ pub enum ErrorCode {
     BadAttachment,
     /// Not a frame.
     BadFrame,
+    /// A VM can't be like this. `faults` has all that is wrong.
+    InvalidVm,
 
     /// No such host in the cluster.
     HostNotFound,
@@ -129,8 +131,12 @@ pub enum ErrorCode {
     MacNotFrozen,
     /// No such revision waits to be confirmed.
     RevisionNotFound,
-    /// The VM has no such device.
+    /// No such VM.
+    VmNotFound,
+    /// The VM has no such disk or network card.
     DeviceNotFound,
+    /// There is no log of that VM's console.
+    LogNotFound,
 
     /// Another volume has this name.
     NameTaken,
@@ -160,6 +166,12 @@ pub enum ErrorCode {
     PortNotAttached,
     /// The VM has to be paused first.
     NotPaused,
+    /// The VM has to be off for this. `details`: `state`, `host`.
+    VmNotOff,
+    /// The VM has to run for this. `details`: `state`.
+    VmNotRunning,
+    /// The VM is on another host. `details`: `host`.
+    VmElsewhere,
 
     /// Not enough hosts, fault domains or disks for the policy.
     PolicyUnsatisfiable,
@@ -177,6 +189,10 @@ pub enum ErrorCode {
     TokenRefused,
     /// A bound on how many of something there may be.
     LimitReached,
+    /// The host has not so many processors, or not so much memory left. `details`: what was wanted, what there is, what is free.
+    NoCapacity,
+    /// The host can't run VMs like this: no KVM, no QEMU. `details`: `vmm`.
+    NotSupported,
 
     /// This daemon is in no cluster yet.
     NotInCluster,
@@ -195,6 +211,8 @@ pub enum ErrorCode {
     DiskFailed,
     /// A socket or an interface can't be used.
     DeviceFailed,
+    /// The vmm could not be started, ended at once, or does not answer. `details`: `log`, the end of what it said.
+    VmmFailed,
     /// An input or output error that is none of the above.
     Io,
     /// A fault of the daemon's own.
@@ -236,7 +254,8 @@ impl ErrorCode {
             | Self::BadPath
             | Self::InvalidNetwork
             | Self::BadAttachment
-            | Self::BadFrame => ErrorClass::Usage,
+            | Self::BadFrame
+            | Self::InvalidVm => ErrorClass::Usage,
             Self::HostNotFound
             | Self::DiskNotFound
             | Self::ObjectNotFound
@@ -251,7 +270,9 @@ impl ErrorCode {
             | Self::MirrorNotFound
             | Self::MacNotFrozen
             | Self::RevisionNotFound
-            | Self::DeviceNotFound => ErrorClass::NotFound,
+            | Self::VmNotFound
+            | Self::DeviceNotFound
+            | Self::LogNotFound => ErrorClass::NotFound,
             Self::NameTaken
             | Self::ObjectInUse
             | Self::VolumeNotOpen
@@ -265,7 +286,10 @@ impl ErrorCode {
             | Self::ReadOnly
             | Self::PortAttached
             | Self::PortNotAttached
-            | Self::NotPaused => ErrorClass::Conflict,
+            | Self::NotPaused
+            | Self::VmNotOff
+            | Self::VmNotRunning
+            | Self::VmElsewhere => ErrorClass::Conflict,
             Self::PolicyUnsatisfiable
             | Self::ClusterFull
             | Self::DiskTooSmall
@@ -273,16 +297,21 @@ impl ErrorCode {
             | Self::ImageTooLarge
             | Self::WouldLoseData
             | Self::TokenRefused
-            | Self::LimitReached => ErrorClass::Refused,
+            | Self::LimitReached
+            | Self::NoCapacity
+            | Self::NotSupported => ErrorClass::Refused,
             Self::NotInCluster
             | Self::NoQuorum
             | Self::DataUnavailable
             | Self::HostUnreachable
             | Self::Unavailable => ErrorClass::Unavailable,
             Self::TimedOut => ErrorClass::TimedOut,
-            Self::DiskFailed | Self::DeviceFailed | Self::Io | Self::Internal | Self::Unknown => {
-                ErrorClass::Failure
-            }
+            Self::DiskFailed
+            | Self::DeviceFailed
+            | Self::VmmFailed
+            | Self::Io
+            | Self::Internal
+            | Self::Unknown => ErrorClass::Failure,
         }
     }
 
