@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::config::{CPUS_MAX, ConsoleTarget, CpuCount, DeviceConfig, VmConfig};
+use crate::config::{BootSource, CPUS_MAX, ConsoleTarget, CpuCount, DeviceConfig, VmConfig};
 use crate::layout::{LayoutError, MemorySize};
 use crate::virtio::vhost_user::{Mac, QUEUES_MAX, Role};
+use crate::volume::{CONSOLE, ShowBoot, VolumeBoot};
 
 /// Runs one virtual machine and ends with it.
 ///
@@ -21,15 +22,26 @@ pub struct Arguments {
     /// Memory, with a suffix of K, M or G.
     #[arg(long, default_value = "256M", value_name = "SIZE", value_parser = parse_size)]
     memory: u64,
-    /// The kernel: a bzImage (vmlinuz) or an ELF image with a PVH entry.
+    /// The kernel: a bzImage (vmlinuz) or an ELF image with a PVH entry. Without it, kernel, initrd and command line come
+    /// out of the first disk's own /boot.
     #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
-    /// The kernel's command line.
-    #[arg(long, default_value = "console=ttyS0", value_name = "TEXT")]
-    cmdline: String,
+    /// The kernel's command line ("console=ttyS0" by default), or what is put behind that of the disk's entry (which gets
+    /// "console=ttyS0" if it names no console).
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// The entry of the disk's boot menu, by identifier, title or position, instead of the menu's own default.
+    #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
+    boot_entry: Option<String>,
+    /// Prints what the first disk would boot, as JSON (entry, kernel, initrd, cmdline), and runs nothing.
+    #[arg(long, conflicts_with = "kernel")]
+    show_boot: bool,
+    /// With --show-boot: writes the files "kernel" and "initrd" into this folder.
+    #[arg(long, value_name = "FOLDER", requires = "show_boot")]
+    extract: Option<PathBuf>,
     /// Where the serial console is: "stdio", "socket:PATH" or "none".
     #[arg(long, default_value = "stdio", value_name = "WHERE", value_parser = parse_console)]
     console: ConsoleTarget,
@@ -50,17 +62,39 @@ pub enum ArgumentsError {
     /// The memory.
     #[error("--memory: {0}")]
     Memory(#[from] LayoutError),
+    /// Neither a kernel nor a disk that may have one.
+    #[error("there is nothing to boot: give a disk with a system on it (--disk SOCKET), or a --kernel FILE")]
+    NothingToBoot,
 }
 
 impl Arguments {
+    /// What is to be shown instead of running a VM.
+    pub fn show_boot(&self) -> Result<Option<ShowBoot>, ArgumentsError> {
+        if !self.show_boot {
+            return Ok(None);
+        }
+        Ok(Some(ShowBoot { volume: self.volume_boot()?, extract: self.extract.clone() }))
+    }
+
+    fn boot_source(&self) -> Result<BootSource, ArgumentsError> {
+        let Some(kernel) = self.kernel.clone() else { return self.volume_boot().map(BootSource::Volume) };
+        let command_line = self.cmdline.clone().unwrap_or_else(|| CONSOLE.to_owned());
+        Ok(BootSource::Files { kernel, initrd: self.initrd.clone(), command_line })
+    }
+
+    fn volume_boot(&self) -> Result<VolumeBoot, ArgumentsError> {
+        let disk = self.disks.first().ok_or(ArgumentsError::NothingToBoot)?;
+        let (entry, append) = (self.boot_entry.clone(), self.cmdline.clone());
+        Ok(VolumeBoot { socket: disk.socket.clone(), entry, append })
+    }
+
     /// The VM that they describe.
     pub fn config(self) -> Result<VmConfig, ArgumentsError> {
+        let boot = self.boot_source()?;
         Ok(VmConfig {
             cpus: CpuCount::new(self.cpus).ok_or(ArgumentsError::Cpus(self.cpus))?,
             memory: MemorySize::new(self.memory)?,
-            kernel: self.kernel,
-            initrd: self.initrd,
-            command_line: self.cmdline,
+            boot,
             console: self.console,
             devices: self.disks.into_iter().chain(self.nics).collect(),
         })
@@ -158,7 +192,35 @@ mod tests {
             .unwrap();
         assert_eq!((vm.cpus.get(), vm.memory.bytes()), (64, 3 << 30));
         assert_eq!(vm.console, ConsoleTarget::Socket("/run/c".into()));
-        assert_eq!(vm.command_line, "console=ttyS0");
+        let BootSource::Files { kernel, initrd, command_line } = vm.boot else { panic!("no files") };
+        assert_eq!((kernel, initrd, command_line.as_str()), ("k".into(), None, "console=ttyS0"));
+    }
+
+    #[test]
+    fn without_a_kernel_the_first_disk_brings_one() {
+        let vm =
+            config(&["--nic", "n,mac=52:54:00:12:34:56", "--disk", "a,queues=2", "--disk", "b"]).unwrap();
+        let volume = |entry: Option<&str>, append: Option<&str>| VolumeBoot {
+            socket: "a".into(),
+            entry: entry.map(str::to_owned),
+            append: append.map(str::to_owned),
+        };
+        assert_eq!(vm.boot, BootSource::Volume(volume(None, None)));
+        let vm = config(&["--disk", "a", "--boot-entry", "old", "--cmdline", "debug"]).unwrap();
+        assert_eq!(vm.boot, BootSource::Volume(volume(Some("old"), Some("debug"))));
+        let arguments = ["vmm", "--show-boot", "--disk", "a", "--extract", "/d"];
+        let shown = Arguments::try_parse_from(arguments).unwrap().show_boot().unwrap();
+        assert_eq!(shown, Some(ShowBoot { volume: volume(None, None), extract: Some("/d".into()) }));
+        for (wrong, word) in [
+            (&["--kernel", "k", "--boot-entry", "e"][..], "--boot-entry"),
+            (&["--kernel", "k", "--show-boot"], "--show-boot"),
+            (&["--disk", "a", "--initrd", "i"], "--kernel"),
+            (&["--disk", "a", "--extract", "d"], "--show-boot"),
+            (&["--boot-entry", "e"], "nothing to boot"),
+        ] {
+            let error = config(wrong).unwrap_err();
+            assert!(error.contains(word), "{wrong:?}: {error}");
+        }
     }
 
     #[test]
@@ -197,7 +259,7 @@ mod tests {
             (&["--kernel", "k", "--nic", "s,mac=01:00:00:00:00:01"], "no address"),
             (&["--kernel", "k", "--nic", "s,mac=52:54:00:00:00:01:02"], "no address"),
             (&["--kernel", "k", "--nic", "s,mac=+2:54:00:00:00:1"], "no address"),
-            (&[], "--kernel"),
+            (&[], "--kernel FILE"),
         ] {
             let error = config(arguments).unwrap_err();
             assert!(error.contains(word), "{arguments:?}: {error}");

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::layout::MemorySize;
 use crate::virtio::vhost_user::Role;
+use crate::volume::VolumeBoot;
 
 /// Most virtual processors of a VM.
 pub const CPUS_MAX: u8 = 64;
@@ -49,6 +50,22 @@ pub struct DeviceConfig {
     pub role: Role,
 }
 
+/// Where kernel, initrd and command line come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BootSource {
+    /// Files of this host.
+    Files {
+        /// A bzImage or an ELF image with a PVH entry.
+        kernel: PathBuf,
+        /// Its initial RAM disk.
+        initrd: Option<PathBuf>,
+        /// Its command line.
+        command_line: String,
+    },
+    /// The first disk's own `/boot`.
+    Volume(VolumeBoot),
+}
+
 /// A VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
@@ -56,12 +73,8 @@ pub struct VmConfig {
     pub cpus: CpuCount,
     /// Memory.
     pub memory: MemorySize,
-    /// A bzImage or an ELF image with a PVH entry.
-    pub kernel: PathBuf,
-    /// Its initial RAM disk.
-    pub initrd: Option<PathBuf>,
-    /// Its command line.
-    pub command_line: String,
+    /// What it boots.
+    pub boot: BootSource,
     /// Its console.
     pub console: ConsoleTarget,
     /// Its devices, in the order of their slots.

@@ -3,6 +3,7 @@
 //! ```text
 //!   main ──► run ──► config, checked          what the VM is
 //!             │
+//!             ├──► volume                     kernel and initrd out of the first disk, unless they are given as files
 //!             ├──► memory, layout             RAM as one sealed memfd
 //!             ├──► boot, acpi                 kernel and tables are written into it
 //!             ├──► kvm, cpu                   the VM of KVM's, one thread a processor
@@ -33,3 +34,4 @@ pub mod memory;
 pub mod pci;
 pub mod run;
 pub mod virtio;
+pub mod volume;

@@ -1,13 +1,13 @@
-//! `vmm`: runs one virtual machine and ends with it.
+//! `vmm`: runs one virtual machine and ends with it, or says what its disk would boot.
 #![forbid(unsafe_code)]
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use vmm::args::Arguments;
-use vmm::run;
+use vmm::{run, volume};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -18,15 +18,22 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    let result = arguments.config().map_err(anyhow::Error::from).and_then(|config| Ok(run::run(&config)?));
-    match result {
-        Ok(end) => {
-            tracing::info!("{end}");
-            ExitCode::from(end.exit_status())
-        }
+    match execute(arguments) {
+        Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if let Some(wanted) = arguments.show_boot()? {
+        let shown = volume::show(&wanted)?;
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&shown)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let end = run::run(&arguments.config()?)?;
+    tracing::info!("{end}");
+    Ok(ExitCode::from(end.exit_status()))
 }

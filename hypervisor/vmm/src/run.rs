@@ -11,8 +11,8 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::acpi;
-use crate::boot::{self, Boot, BootError, Protocol};
-use crate::config::VmConfig;
+use crate::boot::{self, Boot, BootError, Image, Protocol};
+use crate::config::{BootSource, VmConfig};
 use crate::cpu::cpuid;
 use crate::devices::console::ConsoleOutput;
 use crate::devices::power::RESET_CODE;
@@ -28,6 +28,7 @@ use crate::pci::{BusError, HostBridge, PciBus};
 use crate::virtio::Device;
 use crate::virtio::pci::{VirtioPci, vectors_of};
 use crate::virtio::vhost_user::{VhostUser, VhostUserError};
+use crate::volume::{self, VolumeError};
 
 /// Between two attempts to bring a processor out of the guest.
 const NUDGE_EVERY: Duration = Duration::from_millis(1);
@@ -57,6 +58,9 @@ pub enum RunError {
     /// Kernel, initrd, command line.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A volume that should bring them.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The PCI bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -116,21 +120,13 @@ impl fmt::Display for End {
 
 /// Runs a VM to its end.
 pub fn run(config: &VmConfig) -> Result<End, RunError> {
-    let mut kernel = open("kernel", &config.kernel)?;
-    let mut initrd = config.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
     let host = Host::open()?;
     host.check_processors(config.cpus)?;
     let layout = Layout::new(config.memory, cpuid::address_bits(host.supported_cpuid()))?;
     let vm = Vm::new(&host, memory::allocate(&layout)?)?;
 
     write_firmware(config, vm.memory())?;
-    let boot = Boot {
-        kernel: &mut kernel,
-        initrd: initrd.as_mut(),
-        command_line: &config.command_line,
-        rsdp: ACPI_START,
-    };
-    let start = prepare_start(boot, &vm, &layout)?;
+    let start = load(&config.boot, &vm, &layout)?;
     debug!(entry = ?start.entry, "the kernel is loaded");
 
     let output = ConsoleOutput::new().map_err(RunError::Console)?;
@@ -177,7 +173,29 @@ fn plug_devices(config: &VmConfig, vm: &Vm) -> Result<PciBus, RunError> {
     Ok(bus)
 }
 
-fn prepare_start(boot: Boot<'_, File>, vm: &Vm, layout: &Layout) -> Result<Start, BootError> {
+/// The kernel and what belongs to it, from wherever it comes.
+fn load(source: &BootSource, vm: &Vm, layout: &Layout) -> Result<Start, RunError> {
+    match source {
+        BootSource::Files { kernel, initrd, command_line } => {
+            let mut kernel = open("kernel", kernel)?;
+            let mut initrd = initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+            Ok(prepare_start(&mut kernel, initrd.as_mut(), command_line, vm, layout)?)
+        }
+        BootSource::Volume(volume) => volume::with_chosen(volume, |mut chosen| {
+            let (kernel, initrd) = (&mut chosen.kernel, chosen.initrd.as_mut());
+            Ok(prepare_start(kernel, initrd, &chosen.command_line, vm, layout)?)
+        }),
+    }
+}
+
+fn prepare_start<I: Image>(
+    kernel: &mut I,
+    initrd: Option<&mut I>,
+    command_line: &str,
+    vm: &Vm,
+    layout: &Layout,
+) -> Result<Start, BootError> {
+    let boot = Boot { kernel, initrd, command_line, rsdp: ACPI_START };
     let entry = boot::load(boot, vm.memory(), layout)?;
     let segments = boot::write_descriptors(vm.memory(), entry.protocol)?;
     if entry.protocol == Protocol::Linux64 {

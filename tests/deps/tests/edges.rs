@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vswitch-core", &["ferro-protocol"]),
     ("boot-image", &[]),
     ("vswitchd", &["vswitch-core", "ferro-protocol", "ferro-transport", "ferro-vhost"]),
-    ("vmm", &[]),
+    ("vmm", &["boot-image", "ferro-vhost"]),
     ("ferro-tools", &["ferro-protocol", "ferro-transport"]),
 ];
 

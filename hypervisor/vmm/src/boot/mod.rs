@@ -94,11 +94,11 @@ pub enum BootError {
 }
 
 /// What is booted.
-pub struct Boot<'a, K> {
+pub struct Boot<'a, I> {
     /// The kernel.
-    pub kernel: &'a mut K,
+    pub kernel: &'a mut I,
     /// The initrd, if there is one.
-    pub initrd: Option<&'a mut std::fs::File>,
+    pub initrd: Option<&'a mut I>,
     /// The kernel's command line.
     pub command_line: &'a str,
     /// Where the ACPI tables begin.
@@ -145,8 +145,8 @@ struct Initrd {
 }
 
 /// Loads everything.
-pub fn load<K: Image>(
-    boot: Boot<'_, K>,
+pub fn load<I: Image>(
+    boot: Boot<'_, I>,
     memory: &GuestMemoryMmap,
     layout: &Layout,
 ) -> Result<Entry, BootError> {
@@ -183,8 +183,8 @@ fn write_command_line(line: &str, most: usize, memory: &GuestMemoryMmap) -> Resu
 }
 
 /// As high as it may be, so that it is not in the way of a kernel that decompresses itself.
-fn load_initrd(
-    file: &mut std::fs::File,
+fn load_initrd<I: Image>(
+    file: &mut I,
     loaded: &Loaded,
     memory: &GuestMemoryMmap,
     layout: &Layout,

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tracing::warn;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
 };
@@ -89,12 +88,6 @@ impl Connection {
         if block && !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
             return Err(self.missing("a configuration"));
         }
-        if block && !self.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
-            warn!(
-                "{}: no tracking of requests: those in flight are lost if the back end dies",
-                self.path.display()
-            );
-        }
         if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
             let queues = self.frontend.get_queue_num().map_err(self.wrap("asking for queues"))?;
             if queues < u64::from(role.queues()) {
@@ -110,6 +103,11 @@ impl Connection {
     fn wrap<E: Into<vhost::Error>>(&self, what: &'static str) -> impl FnOnce(E) -> VhostUserError + use<E> {
         let path = self.path.clone();
         move |source| VhostUserError::Talk { path, what, source: source.into() }
+    }
+
+    /// Whether requests that a back end has taken survive it.
+    pub(super) fn tracks_requests(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     }
 
     /// What the back end offers.

@@ -16,10 +16,12 @@
 
 mod connection;
 mod link;
+pub mod reader;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use tracing::warn;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -152,6 +154,12 @@ impl VhostUser {
     /// Connects to the socket, learns what the back end offers, and starts the thread.
     pub fn connect(path: PathBuf, role: Role, memory: GuestMemoryMmap) -> Result<Self, VhostUserError> {
         let mut connection = connection::Connection::open(&path, role)?;
+        if matches!(role, Role::Block { .. }) && !connection.tracks_requests() {
+            warn!(
+                "{}: no tracking of requests: those in flight are lost if the back end dies",
+                path.display()
+            );
+        }
         let offered = connection.features() & role.features();
         let (features, config) = match role {
             Role::Block { queues } => (offered, block_config(connection.block_config()?, queues)),
