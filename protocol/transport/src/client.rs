@@ -8,14 +8,18 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::header::{CONTENT_TYPE, HOST};
 use axum::http::{Method, Request, Response, StatusCode};
+use ferro_protocol::api::{ApiError, ErrorCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 /// The largest answer that is taken in: the chunks of an object page or the volumes of a large cluster.
@@ -60,6 +64,45 @@ pub enum ClientError {
         /// Why not.
         reason: String,
     },
+}
+
+/// Why a daemon did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// There was no answer.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// There was none in time: it may or may not have been done.
+    #[error("{0} did not answer in time")]
+    TimedOut(String),
+    /// It says why.
+    #[error("{0}")]
+    Api(ApiError),
+    /// The answer is none of ours.
+    #[error("its answer can't be understood: {0}")]
+    Answer(String),
+}
+
+impl CallError {
+    /// The same as an error of an API that hands it on: what was to be done, and what may be wrong with the other daemon.
+    pub fn into_api(self, what: &str) -> ApiError {
+        match self {
+            Self::Api(mut error) => {
+                error.message = format!("{what}: {}", error.message);
+                error
+            }
+            Self::TimedOut(_) => ApiError::new(
+                ErrorCode::TimedOut,
+                format!("{what}: {self}; it may still happen"),
+                "see that the other daemon is well, then try again",
+            ),
+            Self::Client(_) | Self::Answer(_) => ApiError::new(
+                ErrorCode::Unavailable,
+                format!("{what}: {self}"),
+                "see that the other daemon runs, and that both are of the same version",
+            ),
+        }
+    }
 }
 
 /// An answer that comes in pieces.
@@ -126,6 +169,45 @@ impl LocalClient {
             idle.push(sender);
         }
         Ok((status, bytes))
+    }
+
+    /// Asks, and takes an answer that says that it was done, within a time. `body` is the content and its type.
+    pub async fn ask_within(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Bytes, &'static str)>,
+        within: Duration,
+    ) -> Result<Bytes, CallError> {
+        let asked = tokio::time::timeout(within, self.exchange(method, path, body)).await;
+        let (status, bytes) = asked.map_err(|_| CallError::TimedOut(self.socket.display().to_string()))??;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        match serde_json::from_slice(&bytes) {
+            Ok(error) => Err(CallError::Api(error)),
+            Err(_) => Err(CallError::Answer(format!("{path}: status {status} and no reason"))),
+        }
+    }
+
+    /// Gets something in JSON.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str, within: Duration) -> Result<T, CallError> {
+        let bytes = self.ask_within(Method::GET, path, None, within).await?;
+        serde_json::from_slice(&bytes).map_err(|error| CallError::Answer(format!("{path}: {error}")))
+    }
+
+    /// Sends something in JSON, and takes what comes of it.
+    pub async fn send<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &B,
+        within: Duration,
+    ) -> Result<T, CallError> {
+        let unfit = |error: serde_json::Error| CallError::Answer(format!("{path}: {error}"));
+        let body = Bytes::from(serde_json::to_vec(body).map_err(unfit)?);
+        let bytes = self.ask_within(method, path, Some((body, "application/json")), within).await?;
+        serde_json::from_slice(&bytes).map_err(unfit)
     }
 
     /// Asks for something whose answer may go on and on.

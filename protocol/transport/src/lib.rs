@@ -20,7 +20,9 @@
 //! - [`join`]: the exchange that turns a token into an identity.
 //! - [`control`]: request and response over one connection, for the directory, Raft and management.
 //! - [`local`]: the daemons' Unix sockets; [`http`]: what their APIs have in common; [`client`]: the other end.
-//! - [`notify`]: what systemd is told; [`files`]: small files that survive a power cut.
+//! - [`directory`]: the cluster directory as the local `vsand` shows it; [`documents`]: the form of what daemons keep there.
+//! - [`notify`]: what systemd is told; [`files`]: small files that survive a power cut; [`stored`]: such files of a daemon's
+//!   state, with their version and a checksum.
 //!
 //! What it must not know: what a request means, who is a member of the cluster (the directory says so: a peer that
 //! comes out of [`tls::Endpoint::accept`] holds a certificate of the cluster, not more), disks and objects.
@@ -31,6 +33,8 @@
 
 pub mod client;
 pub mod control;
+pub mod directory;
+pub mod documents;
 pub mod files;
 pub mod http;
 pub mod identity;
@@ -38,6 +42,7 @@ pub mod join;
 pub mod local;
 pub mod notify;
 pub mod renew;
+pub mod stored;
 pub mod tls;
 pub mod token;
 

@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("vswitch-core", &["ferro-protocol"]),
     ("boot-image", &[]),
+    ("hypervisor-core", &["ferro-protocol"]),
     ("vswitchd", &["vswitch-core", "ferro-protocol", "ferro-transport", "ferro-vhost"]),
     ("vmm", &["boot-image", "ferro-vhost"]),
     ("ferro-tools", &["ferro-protocol", "ferro-transport"]),

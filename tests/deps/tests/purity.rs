@@ -18,6 +18,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("vsand-core", &["bytes", "postcard", "serde", "thiserror", "uuid"]),
     ("vswitch-core", &["serde", "thiserror"]),
     ("boot-image", &["crc32c", "crc32fast", "thiserror"]),
+    ("hypervisor-core", &["serde", "thiserror"]),
 ];
 
 /// What the core's `clippy.toml` must forbid at the least, by kind.
@@ -72,7 +73,7 @@ fn pure_crates_use_only_what_is_pure() {
 
 #[test]
 fn the_cores_are_linted_for_clocks_threads_files_sockets_and_randomness() {
-    for core in ["vsand-core", "vswitch-core", "boot-image"] {
+    for core in ["vsand-core", "vswitch-core", "boot-image", "hypervisor-core"] {
         linted(core);
     }
 }

@@ -16,7 +16,6 @@ use tokio::sync::oneshot;
 use vswitch_core::config::transact;
 use vswitch_core::frame::Offload;
 
-use super::directory::{Directory, PutError};
 use super::documents::{self, NetworkDocument, Undo};
 use super::keeper::Version;
 use super::state::Port;
@@ -28,6 +27,7 @@ use crate::data::capture::{Capture, CaptureOf, CaptureOptions};
 use crate::data::port::{CaptureRefused, Command, TraceFrom};
 use crate::metrics;
 use crate::trace::describe;
+use ferro_transport::directory::{Directory, PutError};
 
 /// A change that others overtake so often is given up.
 const OVERTAKEN_MAX: u32 = 20;

@@ -12,7 +12,8 @@ use ferro_protocol::api::switch::Spec;
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::HostId;
 use ferro_protocol::net::NetName;
-use serde::de::DeserializeOwned;
+use ferro_transport::documents;
+pub(super) use ferro_transport::documents::{BadDocument, write};
 use serde::{Deserialize, Serialize};
 
 use crate::tunnel::ADDRESSES_MAX;
@@ -25,17 +26,6 @@ const LEASES: &str = "switch/leases/";
 
 /// The format of the documents here.
 const FORMAT: u32 = 1;
-
-/// Why a document can't be used.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub(super) enum BadDocument {
-    /// Another version wrote it.
-    #[error("it has format {0}, this vswitchd reads {FORMAT}: bring this host to the cluster's version")]
-    Format(u32),
-    /// It is not ours.
-    #[error("it can't be read: {0}")]
-    Content(String),
-}
 
 /// The network of all hosts.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -119,38 +109,18 @@ pub(super) fn host_of(name: &DocumentName) -> Option<HostId> {
     name.as_str().strip_prefix(HOST)?.parse().ok()
 }
 
-#[derive(Deserialize)]
-struct Format {
-    format: u32,
-}
-
-/// Reads one of a known format.
-fn read<T: DeserializeOwned>(text: &str) -> Result<T, BadDocument> {
-    let content = |error: serde_json::Error| BadDocument::Content(error.to_string());
-    let Format { format } = serde_json::from_str(text).map_err(content)?;
-    if format != FORMAT {
-        return Err(BadDocument::Format(format));
-    }
-    serde_json::from_str(text).map_err(content)
-}
-
 /// Reads the network.
 pub(super) fn read_network(text: &str) -> Result<NetworkDocument, BadDocument> {
-    read(text)
+    documents::read(text, FORMAT)
 }
 
 /// Reads a host's words.
 pub(super) fn read_host(text: &str) -> Result<HostDocument, BadDocument> {
-    let host: HostDocument = read(text)?;
+    let host: HostDocument = documents::read(text, FORMAT)?;
     if host.control.len() > ADDRESSES_MAX || host.data.len() > ADDRESSES_MAX || host.name.len() > 255 {
         return Err(BadDocument::Content("too many addresses, or too long a name".to_owned()));
     }
     Ok(host)
-}
-
-/// Writes one.
-pub(super) fn write<T: Serialize>(document: &T) -> Result<String, BadDocument> {
-    serde_json::to_string(document).map_err(|error| BadDocument::Content(error.to_string()))
 }
 
 #[cfg(test)]
@@ -162,7 +132,7 @@ mod tests {
         let good = write(&NetworkDocument::new(Spec::default(), false, None)).unwrap();
         assert_eq!(read_network(&good).unwrap().spec, Spec::default());
         let newer = good.replace("\"format\":1", "\"format\":2");
-        assert_eq!(read_network(&newer), Err(BadDocument::Format(2)));
+        assert_eq!(read_network(&newer), Err(BadDocument::Format { found: 2, reads: 1 }));
         for bad in ["", "{}", "[1]", "{\"format\":1,\"spec\":{\"swich\":[]}}"] {
             assert!(matches!(read_network(bad), Err(BadDocument::Content(_))), "{bad}");
         }

@@ -8,18 +8,20 @@ use ferro_protocol::api::switch::Attachment;
 use ferro_protocol::net::NetName;
 use serde::{Deserialize, Serialize};
 
-use super::directory::View;
 use super::keeper::Kept;
 use super::state::Port;
-use super::stored::{self, Kind, StoredError};
 use crate::endpoint::Book;
+use ferro_transport::directory::View;
+use ferro_transport::stored::{self, Kind, StoredError};
 
-const COPY: Kind = Kind { name: "copy", version: 1 };
-const BOOKS: Kind = Kind { name: "leases", version: 1 };
+/// In the first line of each file.
+const PROGRAM: &str = "vswitchd";
+const COPY: Kind = Kind { program: PROGRAM, name: "copy", version: 1 };
+const BOOKS: Kind = Kind { program: PROGRAM, name: "leases", version: 1 };
 /// What the names of lease books begin and end with.
 const BOOK: (&str, &str) = ("leases-", ".book");
-const ATTACHMENTS: Kind = Kind { name: "attachments", version: 1 };
-const TAPS: Kind = Kind { name: "taps", version: 1 };
+const ATTACHMENTS: Kind = Kind { program: PROGRAM, name: "attachments", version: 1 };
+const TAPS: Kind = Kind { program: PROGRAM, name: "taps", version: 1 };
 
 /// What is written down of the network: enough to go on without the directory.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

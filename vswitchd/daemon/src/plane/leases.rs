@@ -20,10 +20,10 @@ use ferro_protocol::net::NetName;
 use tokio::sync::mpsc;
 use vswitch_core::config::GroupIx;
 
-use super::directory::PutError;
 use super::{CATCH_UP, Shared, documents};
 use crate::data::port::Command;
 use crate::endpoint::{Book, LeaseAnswer, LeaseWanted, Refusal, Rules, WallSeconds, Wish};
+use ferro_transport::directory::PutError;
 
 /// Wishes that wait; a machine whose wish is lost asks again.
 pub(super) const WISHES_MAX: usize = 4096;

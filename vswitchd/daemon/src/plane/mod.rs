@@ -18,7 +18,6 @@
 
 mod control;
 mod devices;
-mod directory;
 mod documents;
 mod files;
 mod keeper;
@@ -28,7 +27,6 @@ mod leases;
 mod publish;
 mod state;
 mod steward;
-mod stored;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,13 +50,13 @@ use crate::data::port::{Command, DataHandle, Event as DataEvent};
 use crate::endpoint::Book;
 use crate::ports::OpenError;
 use crate::tunnel::control::{MeshCommand, MeshEvent, PeerView};
-use directory::{Directory, View};
 use documents::NetworkDocument;
+use ferro_transport::directory::{Directory, View};
+pub use ferro_transport::stored::StoredError;
 use files::{Copy, Files};
 use keeper::Keeper;
 use state::{Peer, State};
 use steward::{Input, Steward, WORKER_MAX};
-pub use stored::StoredError;
 
 /// Inputs that wait for the steward.
 const INPUTS_MAX: usize = 1024;
@@ -323,7 +321,7 @@ impl Plane {
         let (neighbours, mesh_events) = mesh.unzip();
         let (inputs, inputs_rx) = mpsc::channel(INPUTS_MAX);
         let shared = Arc::new(Shared {
-            directory: (!alone).then(|| Directory::new(&config.host.vsand_socket)),
+            directory: (!alone).then(|| Directory::new(&config.host.vsand_socket, documents::PREFIX)),
             config,
             state: Mutex::new(state),
             data,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::directory::PutError;
 use super::{Shared, documents};
+use ferro_transport::directory::PutError;
 
 /// The pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -10,12 +10,12 @@ use ferro_protocol::net::{Lanes, Mac, NetName, Sequence, Vni};
 use ferro_protocol::time::Instant;
 use vswitch_core::config::Config as Network;
 
-use super::directory::View;
 use super::documents::{self, HostDocument};
 use super::keeper::{Keeper, Version};
 use crate::config::Config;
 use crate::data::snapshot::PortLink;
 use crate::endpoint::Book;
+use ferro_transport::directory::View;
 
 /// Another host.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

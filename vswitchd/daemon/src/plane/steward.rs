@@ -25,7 +25,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use vswitch_core::config::{Gateway, Group};
 
-use super::directory::{Event as DirectoryEvent, View};
 use super::documents::{self, NetworkDocument};
 use super::files::{Copy, Files};
 use super::keeper::Effect;
@@ -36,6 +35,7 @@ use crate::data::port::{Command, Event as DataEvent, PeerWord, SendError};
 use crate::data::snapshot::PortLink;
 use crate::endpoint::LeaseWanted;
 use crate::tunnel::control::{MeshCommand, MeshEvent, MeshPeer, Revision};
+use ferro_transport::directory::{Event as DirectoryEvent, View};
 
 /// What can't be done now is tried again so often.
 const RETRY: Duration = Duration::from_secs(1);

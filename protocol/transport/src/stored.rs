@@ -10,20 +10,23 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ferro_transport::files;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::files;
 
 /// The largest file: all documents of a cluster, and as much again.
 const FILE_BYTES_MAX: u64 = 160 << 20;
 
 /// What a file holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Kind {
-    /// In its first line.
-    pub(super) name: &'static str,
+pub struct Kind {
+    /// The daemon whose it is.
+    pub program: &'static str,
+    /// What it is, in its first line.
+    pub name: &'static str,
     /// Of what is written; others are not read.
-    pub(super) version: u32,
+    pub version: u32,
 }
 
 /// Why a file can't be used.
@@ -49,7 +52,7 @@ pub enum StoredError {
     },
     /// Another version wrote it.
     #[error(
-        "{path} is of version {found}, this vswitchd reads {reads}: use the version that wrote it, or remove the file"
+        "{path} is of version {found}, this daemon reads {reads}: use the version that wrote it, or remove the file"
     )]
     Version {
         /// The file.
@@ -70,7 +73,7 @@ pub enum StoredError {
 }
 
 /// Reads a file; `None` if there is none.
-pub(super) fn load<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<Option<T>, StoredError> {
+pub fn load<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<Option<T>, StoredError> {
     let io_error = |source| StoredError::Io { path: path.to_owned(), source };
     match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -91,7 +94,7 @@ pub(super) fn load<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<Optio
 }
 
 /// Reads a file whose content is checked further: what `check` says is wrong counts as damage.
-pub(super) fn load_checked<T: DeserializeOwned, U>(
+pub fn load_checked<T: DeserializeOwned, U>(
     path: &Path,
     kind: Kind,
     check: impl FnOnce(T) -> Result<U, String>,
@@ -112,7 +115,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], kind: Kind) -> Result<T, Bad> {
     let end =
         bytes.iter().take(128).position(|b| *b == b'\n').ok_or_else(|| damaged("it has no first line"))?;
     let head = std::str::from_utf8(&bytes[..end]).map_err(|_| damaged("its first line is no text"))?;
-    let rest = head.strip_prefix(&format!("vswitchd {} ", kind.name));
+    let rest = head.strip_prefix(&format!("{} {} ", kind.program, kind.name));
     let (version, crc) = rest
         .and_then(|rest| rest.split_once(' '))
         .and_then(|(version, crc)| Some((version.parse::<u32>().ok()?, u32::from_str_radix(crc, 16).ok()?)))
@@ -140,11 +143,12 @@ fn set_aside(path: &Path, why: String) -> StoredError {
 }
 
 /// Writes a file, durably.
-pub(super) fn save<T: Serialize>(path: &Path, kind: Kind, value: &T) -> Result<(), StoredError> {
+pub fn save<T: Serialize>(path: &Path, kind: Kind, value: &T) -> Result<(), StoredError> {
     let body = serde_json::to_vec(value)
         .map_err(|error| StoredError::Encode { path: path.to_owned(), why: error.to_string() })?;
     let mut bytes =
-        format!("vswitchd {} {} {:08x}\n", kind.name, kind.version, crc32fast::hash(&body)).into_bytes();
+        format!("{} {} {} {:08x}\n", kind.program, kind.name, kind.version, crc32fast::hash(&body))
+            .into_bytes();
     bytes.extend(body);
     files::replace(path, &bytes).map_err(|source| StoredError::Io { path: path.to_owned(), source })
 }
@@ -153,7 +157,7 @@ pub(super) fn save<T: Serialize>(path: &Path, kind: Kind, value: &T) -> Result<(
 mod tests {
     use super::*;
 
-    const KIND: Kind = Kind { name: "test", version: 3 };
+    const KIND: Kind = Kind { program: "testd", name: "test", version: 3 };
 
     #[test]
     fn what_was_written_is_read_and_what_was_touched_is_not() {

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! What `vsand` shows may be behind what was seen before (it has started anew and is catching up): such a view is not passed
-//! on. What it must not know: what the documents say.
+//! on. What it must not know: what the documents say, and whose they are: a daemon names what its documents begin with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,16 +18,15 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::http::Method;
 use ferro_protocol::api::{
-    ApiError, ClusterInfo, Document, DocumentList, ErrorClass, ErrorCode, HostInfo, HostList, PutDocument,
+    ApiError, ClusterInfo, Document, DocumentList, ErrorClass, ErrorCode, HostInfo, HostList, HostState,
+    PutDocument,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ClusterId, HostId};
-use ferro_transport::client::{ClientError, LocalClient};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::documents::PREFIX;
+use crate::client::{CallError, ClientError, LocalClient};
 
 /// How long `vsand` is asked to wait for news. Hosts that came or went are seen at its end, too.
 const WAIT_S: u64 = 10;
@@ -38,33 +37,36 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 
 /// A document and its revision.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) struct Text {
+pub struct Text {
     /// The revision.
-    pub(super) revision: u64,
+    pub revision: u64,
     /// What it says.
-    pub(super) content: Arc<str>,
+    pub content: Arc<str>,
 }
 
 /// What the directory says to this daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) struct View {
+pub struct View {
     /// The cluster.
-    pub(super) cluster: ClusterId,
+    pub cluster: ClusterId,
     /// This host.
-    pub(super) host: HostId,
+    pub host: HostId,
     /// The revision of the last change to any document.
-    pub(super) revision: u64,
+    pub revision: u64,
     /// The documents of this daemon.
-    pub(super) documents: BTreeMap<DocumentName, Text>,
+    pub documents: BTreeMap<DocumentName, Text>,
     /// The hosts of the cluster and what they are called.
-    pub(super) hosts: BTreeMap<HostId, String>,
+    pub hosts: BTreeMap<HostId, String>,
+    /// Those of them that are there.
+    #[serde(default)]
+    pub online: BTreeSet<HostId>,
     /// Whether anything can be changed.
-    pub(super) quorum: bool,
+    pub quorum: bool,
 }
 
 /// What is new.
 #[derive(Clone, Debug)]
-pub(super) enum Event {
+pub enum Event {
     /// The directory says this.
     View(Arc<View>),
     /// It can't be asked, and why.
@@ -73,7 +75,7 @@ pub(super) enum Event {
 
 /// Why a document was not changed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PutError {
+pub enum PutError {
     /// Somebody else has changed it.
     #[error("somebody else has changed it: it is at revision {0}")]
     Overtaken(u64),
@@ -88,58 +90,21 @@ pub(super) enum PutError {
     Refused(ApiError),
 }
 
-/// Why an answer is none.
-#[derive(Debug, thiserror::Error)]
-enum AskError {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error("{0} did not answer in time")]
-    TimedOut(String),
-    #[error("{0}")]
-    Api(ApiError),
-    #[error("its answer can't be understood: {0}")]
-    Answer(String),
-}
-
 /// The local `vsand`.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub struct Directory {
     client: LocalClient,
+    prefix: &'static str,
 }
 
 impl Directory {
-    /// The one at this socket.
-    pub(super) fn new(socket: &Path) -> Self {
-        Self { client: LocalClient::new(socket) }
-    }
-
-    async fn ask(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<String>,
-        within: Duration,
-    ) -> Result<Bytes, AskError> {
-        let body = body.map(|text| (Bytes::from(text), "text/plain; charset=utf-8"));
-        let asked = tokio::time::timeout(within, self.client.exchange(method, path, body)).await;
-        let (status, bytes) =
-            asked.map_err(|_| AskError::TimedOut(self.client.socket().display().to_string()))??;
-        if status.is_success() {
-            return Ok(bytes);
-        }
-        match serde_json::from_slice(&bytes) {
-            Ok(error) => Err(AskError::Api(error)),
-            Err(_) => Err(AskError::Answer(format!("{path}: status {status} and no reason"))),
-        }
-    }
-
-    async fn get<T: DeserializeOwned>(&self, path: &str, within: Duration) -> Result<T, AskError> {
-        let bytes = self.ask(Method::GET, path, None, within).await?;
-        serde_json::from_slice(&bytes).map_err(|error| AskError::Answer(format!("{path}: {error}")))
+    /// The one at this socket, and in it the documents whose names begin like this.
+    pub fn new(socket: &Path, prefix: &'static str) -> Self {
+        Self { client: LocalClient::new(socket), prefix }
     }
 
     /// Follows the directory from what is known of it. Ends when nobody listens.
-    pub(super) async fn follow(&self, known: Option<Arc<View>>, events: mpsc::Sender<Event>) {
+    pub async fn follow(&self, known: Option<Arc<View>>, events: mpsc::Sender<Event>) {
         let mut known = known;
         let mut asked = false;
         let mut pause = PAUSE.0;
@@ -178,46 +143,48 @@ impl Directory {
         }
     }
 
-    async fn look(&self, known: Option<&View>, wait: bool) -> Result<View, AskError> {
+    async fn look(&self, known: Option<&View>, wait: bool) -> Result<View, CallError> {
+        let prefix = self.prefix;
         let path = match known.filter(|_| wait) {
             Some(view) => {
-                format!("/v1/documents?prefix={PREFIX}&after={}&wait_s={WAIT_S}", view.revision)
+                format!("/v1/documents?prefix={prefix}&after={}&wait_s={WAIT_S}", view.revision)
             }
-            None => format!("/v1/documents?prefix={PREFIX}"),
+            None => format!("/v1/documents?prefix={prefix}"),
         };
-        let list: DocumentList = self.get(&path, ANSWER_MAX + Duration::from_secs(WAIT_S)).await?;
-        let cluster: ClusterInfo = self.get("/v1/cluster", ANSWER_MAX).await?;
-        let hosts: HostList = self.get("/v1/hosts", ANSWER_MAX).await?;
+        let list: DocumentList = self.client.get(&path, ANSWER_MAX + Duration::from_secs(WAIT_S)).await?;
+        let cluster: ClusterInfo = self.client.get("/v1/cluster", ANSWER_MAX).await?;
+        let hosts: HostList = self.client.get("/v1/hosts", ANSWER_MAX).await?;
         let known = known.filter(|known| known.cluster == cluster.id);
         let mut documents = BTreeMap::new();
         for info in list.documents {
             let had = known.and_then(|known| known.documents.get(&info.name));
             let text = match had.filter(|text| text.revision == info.revision) {
                 Some(text) => text.clone(),
-                None => match self.get::<Document>(&format!("/v1/documents/{}", info.name), ANSWER_MAX).await
+                None => match self
+                    .client
+                    .get::<Document>(&format!("/v1/documents/{}", info.name), ANSWER_MAX)
+                    .await
                 {
                     Ok(new) => Text { revision: new.revision, content: new.content.into() },
                     // Deleted since the list was made; the next list says so.
-                    Err(AskError::Api(error)) if error.code == ErrorCode::DocumentNotFound => continue,
+                    Err(CallError::Api(error)) if error.code == ErrorCode::DocumentNotFound => continue,
                     Err(error) => return Err(error),
                 },
             };
             documents.insert(info.name, text);
         }
+        let online = hosts.hosts.iter().filter(|host| host.state == HostState::Online);
+        let online = online.map(|host| host.id).collect();
         let hosts = hosts.hosts.into_iter().map(|HostInfo { id, name, .. }| (id, name)).collect();
         let (quorum, host) = (cluster.quorum, cluster.this_host);
-        Ok(View { cluster: cluster.id, host, revision: list.revision, documents, hosts, quorum })
+        Ok(View { cluster: cluster.id, host, revision: list.revision, documents, hosts, online, quorum })
     }
 
     /// Puts a document in place of that with revision `basis`. The new revision.
-    pub(super) async fn put(
-        &self,
-        name: &DocumentName,
-        basis: u64,
-        content: String,
-    ) -> Result<u64, PutError> {
+    pub async fn put(&self, name: &DocumentName, basis: u64, content: String) -> Result<u64, PutError> {
         let path = format!("/v1/documents/{name}?basis={basis}");
-        let answer = self.ask(Method::PUT, &path, Some(content), ANSWER_MAX).await.map_err(put_error)?;
+        let body = Some((Bytes::from(content), "text/plain; charset=utf-8"));
+        let answer = self.client.ask_within(Method::PUT, &path, body, ANSWER_MAX).await.map_err(put_error)?;
         match serde_json::from_slice(&answer) {
             Ok(PutDocument { revision }) => Ok(revision),
             Err(error) => {
@@ -225,19 +192,26 @@ impl Directory {
             }
         }
     }
+
+    /// Deletes the document with revision `basis`.
+    pub async fn delete(&self, name: &DocumentName, basis: u64) -> Result<(), PutError> {
+        let path = format!("/v1/documents/{name}?basis={basis}");
+        let answer = self.client.ask_within(Method::DELETE, &path, None, ANSWER_MAX).await;
+        answer.map(drop).map_err(put_error)
+    }
 }
 
-fn put_error(error: AskError) -> PutError {
+fn put_error(error: CallError) -> PutError {
     match error {
-        AskError::Api(error) if error.code == ErrorCode::Conflict => {
+        CallError::Api(error) if error.code == ErrorCode::Conflict => {
             PutError::Overtaken(error.details.get("revision").and_then(|text| text.parse().ok()).unwrap_or(0))
         }
-        AskError::Api(error) => match error.code.class() {
+        CallError::Api(error) => match error.code.class() {
             ErrorClass::Unavailable => PutError::Unavailable(error.to_string()),
             ErrorClass::TimedOut => PutError::Unknown(error.to_string()),
             _ => PutError::Refused(error),
         },
-        AskError::Client(error @ (ClientError::Unreachable { .. } | ClientError::BadRequest { .. })) => {
+        CallError::Client(error @ (ClientError::Unreachable { .. } | ClientError::BadRequest { .. })) => {
             PutError::Unavailable(error.to_string())
         }
         other => PutError::Unknown(other.to_string()),
