@@ -12,7 +12,7 @@ use crate::volume::{CONSOLE, ShowBoot, VolumeBoot};
 /// Runs one virtual machine and ends with it.
 ///
 /// The status tells how it ended: 0 the guest switched it off, 3 the guest reset it, 4 the guest crashed its processor,
-/// 5 KVM could not go on, 6 a signal ended it; 1 it could not be started, 2 the arguments are wrong.
+/// 5 KVM could not go on, 6 a signal ended it, 7 its kernel panicked; 1 it could not be started, 2 the arguments are wrong.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Arguments {
@@ -45,6 +45,13 @@ pub struct Arguments {
     /// Where the serial console is: "stdio", "socket:PATH" or "none".
     #[arg(long, default_value = "stdio", value_name = "WHERE", value_parser = parse_console)]
     console: ConsoleTarget,
+    /// A source of random numbers (virtio-rng): the host's own, at most 1 MiB a second.
+    #[arg(long)]
+    rng: bool,
+    /// A memory balloon (virtio-balloon), with statistics, free page reporting, and deflation before the guest kills
+    /// programs for want of memory.
+    #[arg(long)]
+    balloon: bool,
     /// A disk: the vhost-user-blk socket of its back end, and how many queues it has (1 by default).
     #[arg(long = "disk", value_name = "SOCKET[,queues=N]", value_parser = parse_disk)]
     disks: Vec<DeviceConfig>,
@@ -96,6 +103,8 @@ impl Arguments {
             memory: MemorySize::new(self.memory)?,
             boot,
             console: self.console,
+            rng: self.rng,
+            balloon: self.balloon,
             devices: self.disks.into_iter().chain(self.nics).collect(),
         })
     }

@@ -77,6 +77,10 @@ pub struct VmConfig {
     pub boot: BootSource,
     /// Its console.
     pub console: ConsoleTarget,
-    /// Its devices, in the order of their slots.
+    /// Whether it has a source of random numbers.
+    pub rng: bool,
+    /// Whether it has a memory balloon.
+    pub balloon: bool,
+    /// Its devices at sockets, in the order of their slots.
     pub devices: Vec<DeviceConfig>,
 }

@@ -8,10 +8,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::devices::generic_event::{self, GenericEvents, POWER_BUTTON};
 use crate::devices::power::{self, PowerRequest};
+use crate::devices::pvpanic::{self, Pvpanic};
 use crate::devices::serial::SerialPort;
 use crate::layout::{ECAM_BYTES, ECAM_START};
 use crate::pci::{self, PciBus};
+use crate::virtio::balloon::BalloonHandle;
 
 /// Why a machine has stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub enum StopReason {
     Off,
     /// The guest reset it.
     Reset,
+    /// The guest's kernel panicked, and said so.
+    Panicked,
     /// The guest's processor shut itself down (a triple fault).
     Crashed {
         /// Which.
@@ -44,7 +49,10 @@ pub enum StopReason {
 #[derive(Debug)]
 pub struct Machine {
     serial: Mutex<SerialPort>,
+    events: Mutex<GenericEvents>,
+    pvpanic: Mutex<Pvpanic>,
     pci: Mutex<PciBus>,
+    balloon: Option<BalloonHandle>,
     /// The first reason counts.
     stopped: Mutex<Option<StopReason>>,
     stop_event: EventFd,
@@ -57,8 +65,38 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Machine {
     /// A machine of these parts; `stop_event` is written when it stops.
-    pub fn new(serial: SerialPort, pci: PciBus, stop_event: EventFd) -> Self {
-        Self { serial: Mutex::new(serial), pci: Mutex::new(pci), stopped: Mutex::new(None), stop_event }
+    pub fn new(serial: SerialPort, events: GenericEvents, pci: PciBus, stop_event: EventFd) -> Self {
+        Self {
+            serial: Mutex::new(serial),
+            events: Mutex::new(events),
+            pvpanic: Mutex::default(),
+            pci: Mutex::new(pci),
+            balloon: None,
+            stopped: Mutex::new(None),
+            stop_event,
+        }
+    }
+
+    /// With a balloon on its bus, which this handle is for.
+    #[must_use]
+    pub fn with_balloon(mut self, balloon: Option<BalloonHandle>) -> Self {
+        self.balloon = balloon;
+        self
+    }
+
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<&BalloonHandle> {
+        self.balloon.as_ref()
+    }
+
+    /// Presses the power button: what comes of it is the guest's choice.
+    pub fn press_power_button(&self) {
+        lock(&self.events).happen(POWER_BUTTON);
+    }
+
+    /// Whether the guest's kernel has panicked: it has ended by that, or its crash kernel has taken over.
+    pub fn panicked(&self) -> bool {
+        lock(&self.pvpanic).crash_kernel() || self.stopped() == Some(StopReason::Panicked)
     }
 
     /// The serial port.
@@ -92,6 +130,11 @@ impl Machine {
             data.iter_mut().for_each(|byte| *byte = serial.read(port));
         } else if power::has(port) {
             data.iter_mut().for_each(|byte| *byte = power::read(port));
+        } else if port == generic_event::PORT {
+            let mut events = lock(&self.events);
+            data.iter_mut().for_each(|byte| *byte = events.read());
+        } else if port == pvpanic::PORT {
+            data.fill(Pvpanic::read());
         } else if pci::has_port(port) {
             self.pci().port_read(port, data);
         }
@@ -107,6 +150,12 @@ impl Machine {
                 Some(PowerRequest::Off) => self.stop(StopReason::Off),
                 Some(PowerRequest::Reset) => self.stop(StopReason::Reset),
                 None => {}
+            }
+        } else if port == pvpanic::PORT {
+            let mut pvpanic = lock(&self.pvpanic);
+            if data.iter().any(|byte| pvpanic.write(*byte)) {
+                drop(pvpanic);
+                self.stop(StopReason::Panicked);
             }
         } else if pci::has_port(port) {
             self.pci().port_write(port, data);

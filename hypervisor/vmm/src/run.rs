@@ -15,6 +15,7 @@ use crate::boot::{self, Boot, BootError, Image, Protocol};
 use crate::config::{BootSource, VmConfig};
 use crate::cpu::cpuid;
 use crate::devices::console::ConsoleOutput;
+use crate::devices::generic_event::{self, GenericEvents};
 use crate::devices::power::RESET_CODE;
 use crate::devices::serial::{self, SerialPort};
 use crate::events::{Console, Signals, serve};
@@ -26,7 +27,9 @@ use crate::machine::{Machine, StopReason};
 use crate::memory::{self, MemoryError};
 use crate::pci::{BusError, HostBridge, PciBus};
 use crate::virtio::Device;
+use crate::virtio::balloon::{Balloon, BalloonHandle, PagesError};
 use crate::virtio::pci::{VirtioPci, vectors_of};
+use crate::virtio::rng::Rng;
 use crate::virtio::vhost_user::{VhostUser, VhostUserError};
 use crate::volume::{self, VolumeError};
 
@@ -67,6 +70,9 @@ pub enum RunError {
     /// A device at a socket.
     #[error(transparent)]
     Device(#[from] VhostUserError),
+    /// The balloon.
+    #[error(transparent)]
+    Balloon(#[from] PagesError),
     /// The console's place.
     #[error("opening the console: {0}")]
     Console(std::io::Error),
@@ -93,6 +99,7 @@ impl End {
             StopReason::Crashed { .. } => 4,
             StopReason::Failed { .. } | StopReason::Broken(_) => 5,
             StopReason::Told => 6,
+            StopReason::Panicked => 7,
         }
     }
 }
@@ -102,6 +109,7 @@ impl fmt::Display for End {
         match &self.0 {
             StopReason::Off => f.write_str("the guest switched the machine off"),
             StopReason::Reset => f.write_str("the guest reset the machine"),
+            StopReason::Panicked => f.write_str("the guest's kernel panicked"),
             StopReason::Crashed { cpu } => write!(f, "the guest crashed processor {cpu} (triple fault)"),
             StopReason::Failed { cpu, what, at } => {
                 write!(f, "KVM cannot run the guest's code on processor {cpu}: {what}")?;
@@ -136,8 +144,9 @@ pub fn run(config: &VmConfig) -> Result<End, RunError> {
     let system = |what| move |source| RunError::System { what, source };
     let stop_event = EventFd::new(EFD_NONBLOCK).map_err(system("making an eventfd"))?;
     let stop = stop_event.try_clone().map_err(system("making an eventfd"))?;
-    let bus = plug_devices(config, &vm)?;
-    let machine = Arc::new(Machine::new(serial, bus, stop));
+    let events = GenericEvents::new(vm.interrupt_line(generic_event::GSI)?);
+    let (bus, balloon) = plug_devices(config, &vm)?;
+    let machine = Arc::new(Machine::new(serial, events, bus, stop).with_balloon(balloon));
 
     let signals = Signals::take_over().map_err(system("taking over signals"))?;
     let processors = start_processors(config, &host, &vm, &start, &machine)?;
@@ -160,17 +169,33 @@ fn write_firmware(config: &VmConfig, memory: &GuestMemoryMmap) -> Result<(), Boo
     Ok(())
 }
 
-fn plug_devices(config: &VmConfig, vm: &Vm) -> Result<PciBus, RunError> {
+/// The bus with its devices. Those at sockets come first, so that disks keep their slots whatever else there is.
+fn plug_devices(config: &VmConfig, vm: &Vm) -> Result<(PciBus, Option<BalloonHandle>), RunError> {
     let interrupts = Interrupts::new(vm);
     let mut bus = PciBus::new(Box::new(HostBridge::new()));
     for device in &config.devices {
         let device = VhostUser::connect(device.socket.clone(), device.role, vm.memory().clone())?;
-        let vectors = interrupts.vectors(vectors_of(device.queue_sizes().len()))?;
-        let function = VirtioPci::new(Box::new(device), Box::new(vectors), Box::new(interrupts.doorbells()))
-            .map_err(|source| RunError::System { what: "making a device", source })?;
-        bus.plug(Box::new(function))?;
+        plug(&mut bus, &interrupts, Box::new(device))?;
     }
-    Ok(bus)
+    if config.rng {
+        let system = |source| RunError::System { what: "starting the thread of random numbers", source };
+        plug(&mut bus, &interrupts, Box::new(Rng::new(vm.memory().clone()).map_err(system)?))?;
+    }
+    let mut handle = None;
+    if config.balloon {
+        let balloon = Balloon::new(vm.memory().clone())?;
+        handle = Some(balloon.handle());
+        plug(&mut bus, &interrupts, Box::new(balloon))?;
+    }
+    Ok((bus, handle))
+}
+
+fn plug(bus: &mut PciBus, interrupts: &Interrupts, device: Box<dyn Device>) -> Result<(), RunError> {
+    let vectors = interrupts.vectors(vectors_of(device.queue_sizes().len()))?;
+    let function = VirtioPci::new(device, Box::new(vectors), Box::new(interrupts.doorbells()))
+        .map_err(|source| RunError::System { what: "making a device", source })?;
+    bus.plug(Box::new(function))?;
+    Ok(())
 }
 
 /// The kernel and what belongs to it, from wherever it comes.

@@ -93,7 +93,7 @@ fn acpica_understands_every_table() {
     let said = iasl(folder.path(), &["-p", "again", "DSDT.dsl"]);
     assert!(said.contains("0 Errors, 0 Warnings"), "{said}");
     let dsdt = std::fs::read_to_string(folder.path().join("DSDT.dsl")).unwrap();
-    for name in ["PNP0A08", "PNP0501", "PNP0C02", "_S5", "ACPI0007"] {
+    for name in ["PNP0A08", "PNP0501", "PNP0C02", "_S5", "ACPI0007", "ACPI0013", "PNP0C0C", "QEMU0001"] {
         assert!(dsdt.contains(name), "{name}: {dsdt}");
     }
 }

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use vmm::devices::console::ConsoleOutput;
+use vmm::devices::generic_event::GenericEvents;
 use vmm::devices::serial::SerialPort;
 use vmm::layout::{ECAM_START, PCI_WINDOW_START};
 use vmm::machine::{Machine, StopReason};
@@ -69,7 +70,7 @@ fn machine() -> (Machine, ConsoleOutput) {
     let serial = SerialPort::new(eventfd(), output.clone()).unwrap();
     let mut bus = PciBus::new(Box::new(HostBridge::new()));
     bus.plug(Box::new(Board::new())).unwrap();
-    (Machine::new(serial, bus, eventfd()), output)
+    (Machine::new(serial, GenericEvents::new(eventfd()), bus, eventfd()), output)
 }
 
 /// Reads a word of device 1 through the ports.
@@ -185,6 +186,25 @@ fn the_first_reason_to_stop_counts() {
     assert_eq!(machine.stopped(), Some(StopReason::Off));
 }
 
+#[test]
+fn the_power_button_and_a_panic_reach_the_other_side() {
+    let (machine, _) = machine();
+    let events = |machine: &Machine| {
+        let mut byte = [0];
+        machine.port_read(0x604, &mut byte);
+        byte[0]
+    };
+    machine.press_power_button();
+    assert_eq!((events(&machine), events(&machine)), (1, 0), "once");
+    let mut understood = [0];
+    machine.port_read(0x505, &mut understood);
+    assert_eq!(understood, [3]);
+    machine.port_write(0x505, &[2]);
+    assert_eq!((machine.stopped(), machine.panicked()), (None, true), "its crash kernel goes on");
+    machine.port_write(0x505, &[1]);
+    assert_eq!(machine.stopped(), Some(StopReason::Panicked));
+}
+
 #[derive(Debug, Clone)]
 enum Access {
     PortRead(u16, usize),
@@ -195,7 +215,7 @@ enum Access {
 
 fn access() -> impl Strategy<Value = Access> {
     // Half of them where something is.
-    let port = prop_oneof![0x3f0..0x400u16, 0xcf8..0xd00u16, 0x600..0x604u16, any::<u16>()];
+    let port = prop_oneof![0x3f0..0x400u16, 0xcf8..0xd00u16, 0x600..0x606u16, 0x505..0x506u16, any::<u16>()];
     let address = prop_oneof![
         ECAM_START..ECAM_START + (4 << 15),
         u64::from(PCI_WINDOW_START)..u64::from(PCI_WINDOW_START) + 0x3000,

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use vmm::pci::msix::{Message, Vectors};
 use vmm::pci::{BarIndex, PciDevice};
 use vmm::virtio::pci::{VirtioPci, vectors_of};
-use vmm::virtio::{Active, Device, DeviceKind, Doorbells, VERSION_1};
+use vmm::virtio::{Active, ConfigChange, Device, DeviceKind, Doorbells, VERSION_1};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const BAR: BarIndex = BarIndex(0);
@@ -29,6 +29,8 @@ struct Seen {
     routes: Vec<Option<Message>>,
     pending: u16,
     bells: Vec<u64>,
+    config_writes: Vec<(usize, Vec<u8>)>,
+    change: ConfigChange,
 }
 
 #[derive(Debug, Clone)]
@@ -54,6 +56,12 @@ impl Device for Outside {
         for (byte, at) in data.iter_mut().zip(offset..60) {
             *byte = at as u8;
         }
+    }
+    fn config_write(&mut self, offset: usize, data: &[u8]) {
+        self.see(|seen| seen.config_writes.push((offset, data.to_vec())));
+    }
+    fn config_change(&self) -> ConfigChange {
+        self.see(|seen| seen.change.clone())
     }
     fn activate(&mut self, active: Active) {
         self.see(|seen| seen.active = Some(active));
@@ -248,6 +256,35 @@ fn doorbells_move_with_the_bar() {
     // Outside of the window nothing answers.
     function.config_write(0x10, &0xfee0_0000_u32.to_le_bytes());
     assert!(outside.see(|seen| seen.bells.is_empty()));
+}
+
+/// The status's bit for a device that can't go on (virtio 1.2, 2.1).
+const NEEDS_RESET: u8 = 0x40;
+
+#[test]
+fn what_changes_outside_of_the_rings_is_told() {
+    let (mut function, outside) = function();
+    let change = outside.config_change();
+    let generation = |function: &mut VirtioPci| {
+        let mut byte = [0];
+        function.bar_read(BAR, 21, &mut byte);
+        byte[0]
+    };
+    change.changed();
+    assert_eq!(generation(&mut function), 1);
+    assert!(outside.1.read().is_err(), "nobody is there to be told");
+    write16(&mut function, 16, 0);
+    start(&mut function);
+    change.changed();
+    assert_eq!((generation(&mut function), outside.1.read().unwrap()), (2, 1));
+    change.needs_reset();
+    assert_eq!((status(&mut function) & NEEDS_RESET, outside.1.read().unwrap()), (NEEDS_RESET, 1));
+    set_status(&mut function, 0);
+    assert_eq!(status(&mut function), 0, "a reset mends it");
+    change.changed();
+    assert!(outside.1.read().is_err());
+    function.bar_write(BAR, 0x2004, &[1, 2, 3, 4]);
+    assert_eq!(outside.see(|seen| seen.config_writes.clone()), [(4, vec![1, 2, 3, 4])]);
 }
 
 /// The window in configuration space shows the same registers (virtio 1.2, 4.1.4.9).

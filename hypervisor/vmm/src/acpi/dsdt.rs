@@ -2,14 +2,15 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
-    ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion,
+    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
 use super::{OEM, OEM_REVISION, OEM_TABLE};
 use crate::config::CpuCount;
-use crate::devices::{power, serial};
+use crate::devices::{generic_event, power, pvpanic, serial};
 use crate::layout::{ECAM_BYTES, ECAM_START, PCI_WINDOW_BYTES, PCI_WINDOW_START};
 use crate::pci::{CONFIG_PORTS, CONFIG_PORTS_COUNT};
 
@@ -24,6 +25,8 @@ pub(super) fn dsdt(cpus: CpuCount) -> Vec<u8> {
     processors(cpus, &mut aml);
     host_bridge(&mut aml);
     serial_port(&mut aml);
+    power_button(&mut aml);
+    panic_port(&mut aml);
     reserved(&mut aml);
     let mut table = Sdt::new(*b"DSDT", HEADER_BYTES, 6, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&aml);
@@ -87,6 +90,87 @@ fn serial_port(aml: &mut Vec<u8>) {
                         &Interrupt::new(true, true, false, false, serial::GSI),
                         &IO::new(serial::PORTS, serial::PORTS, 1, serial::PORTS_COUNT),
                     ]),
+                ),
+            ],
+        )],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The button, and the device whose interrupt says that it was pressed (ACPI 6.5, 4.8.2.2.1.2 and 5.6.9). Reading the
+/// register empties it, so an interrupt too many finds nothing.
+fn power_button(aml: &mut Vec<u8>) {
+    let button = Path::new("\\_SB_.PWRB");
+    let register = Path::new("EVTS");
+    let pressed = And::new(&ZERO, &Local(0), &generic_event::POWER_BUTTON);
+    Scope::new(
+        "\\_SB_".into(),
+        vec![
+            &Device::new(
+                "PWRB".into(),
+                vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &0u8)],
+            ),
+            &Device::new(
+                "GED_".into(),
+                vec![
+                    &Name::new("_HID".into(), &"ACPI0013"),
+                    &Name::new("_UID".into(), &0u8),
+                    &Name::new(
+                        "_CRS".into(),
+                        &ResourceTemplate::new(vec![&Interrupt::new(
+                            true,
+                            true,
+                            false,
+                            false,
+                            generic_event::GSI,
+                        )]),
+                    ),
+                    &OpRegion::new(
+                        "EVTR".into(),
+                        OpRegionSpace::SystemIO,
+                        &generic_event::PORT,
+                        &generic_event::PORTS_COUNT,
+                    ),
+                    &Field::new(
+                        "EVTR".into(),
+                        FieldAccessType::Byte,
+                        FieldLockRule::NoLock,
+                        FieldUpdateRule::WriteAsZeroes,
+                        vec![FieldEntry::Named(*b"EVTS", 8)],
+                    ),
+                    &Method::new(
+                        "_EVT".into(),
+                        1,
+                        true,
+                        vec![
+                            &Store::new(&Local(0), &register),
+                            &If::new(&pressed, vec![&Notify::new(&button, &0x80u8)]),
+                        ],
+                    ),
+                ],
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The port for panics, under the name that drivers know from QEMU.
+fn panic_port(aml: &mut Vec<u8>) {
+    Scope::new(
+        "\\_SB_".into(),
+        vec![&Device::new(
+            "PEVT".into(),
+            vec![
+                &Name::new("_HID".into(), &"QEMU0001"),
+                &Name::new("_UID".into(), &0u8),
+                &Name::new(
+                    "_CRS".into(),
+                    &ResourceTemplate::new(vec![&IO::new(
+                        pvpanic::PORT,
+                        pvpanic::PORT,
+                        1,
+                        pvpanic::PORTS_COUNT,
+                    )]),
                 ),
             ],
         )],

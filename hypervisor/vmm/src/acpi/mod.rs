@@ -5,7 +5,7 @@
 //! ports of [`crate::devices::power`].
 //!
 //! ```text
-//!   RSDP ──► XSDT ──┬──► FADT ──► DSDT   processors, host bridge, serial port, reserved ranges, \_S5
+//!   RSDP ──► XSDT ──┬──► FADT ──► DSDT   processors, host bridge, serial port, power button, \_S5, …
 //!                   ├──► MADT            local APICs, IOAPIC
 //!                   └──► MCFG            ECAM of bus 0
 //! ```

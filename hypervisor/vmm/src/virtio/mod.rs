@@ -3,12 +3,19 @@
 //! ```text
 //!   guest ──► VirtioPci ──► Transport   registers of the common configuration, pure
 //!                │    └───► MsixTable   messages, pure
-//!                └────────► Device      what the device is: vhost_user
+//!                └────────► Device      what the device is
+//!                              ├──► vhost_user     its rings are served by another process
+//!                              └──► rng, balloon   … by a thread of this one: worker, ring
 //! ```
 
+pub mod balloon;
+mod config_change;
 pub mod pci;
+pub mod ring;
+pub mod rng;
 pub mod transport;
 pub mod vhost_user;
+pub mod worker;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -16,8 +23,12 @@ use std::sync::Arc;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use config_change::ConfigChange;
+
 /// `VIRTIO_F_VERSION_1`.
 pub const VERSION_1: u64 = 1 << 32;
+/// What every device offers whose rings are served here: indirect descriptors, event index, version 1.
+pub const IN_PROCESS_FEATURES: u64 = 1 << 28 | 1 << 29 | VERSION_1;
 
 /// Kind of a device (virtio 1.2, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +38,10 @@ pub enum DeviceKind {
     Net = 1,
     /// Block device.
     Block = 2,
+    /// Source of random numbers.
+    Rng = 4,
+    /// Memory balloon.
+    Balloon = 5,
 }
 
 impl DeviceKind {
@@ -35,6 +50,8 @@ impl DeviceKind {
         match self {
             Self::Net => [2, 0, 0],
             Self::Block => [1, 0x80, 0],
+            // Of no class that PCI knows.
+            Self::Rng | Self::Balloon => [0, 0xff, 0],
         }
     }
 }
@@ -77,6 +94,10 @@ pub trait Device: Send + Debug {
     fn queue_sizes(&self) -> Vec<u16>;
     /// A read from its configuration; what lies outside reads as zeros. `data` is filled with zeros.
     fn config_read(&self, offset: usize, data: &mut [u8]);
+    /// A write to its configuration; most have nothing there that is the driver's.
+    fn config_write(&mut self, _offset: usize, _data: &[u8]) {}
+    /// What tells the driver of changes; the same one each time.
+    fn config_change(&self) -> ConfigChange;
     /// The driver is ready.
     fn activate(&mut self, active: Active);
     /// The driver wants the device to forget everything. It need not have happened when this returns.

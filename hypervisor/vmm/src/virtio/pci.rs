@@ -14,7 +14,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::transport::{COMMON_BYTES, Effect, Transport};
-use super::{Active, ActiveQueue, Device, Doorbells};
+use super::{Active, ActiveQueue, ConfigChange, Device, Doorbells};
 use crate::pci::msix::{ENTRY_BYTES, MsixTable, Vectors};
 use crate::pci::{BarIndex, Capability, ConfigSpace, Identity, PciDevice};
 
@@ -45,6 +45,7 @@ pub struct VirtioPci {
     transport: Transport,
     msix: MsixTable,
     device: Box<dyn Device>,
+    change: ConfigChange,
     kicks: Vec<Arc<EventFd>>,
     vectors: Box<dyn Vectors>,
     doorbells: Box<dyn Doorbells>,
@@ -86,6 +87,7 @@ impl VirtioPci {
             msix_at,
             window_at,
             msix,
+            change: device.config_change(),
             device,
             kicks,
             vectors,
@@ -117,10 +119,12 @@ impl VirtioPci {
             Effect::None => {}
             Effect::Activate => {
                 let active = self.active();
+                self.change.connect(self.vectors.signal(self.transport.config_vector()));
                 self.device.activate(active);
             }
             Effect::Reset => {
                 self.device.reset();
+                self.change.reset();
                 self.settle();
             }
         }
@@ -148,7 +152,7 @@ impl VirtioPci {
         match offset {
             COMMON..ISR => {
                 self.settle();
-                self.transport.read(offset, data);
+                self.transport.read(offset, &self.change, data);
             }
             // Interrupts are messages, so there is never a reason to tell.
             ISR..DEVICE => {}
@@ -170,6 +174,7 @@ impl VirtioPci {
     fn write(&mut self, offset: u32, data: &[u8]) {
         match offset {
             COMMON..ISR => self.common_write(offset, data),
+            DEVICE..NOTIFY => self.device.config_write((offset - DEVICE) as usize, data),
             NOTIFY..TABLE => {
                 let queue = ((offset - NOTIFY) / NOTIFY_EACH) as usize;
                 if let Some(kick) = self.kicks.get(queue) {
@@ -182,7 +187,6 @@ impl VirtioPci {
                     self.vectors.route(vector, self.msix.message(vector));
                 }
             }
-            // The devices' configurations are not for drivers to change.
             _ => {}
         }
     }

@@ -9,7 +9,7 @@
 //!
 //! Pure. A driver may write anything in any order: what is not its turn is ignored.
 
-use super::VERSION_1;
+use super::{ConfigChange, VERSION_1};
 
 /// "No vector" in the registers for vectors.
 pub const NO_VECTOR: u16 = 0xffff;
@@ -109,8 +109,13 @@ impl Transport {
         self.queues.get(usize::from(self.queue_select))
     }
 
-    /// A read. Fields are read whole, those of 64 bits also by halves; anything else reads as zeros.
-    pub fn read(&self, offset: u32, data: &mut [u8]) {
+    /// Which vector tells of changes; none is [`NO_VECTOR`].
+    pub fn config_vector(&self) -> u16 {
+        self.config_vector
+    }
+
+    /// A read; `change` has what the device itself tells. Fields are read whole, those of 64 bits also by halves; anything else reads as zeros.
+    pub fn read(&self, offset: u32, change: &ConfigChange, data: &mut [u8]) {
         data.fill(0);
         let half = |value: u64, select: u32| if select < 2 { value >> (32 * select) } else { 0 };
         let queue = self.queue();
@@ -122,8 +127,9 @@ impl Transport {
             (12, 4) => half(self.accepted, self.accepted_select) & 0xffff_ffff,
             (16, 2) => u64::from(self.config_vector),
             (18, 2) => self.queues.len() as u64,
+            (20, 1) if change.is_broken() => u64::from(self.status | NEEDS_RESET),
             (20, 1) => u64::from(self.status),
-            // The configuration does not change while the driver reads it.
+            (21, 1) => u64::from(change.generation()),
             (22, 2) => u64::from(self.queue_select),
             (24, 2) => of_queue(|queue| queue.size),
             (26, 2) => queue.map_or(u64::from(NO_VECTOR), |queue| u64::from(queue.vector)),

@@ -25,7 +25,7 @@ use tracing::warn;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Active, Device, DeviceKind};
+use super::{Active, ConfigChange, Device, DeviceKind};
 use crate::machine::lock;
 use link::{Link, Shared};
 
@@ -148,6 +148,7 @@ pub struct VhostUser {
     features: u64,
     config: Vec<u8>,
     shared: Arc<Shared>,
+    change: ConfigChange,
 }
 
 impl VhostUser {
@@ -175,7 +176,7 @@ impl VhostUser {
             .name(format!("vhost-{name}"))
             .spawn(move || link.run())
             .map_err(|source| VhostUserError::System { path, source })?;
-        Ok(Self { role, features, config, shared })
+        Ok(Self { role, features, config, shared, change: ConfigChange::default() })
     }
 
     fn order(&self, wanted: Option<Active>) {
@@ -231,6 +232,10 @@ impl Device for VhostUser {
 
     fn reset(&mut self) {
         self.order(None);
+    }
+
+    fn config_change(&self) -> ConfigChange {
+        self.change.clone()
     }
 
     fn is_quiet(&self) -> bool {
