@@ -1,5 +1,5 @@
-//! The command-line tools. `vsanctl` is in [`vsanctl`], `vswctl` in [`vswctl`]; the rest is what every tool needs: a client of a daemon's local
-//! API, errors with exit codes, tables, and questions at the terminal.
+//! The command-line tools. `vsanctl` is in [`vsanctl`], `vswctl` in [`vswctl`], `vmctl` in [`vmctl`]; the rest is what every tool
+//! needs: a client of a daemon's local API, errors with exit codes, tables, and questions at the terminal.
 //!
 //! What it must not know: anything of a daemon but its API.
 #![forbid(unsafe_code)]
@@ -10,5 +10,7 @@ pub mod docs;
 pub mod failure;
 pub mod terminal;
 pub mod text;
+pub mod values;
+pub mod vmctl;
 pub mod vsanctl;
 pub mod vswctl;

@@ -16,8 +16,8 @@ use super::options::{
     GatewayOptions, GroupOptions, Inherit, LearningOptions, MirrorOptions, PortOptions, RateOptions,
     SecurityOptions, SwitchOptions, TeamOptions,
 };
-use super::values::OrNone;
 use crate::failure::{Exit, Failure, Result};
+use crate::values::OrNone;
 
 /// A verb that changes the configuration.
 #[derive(Debug, Clone, Copy)]

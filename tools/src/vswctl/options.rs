@@ -5,9 +5,10 @@ use clap::ArgGroup;
 use ferro_protocol::api::switch::spec::RateSpec;
 
 use super::values::{
-    Allow, AtLimitWord, DetectionWord, DirectionWord, OrNone, PolicyWord, Pool, PrivateWord, Ranges, YesNo,
-    number_or_none, pool_or_none, rate_or_none, text_or_none,
+    Allow, AtLimitWord, DetectionWord, DirectionWord, PolicyWord, Pool, PrivateWord, Ranges, YesNo,
+    pool_or_none, rate_or_none,
 };
+use crate::values::{OrNone, number_or_none, text_or_none};
 
 /// How uplinks are used together.
 #[derive(clap::Args, Debug, Clone, Default, PartialEq)]

@@ -5,6 +5,8 @@
 use clap::ValueEnum;
 use ferro_protocol::api::switch::spec::{AtLimit, Detection, Direction, PrivateKind, RateSpec, TeamPolicy};
 
+use crate::values::OrNone;
+
 /// Yes or no.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 #[allow(missing_docs)]
@@ -118,39 +120,6 @@ words!(
         Egress
     }
 );
-
-/// A value, or that there is to be none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OrNone<T> {
-    /// None.
-    None,
-    /// This.
-    Some(T),
-}
-
-impl<T> OrNone<T> {
-    /// The value, if there is to be one.
-    pub fn get(self) -> Option<T> {
-        match self {
-            Self::None => None,
-            Self::Some(value) => Some(value),
-        }
-    }
-}
-
-/// A number, or `none`.
-pub fn number_or_none(text: &str) -> Result<OrNone<u32>, String> {
-    if text == "none" {
-        return Ok(OrNone::None);
-    }
-    let bad = || format!("{text:?} is neither a number nor `none`");
-    text.parse().map(OrNone::Some).map_err(|_| bad())
-}
-
-/// A text, or `none`.
-pub fn text_or_none(text: &str) -> Result<OrNone<String>, String> {
-    Ok(if text == "none" { OrNone::None } else { OrNone::Some(text.to_owned()) })
-}
 
 /// VLANs and ranges of VLANs, as in `10,20-29`. A range that is backwards is left for the daemon to name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,6 +249,6 @@ mod tests {
             assert!(bad.parse::<Ranges>().is_err(), "{bad}");
         }
         assert_eq!(pool_or_none("10.0.0.1-10.0.0.9").unwrap().get().unwrap().1, "10.0.0.9");
-        assert!(pool_or_none("10.0.0.1").is_err() && number_or_none("x").is_err());
+        assert!(pool_or_none("10.0.0.1").is_err() && crate::values::number_or_none("x").is_err());
     }
 }
