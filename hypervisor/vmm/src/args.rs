@@ -1,13 +1,15 @@
 //! The command line, and how it becomes a [`VmConfig`].
 
+mod device;
+
 use std::path::PathBuf;
 
 use clap::Parser;
 
 use crate::config::{BootSource, CPUS_MAX, ConsoleTarget, CpuCount, DeviceConfig, VmConfig};
 use crate::layout::{LayoutError, MemorySize};
-use crate::virtio::vhost_user::{Mac, QUEUES_MAX, Role};
 use crate::volume::{CONSOLE, ShowBoot, VolumeBoot};
+use device::{parse_disk, parse_nic};
 
 /// Runs one virtual machine and ends with it.
 ///
@@ -52,11 +54,13 @@ pub struct Arguments {
     /// programs for want of memory.
     #[arg(long)]
     balloon: bool,
-    /// A disk: the vhost-user-blk socket of its back end, and how many queues it has (1 by default).
-    #[arg(long = "disk", value_name = "SOCKET[,queues=N]", value_parser = parse_disk)]
+    /// A disk: the vhost-user-blk socket of its back end, how many queues it has (1 by default), whether the back end has to
+    /// serve it read-only, and how it is called in the state of the VM (by its socket without).
+    #[arg(long = "disk", value_name = "SOCKET[,queues=N][,read-only][,id=NAME]", value_parser = parse_disk)]
     disks: Vec<DeviceConfig>,
-    /// A network card: the vhost-user-net socket of its back end, and its address.
-    #[arg(long = "nic", value_name = "SOCKET,mac=ADDRESS", value_parser = parse_nic)]
+    /// A network card: the vhost-user-net socket of its back end, its address, how many pairs of queues it has (1 by
+    /// default), the MTU that the guest is told, and how it is called.
+    #[arg(long = "nic", value_name = "SOCKET,mac=ADDRESS[,queues=N][,mtu=N][,id=NAME]", value_parser = parse_nic)]
     nics: Vec<DeviceConfig>,
 }
 
@@ -132,62 +136,10 @@ fn parse_console(text: &str) -> Result<ConsoleTarget, String> {
     }
 }
 
-/// A socket and what follows it, which has to be a setting of this name.
-fn socket_and<'a>(text: &'a str, setting: &str) -> Result<(PathBuf, Option<&'a str>), String> {
-    let (socket, rest) = match text.split_once(',') {
-        Some((socket, rest)) => (socket, Some(rest)),
-        None => (text, None),
-    };
-    if socket.is_empty() {
-        return Err("the path of a socket is missing".into());
-    }
-    match rest {
-        None => Ok((socket.into(), None)),
-        Some(rest) => match rest.strip_prefix(setting).and_then(|rest| rest.strip_prefix('=')) {
-            Some(value) => Ok((socket.into(), Some(value))),
-            None => Err(format!("{rest:?} is no setting: there is {setting}=")),
-        },
-    }
-}
-
-fn parse_disk(text: &str) -> Result<DeviceConfig, String> {
-    let (socket, queues) = socket_and(text, "queues")?;
-    let queues = match queues.map(str::parse) {
-        None => 1,
-        Some(Ok(queues @ 1..=QUEUES_MAX)) => queues,
-        Some(_) => return Err(format!("a disk has 1 to {QUEUES_MAX} queues")),
-    };
-    Ok(DeviceConfig { socket, role: Role::Block { queues } })
-}
-
-fn parse_nic(text: &str) -> Result<DeviceConfig, String> {
-    let (socket, mac) = socket_and(text, "mac")?;
-    let mac = mac.ok_or("a network card needs its address: SOCKET,mac=52:54:00:12:34:56")?;
-    Ok(DeviceConfig { socket, role: Role::Net { mac: parse_mac(mac)? } })
-}
-
-fn parse_mac(text: &str) -> Result<Mac, String> {
-    let wrong = || format!("{text:?} is no address of a network card like 52:54:00:12:34:56");
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
-        *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
-    }
-    if parts.next().is_some() || part_of_a_group(mac) {
-        return Err(wrong());
-    }
-    Ok(Mac(mac))
-}
-
-/// Addresses of groups, and that of nobody, are no card's.
-fn part_of_a_group(mac: [u8; 6]) -> bool {
-    mac[0] & 1 != 0 || mac == [0; 6]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::vhost_user::{Mac, Role};
 
     fn config(arguments: &[&str]) -> Result<VmConfig, String> {
         let all = ["vmm"].iter().chain(arguments);
@@ -245,9 +197,10 @@ mod tests {
             "b,queues=4",
         ])
         .unwrap();
+        let disk = |queues| Role::Block { queues, read_only: false };
         let role = |index: usize| vm.devices[index].role;
-        assert_eq!((role(0), role(1)), (Role::Block { queues: 1 }, Role::Block { queues: 4 }));
-        assert_eq!(role(2), Role::Net { mac: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]) });
+        assert_eq!((role(0), role(1)), (disk(1), disk(4)));
+        assert_eq!(role(2), Role::Net { mac: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]), pairs: 1, mtu: None });
         assert_eq!(vm.devices[1].socket, PathBuf::from("b"));
     }
 
@@ -261,13 +214,6 @@ mod tests {
             (&["--kernel", "k", "--memory", "99999999999G"], "too large"),
             (&["--kernel", "k", "--memory", "lots"], "no size"),
             (&["--kernel", "k", "--console", "socket:"], "none of stdio"),
-            (&["--kernel", "k", "--disk", "s,queues=17"], "1 to 16 queues"),
-            (&["--kernel", "k", "--disk", "s,size=1"], "no setting"),
-            (&["--kernel", "k", "--disk", ",queues=1"], "socket is missing"),
-            (&["--kernel", "k", "--nic", "s"], "needs its address"),
-            (&["--kernel", "k", "--nic", "s,mac=01:00:00:00:00:01"], "no address"),
-            (&["--kernel", "k", "--nic", "s,mac=52:54:00:00:00:01:02"], "no address"),
-            (&["--kernel", "k", "--nic", "s,mac=+2:54:00:00:00:1"], "no address"),
             (&[], "--kernel FILE"),
         ] {
             let error = config(arguments).unwrap_err();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tracing::warn;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
 };
@@ -15,7 +16,9 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{BLOCK_CONFIG_BYTES, PROTOCOL_FEATURES, QUEUE_SIZE, Role, VhostUserError};
+use super::notices::{self, Notices};
+use super::role::{PROTOCOL_FEATURES, lacks};
+use super::{QUEUE_SIZE, Role, VhostUserError};
 use crate::virtio::{Active, ActiveQueue};
 
 /// A back end that says nothing for so long is given up, and dialled again.
@@ -27,11 +30,14 @@ pub(super) type InFlight = Option<(VhostUserInflight, File)>;
 /// A connection after its handshake.
 pub(super) struct Connection {
     path: PathBuf,
+    role: Role,
     frontend: Frontend,
     /// The same socket, to see the other side hang up.
     stream: UnixStream,
     features: u64,
     protocol: VhostUserProtocolFeatures,
+    /// What the back end says of its own accord.
+    notices: Option<Notices>,
 }
 
 impl Connection {
@@ -42,15 +48,18 @@ impl Connection {
         stream.set_read_timeout(Some(SILENCE_MAX)).map_err(connect)?;
         stream.set_write_timeout(Some(SILENCE_MAX)).map_err(connect)?;
         let other = stream.try_clone().map_err(connect)?;
-        let frontend = Frontend::from_stream(other, u64::from(role.queues()));
+        let frontend = Frontend::from_stream(other, u64::from(role.data_queues_max()));
         let mut connection = Self {
             path: path.to_owned(),
+            role,
             frontend,
             stream,
             features: 0,
             protocol: VhostUserProtocolFeatures::empty(),
+            notices: None,
         };
-        connection.shake_hands(role)?;
+        connection.shake_hands()?;
+        connection.open_notices()?;
         Ok(connection)
     }
 
@@ -63,20 +72,26 @@ impl Connection {
         VhostUserError::Missing { path: self.path.clone(), what }
     }
 
-    fn shake_hands(&mut self, role: Role) -> Result<(), VhostUserError> {
+    fn shake_hands(&mut self) -> Result<(), VhostUserError> {
+        let role = self.role;
         self.frontend.set_owner().map_err(self.talk("taking the device"))?;
         self.features = self.frontend.get_features().map_err(self.talk("asking for features"))?;
         if self.features & PROTOCOL_FEATURES == 0 {
             return Err(self.missing("features of the protocol"));
         }
+        role.check(self.features).map_err(lacks(&self.path))?;
         let offered = self
             .frontend
             .get_protocol_features()
             .map_err(self.wrap("asking for features of the protocol"))?;
-        let used = VhostUserProtocolFeatures::MQ
+        let mut used = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::MTU
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        if offered.contains(VhostUserProtocolFeatures::CONFIG) {
+            used |= VhostUserProtocolFeatures::BACKEND_REQ;
+        }
         self.protocol = offered & used;
         self.frontend
             .set_protocol_features(self.protocol)
@@ -90,10 +105,10 @@ impl Connection {
         }
         if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
             let queues = self.frontend.get_queue_num().map_err(self.wrap("asking for queues"))?;
-            if queues < u64::from(role.queues()) {
+            if queues < u64::from(role.data_queues_max()) {
                 return Err(self.missing("so many queues"));
             }
-        } else if block && role.queues() > 1 {
+        } else if role.data_queues_max() > if block { 1 } else { 2 } {
             return Err(self.missing("several queues"));
         }
         Ok(())
@@ -115,28 +130,76 @@ impl Connection {
         self.features
     }
 
-    /// A block device's configuration.
-    pub(super) fn block_config(&mut self) -> Result<Vec<u8>, VhostUserError> {
-        let buffer = [0u8; BLOCK_CONFIG_BYTES as usize];
-        let (_, config) = self
-            .frontend
-            .get_config(0, BLOCK_CONFIG_BYTES, VhostUserConfigFlags::empty(), &buffer)
-            .map_err(self.wrap("asking for the configuration"))?;
-        Ok(config)
+    /// Whether it has a configuration.
+    pub(super) fn has_config(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::CONFIG)
     }
 
-    /// Starts the rings of an active device where they are.
+    /// The configuration for the guest.
+    pub(super) fn config(&mut self) -> Result<Vec<u8>, VhostUserError> {
+        if !self.has_config() {
+            return Ok(self.role.config(None));
+        }
+        let bytes = self.role.config_bytes();
+        let (_, config) = self
+            .frontend
+            .get_config(0, bytes, VhostUserConfigFlags::empty(), &vec![0; bytes as usize])
+            .map_err(self.wrap("asking for the configuration"))?;
+        Ok(self.role.config(Some(config)))
+    }
+
+    /// Gives the back end a channel for its notices, if it has any.
+    fn open_notices(&mut self) -> Result<(), VhostUserError> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
+            return Ok(());
+        }
+        let system = |source| VhostUserError::System { path: self.path.clone(), source };
+        let (ours, theirs) = Notices::pair().map_err(system)?;
+        self.frontend.set_backend_request_fd(&theirs).map_err(self.wrap("giving a channel for notices"))?;
+        self.notices = Some(ours);
+        Ok(())
+    }
+
+    /// Tells the back end the MTU that the guest is told; it may refuse.
+    pub(super) fn check_mtu(&mut self) -> Result<(), VhostUserError> {
+        let Role::Net { mtu: Some(mtu), .. } = self.role else { return Ok(()) };
+        if !self.protocol.contains(VhostUserProtocolFeatures::MTU) {
+            return Ok(());
+        }
+        let answers = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        let agreed = notices::set_mtu(&self.stream, mtu, answers)
+            .map_err(|source| VhostUserError::System { path: self.path.clone(), source })?;
+        if agreed { Ok(()) } else { Err(VhostUserError::Mtu { path: self.path.clone(), mtu }) }
+    }
+
+    /// What the back end's notices come through.
+    pub(super) fn notices(&self) -> Option<&UnixStream> {
+        self.notices.as_ref().map(Notices::socket)
+    }
+
+    /// Whether a notice says that the configuration has changed.
+    pub(super) fn take_notices(&mut self) -> bool {
+        let Some(notices) = &mut self.notices else { return false };
+        match notices.take() {
+            Ok(changed) => changed,
+            Err(error) => {
+                warn!("{}: no more notices from the back end: {error}", self.path.display());
+                self.notices = None;
+                false
+            }
+        }
+    }
+
+    /// Starts the rings of an active device where they are; of a network card so many pairs are in use.
     pub(super) fn start(
         &mut self,
         active: &Active,
         memory: &GuestMemoryMmap,
         in_flight: &mut InFlight,
-        role: Role,
+        pairs: u16,
     ) -> Result<(), VhostUserError> {
-        let features = active.features & !role.own_features();
-        if features & !self.features != 0 {
-            return Err(self.missing("features any more that the guest uses"));
-        }
+        let features = self.role.pass_on(active.features, self.features);
+        let features = features.ok_or_else(|| self.missing("features any more that the guest uses"))?;
         self.frontend.set_features(features | PROTOCOL_FEATURES).map_err(self.talk("setting features"))?;
         let regions = memory
             .iter()
@@ -144,16 +207,28 @@ impl Connection {
             .collect::<Result<Vec<_>, _>>()
             .map_err(self.talk("describing the guest's memory"))?;
         self.frontend.set_mem_table(&regions).map_err(self.talk("sharing the guest's memory"))?;
-        self.share_in_flight(in_flight, role.queues())?;
-        for queue in &active.queues {
+        self.share_in_flight(in_flight, self.role.data_queues_max())?;
+        let enabled = self.role.enabled_queues(active.features, pairs);
+        for queue in self.role.served(active) {
             self.start_ring(queue, memory)?;
         }
-        for queue in &active.queues {
-            self.frontend
-                .set_vring_enable(usize::from(queue.index), true)
-                .map_err(self.wrap("enabling a ring"))?;
+        for queue in self.role.served(active).filter(|queue| queue.index < enabled) {
+            self.enable(queue, true)?;
         }
         Ok(())
+    }
+
+    /// So many pairs of a network card's rings are in use from now on.
+    pub(super) fn use_pairs(&mut self, active: &Active, pairs: u16) -> Result<(), VhostUserError> {
+        let enabled = self.role.enabled_queues(active.features, pairs);
+        for queue in self.role.served(active) {
+            self.enable(queue, queue.index < enabled)?;
+        }
+        Ok(())
+    }
+
+    fn enable(&mut self, queue: &ActiveQueue, on: bool) -> Result<(), VhostUserError> {
+        self.frontend.set_vring_enable(usize::from(queue.index), on).map_err(self.wrap("enabling a ring"))
     }
 
     fn share_in_flight(&mut self, in_flight: &mut InFlight, queues: u16) -> Result<(), VhostUserError> {
@@ -217,7 +292,7 @@ impl Connection {
 
     /// Stops the rings: nothing touches the guest's memory afterwards.
     pub(super) fn stop(&mut self, active: &Active) -> Result<(), VhostUserError> {
-        for queue in &active.queues {
+        for queue in self.role.served(active) {
             self.frontend.get_vring_base(usize::from(queue.index)).map_err(self.talk("stopping a ring"))?;
         }
         Ok(())

@@ -10,10 +10,13 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::connection::{Connection, InFlight};
+use super::control::{self, Command};
+use super::role::{self, NET_ANNOUNCE};
 use super::{Role, VhostUserError};
 use crate::events::borrow;
 use crate::machine::lock;
-use crate::virtio::Active;
+use crate::virtio::ring::{Ring, RingFault};
+use crate::virtio::{Active, ConfigChange};
 
 /// Between two attempts to reach a back end that has gone.
 const DIAL_EVERY: Duration = Duration::from_millis(100);
@@ -38,6 +41,8 @@ pub(super) struct Order {
 pub(super) struct Shared {
     pub(super) order: Mutex<Order>,
     pub(super) wake: EventFd,
+    /// The configuration as the guest sees it.
+    pub(super) config: Mutex<Vec<u8>>,
 }
 
 /// The thread's state.
@@ -50,6 +55,14 @@ pub(super) struct Link {
     /// Rings that this connection's back end has.
     running: Option<Active>,
     in_flight: InFlight,
+    change: ConfigChange,
+    /// A network card's control queue, and what was asked for by it.
+    control: Option<Ring>,
+    pairs: u16,
+    /// Features of the driver that has set up the rings.
+    features: u64,
+    /// The rings were lost, and with them what the network knew.
+    lost: bool,
     seen: u64,
     /// The order that the guest made impossible.
     refused: Option<u64>,
@@ -65,6 +78,7 @@ impl Link {
         memory: GuestMemoryMmap,
         connection: Connection,
         shared: Arc<Shared>,
+        change: ConfigChange,
     ) -> Self {
         Self {
             path,
@@ -74,6 +88,11 @@ impl Link {
             connection: Some(connection),
             running: None,
             in_flight: None,
+            change,
+            control: None,
+            pairs: 1,
+            features: 0,
+            lost: false,
             seen: 0,
             refused: None,
             failures: 0,
@@ -102,6 +121,7 @@ impl Link {
             self.stop();
             self.in_flight = None;
             self.seen = number;
+            self.begin(wanted.as_ref());
         }
         if let (Some(active), None) = (&wanted, &self.running)
             && self.refused != Some(number)
@@ -110,6 +130,91 @@ impl Link {
         }
         // A reset is done even if nobody is there: a back end that has gone touches nothing.
         lock(&self.shared.order).done = number;
+        self.serve_control();
+    }
+
+    /// Another driver, or none: nothing is known of what it wants.
+    fn begin(&mut self, wanted: Option<&Active>) {
+        (self.control, self.pairs, self.lost) = (None, 1, false);
+        role::set_announcing(&mut lock(&self.shared.config), false);
+        let Some(active) = wanted else { return };
+        self.features = active.features;
+        let index = self.role.control_queue(active.features);
+        let Some(queue) = active.queues.iter().find(|queue| Some(queue.index) == index) else { return };
+        match Ring::new(queue, active.features, self.memory.clone()) {
+            Ok(ring) => self.control = Some(ring),
+            Err(fault) => self.lose_control(fault),
+        }
+    }
+
+    /// A driver that breaks the rules of its control queue has none until the reset; its other queues go on.
+    fn lose_control(&mut self, fault: RingFault) {
+        warn!("{}: control queue: {fault}; it waits for the device's reset", self.path.display());
+        self.control = None;
+        self.change.needs_reset();
+    }
+
+    /// Carries out what the driver asks for by its control queue.
+    fn serve_control(&mut self) {
+        let Some(mut ring) = self.control.take() else { return };
+        let pairs_max = self.role.data_queues(self.features) / 2;
+        let served = control::serve(&mut ring, self.features, pairs_max, |command| self.obey(command));
+        match served {
+            Ok(again) => {
+                if again {
+                    // Full means that it rings already.
+                    let _ = ring.kick().write(1);
+                }
+                self.control = Some(ring);
+            }
+            Err(fault) => self.lose_control(fault),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Announced => role::set_announcing(&mut lock(&self.shared.config), false),
+            Command::Pairs(pairs) => {
+                self.pairs = pairs;
+                if let (Some(connection), Some(running)) = (&mut self.connection, &self.running)
+                    && let Err(error) = connection.use_pairs(running, pairs)
+                {
+                    warn!("{error}");
+                    self.hang_up();
+                }
+            }
+        }
+    }
+
+    /// Has the driver tell the network where it is, if it can.
+    fn announce(&mut self) {
+        if self.features & NET_ANNOUNCE != 0 {
+            role::set_announcing(&mut lock(&self.shared.config), true);
+            self.change.changed();
+        }
+    }
+
+    /// Asks for the configuration again, and tells the driver if it is another one.
+    fn refresh(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let mut now = match connection.config() {
+            Ok(now) => now,
+            Err(error) => {
+                warn!("{error}");
+                self.hang_up();
+                return;
+            }
+        };
+        let mut config = lock(&self.shared.config);
+        if role::is_announcing(&config) {
+            role::set_announcing(&mut now, true);
+        }
+        if *config != now {
+            info!("{}: the configuration has changed", self.path.display());
+            *config = now;
+            drop(config);
+            self.change.changed();
+        }
     }
 
     fn dial(&mut self) {
@@ -120,6 +225,7 @@ impl Link {
                 }
                 self.failures = 0;
                 self.connection = Some(connection);
+                self.meet_again();
             }
             Err(error) => {
                 if self.failures.is_multiple_of(TELL_EVERY) {
@@ -130,12 +236,30 @@ impl Link {
         }
     }
 
+    /// What may have changed while the back end was away.
+    fn meet_again(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        match connection.check_mtu() {
+            Ok(()) => {}
+            // The guest has its MTU already: larger frames are lost, and everything else goes on.
+            Err(error @ VhostUserError::Mtu { .. }) => warn!("{error}"),
+            Err(error) => {
+                warn!("{error}");
+                self.hang_up();
+            }
+        }
+        self.refresh();
+    }
+
     fn start(&mut self, active: Active) {
         let Some(connection) = &mut self.connection else { return };
-        match connection.start(&active, &self.memory, &mut self.in_flight, self.role) {
+        match connection.start(&active, &self.memory, &mut self.in_flight, self.pairs) {
             Ok(()) => {
                 self.running = Some(active);
                 self.starts_failed = 0;
+                if std::mem::take(&mut self.lost) {
+                    self.announce();
+                }
             }
             // Trying again would not help: only the guest can.
             Err(error @ VhostUserError::Rings { .. }) => {
@@ -166,22 +290,33 @@ impl Link {
     /// A back end whose connection has ended gives the guest's memory back.
     fn hang_up(&mut self) {
         self.connection = None;
-        self.running = None;
+        self.lost |= self.running.take().is_some();
     }
 
-    /// For an order, the other side's end, or the time to dial again.
+    /// For an order, the control queue, a notice, the other side's end, or the time to dial again.
     fn wait(&mut self) {
         let dial = Timespec { tv_sec: 0, tv_nsec: DIAL_EVERY.as_nanos() as i64 };
         let mut waited = vec![PollFd::from_borrowed_fd(borrow(&self.shared.wake), PollFlags::IN)];
+        if let Some(ring) = &self.control {
+            waited.push(PollFd::from_borrowed_fd(borrow(ring.kick()), PollFlags::IN));
+        }
+        let connection_at = waited.len();
         if let Some(connection) = &self.connection {
-            // Nothing is said without being asked; what comes is the end.
+            // Nothing is said here without being asked; what comes is the end.
             waited.push(PollFd::new(connection, PollFlags::RDHUP | PollFlags::IN));
+            if let Some(notices) = connection.notices() {
+                waited.push(PollFd::new(notices, PollFlags::IN));
+            }
         }
         let timeout = self.connection.is_none().then_some(&dial);
         // An interrupted wait is one that was too short.
         let _ = poll(&mut waited, timeout);
-        let gone = waited.get(1).is_some_and(|connection| !connection.revents().is_empty());
+        let seen = |at: usize| waited.get(at).is_some_and(|fd| !fd.revents().is_empty());
+        let (gone, noticed) = (seen(connection_at), seen(connection_at + 1));
         drop(waited);
+        if let Some(ring) = &self.control {
+            let _ = ring.kick().read();
+        }
         if self.shared.wake.read().is_ok() {
             return;
         }
@@ -189,6 +324,8 @@ impl Link {
             warn!("{}: the back end has gone; the guest waits until it is back", self.path.display());
             self.failures = 1;
             self.hang_up();
+        } else if noticed && self.connection.as_mut().is_some_and(Connection::take_notices) {
+            self.refresh();
         }
     }
 }

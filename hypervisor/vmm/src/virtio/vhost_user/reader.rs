@@ -217,9 +217,9 @@ impl Session {
     fn open(path: &Path) -> Result<Self, ReadError> {
         let connect = |source| ReadError::Connect { waited: Duration::ZERO, source };
         let here = |source| ReadError::Here { path: path.to_owned(), source };
-        let role = Role::Block { queues: 1 };
+        let role = Role::Block { queues: 1, read_only: false };
         let mut connection = Connection::open(path, role).map_err(connect)?;
-        let config = connection.block_config().map_err(connect)?;
+        let config = connection.config().map_err(connect)?;
         let sectors = config.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
         let bytes = sectors.and_then(|sectors| sectors.checked_mul(SECTOR_BYTES));
         let bytes = bytes.ok_or_else(|| ReadError::NoSize { path: path.to_owned() })?;
@@ -244,7 +244,7 @@ impl Session {
             call: Some(Arc::clone(&call)),
         };
         let active = Active { features: VERSION_1, queues: vec![queue] };
-        connection.start(&active, memory.mem(), &mut None, role).map_err(connect)?;
+        connection.start(&active, memory.mem(), &mut None, 1).map_err(connect)?;
         Ok(Self { connection, memory, ring, active, kick, call, bytes, piece_bytes_max })
     }
 
