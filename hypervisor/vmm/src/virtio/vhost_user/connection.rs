@@ -106,7 +106,7 @@ impl Connection {
         if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
             let queues = self.frontend.get_queue_num().map_err(self.wrap("asking for queues"))?;
             if queues < u64::from(role.data_queues_max()) {
-                return Err(self.missing("so many queues"));
+                return Err(self.missing("so many queues: give the VM fewer, or the port more (vswctl port attach --queues)"));
             }
         } else if role.data_queues_max() > if block { 1 } else { 2 } {
             return Err(self.missing("several queues"));
