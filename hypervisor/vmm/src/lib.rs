@@ -9,6 +9,7 @@
 //!             ├──► kvm, cpu                   the VM of KVM's, one thread a processor
 //!             ├──► machine ──► devices, pci   what answers when a processor leaves the guest
 //!             ├──► virtio                     devices on the bus, whose queues other processes serve
+//!             ├──► state                      what a guest could find changed, to keep or to send
 //!             └──► events                     one loop: console, signals, the end
 //! ```
 //!
@@ -33,5 +34,6 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod run;
+pub mod state;
 pub mod virtio;
 pub mod volume;

@@ -14,6 +14,7 @@ use crate::devices::pvpanic::{self, Pvpanic};
 use crate::devices::serial::SerialPort;
 use crate::layout::{ECAM_BYTES, ECAM_START};
 use crate::pci::{self, PciBus};
+use crate::state::{FORMAT, MachineState, RestoreError};
 use crate::virtio::balloon::BalloonHandle;
 
 /// Why a machine has stopped.
@@ -97,6 +98,33 @@ impl Machine {
     /// Whether the guest's kernel has panicked: it has ended by that, or its crash kernel has taken over.
     pub fn panicked(&self) -> bool {
         lock(&self.pvpanic).crash_kernel() || self.stopped() == Some(StopReason::Panicked)
+    }
+
+    /// What a guest could find changed of the devices. The machine has to be paused: processors, and what serves rings.
+    pub fn save(&self) -> MachineState {
+        let (pci_address, functions) = self.pci().save();
+        MachineState {
+            format: FORMAT,
+            serial: self.serial().save(),
+            events_pending: lock(&self.events).pending(),
+            crash_kernel: lock(&self.pvpanic).crash_kernel(),
+            pci_address,
+            functions,
+        }
+    }
+
+    /// As it was when it was saved, for a machine with the same devices whose processors have not run.
+    pub fn restore(&self, state: &MachineState) -> Result<(), RestoreError> {
+        if state.format != FORMAT {
+            return Err(RestoreError::Format(state.format));
+        }
+        let mut pci = self.pci();
+        pci.check(&state.functions)?;
+        // The last thing that is looked at is the first that changes.
+        self.serial().restore(&state.serial)?;
+        lock(&self.events).restore(state.events_pending);
+        *lock(&self.pvpanic) = Pvpanic::restored(state.crash_kernel);
+        pci.restore(state.pci_address, &state.functions)
     }
 
     /// The serial port.

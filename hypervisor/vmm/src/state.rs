@@ -249,7 +249,8 @@ mod hex {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(from)?;
-        let digit = |byte: u8| char::from(byte).to_digit(16).ok_or_else(|| D::Error::custom("no hexadecimal digit"));
+        let digit =
+            |byte: u8| char::from(byte).to_digit(16).ok_or_else(|| D::Error::custom("no hexadecimal digit"));
         if !text.len().is_multiple_of(2) {
             return Err(D::Error::custom("half a byte"));
         }

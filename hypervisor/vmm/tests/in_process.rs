@@ -203,6 +203,41 @@ fn statistics_are_asked_for_when_somebody_looks() {
     until("the same are there", || free() == Some(2000));
 }
 
+/// What a balloon knows goes with it; statistics come again, from the buffer in the ring.
+#[test]
+fn a_balloon_that_was_saved_goes_on_elsewhere() {
+    let (memory, mut device) = balloon();
+    device.handle().set_target(2 << 20).unwrap();
+    device.config_write(4, &77u32.to_le_bytes());
+    let mut report = Driver::new(&memory, 4);
+    let mut statistics = Driver::new(&memory, 2);
+    let features = balloon::REPORTING | balloon::STATISTICS;
+    activate(&mut device, features, &[&report, &statistics]);
+    report.request(8 << 20, 1 << 20, WRITABLE);
+    report.wait_used(1);
+    memory.write_slice(&[4, 0, 9, 0, 0, 0, 0, 0, 0, 0], GuestAddress(0x20_0000)).unwrap();
+    statistics.request(0x20_0000, 10, 0);
+    until("statistics are there", || device.handle().state().statistics.is_some());
+    let (state, seen) = (device.save(), device.handle().state());
+    device.reset();
+    drop(device);
+    let mut other = Balloon::new(memory.clone()).unwrap();
+    other.check(&state).unwrap();
+    other.restore(&state).unwrap();
+    assert_eq!(other.save(), state);
+    activate(&mut other, features, &[&report, &statistics]);
+    let used = statistics.used();
+    if used == 1 {
+        // The guest had been asked for newer ones, and has not answered yet.
+        statistics.request(0x20_0000, 10, 0);
+    }
+    until("statistics are there again", || other.handle().state() == seen);
+    report.request(9 << 20, 1 << 20, WRITABLE);
+    report.wait_used(2);
+    assert_eq!(other.handle().state().reported_bytes, 2 << 20);
+    assert!(Rng::new(memory).unwrap().check(&state).is_err());
+}
+
 #[test]
 fn a_balloon_that_lies_loses_its_device() {
     type Lie = fn(&mut Driver, &GuestMemoryMmap);

@@ -9,6 +9,7 @@ use vmm::machine::{Machine, StopReason};
 use vmm::pci::{
     BarIndex, BusError, Capability, ConfigSpace, DEVICES_MAX, HostBridge, Identity, PciBus, PciDevice,
 };
+use vmm::state::{FORMAT, RestoreError, SerialState, VirtioState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const COM1: u16 = 0x3f8;
@@ -47,6 +48,11 @@ impl PciDevice for Board {
 
     fn config_write(&mut self, offset: usize, data: &[u8]) {
         self.config.write(offset, data);
+    }
+
+    fn restore(&mut self, config: &[u8], _: Option<&VirtioState>) -> Result<(), RestoreError> {
+        self.config.restore(config);
+        Ok(())
     }
 
     fn place_bar(&mut self, bar: BarIndex, address: u32) {
@@ -205,6 +211,88 @@ fn the_power_button_and_a_panic_reach_the_other_side() {
     assert_eq!(machine.stopped(), Some(StopReason::Panicked));
 }
 
+/// What a guest can see: registers, and the state as a whole.
+fn seen(machine: &Machine) -> Vec<u32> {
+    (0..64).map(|register| config_word(machine, register * 4)).collect()
+}
+
+#[test]
+fn a_machine_that_was_saved_goes_on_elsewhere() {
+    let (machine, _) = machine();
+    set_config_word(&machine, 0x14, PCI_WINDOW_START + 0x5_0000);
+    set_config_word(&machine, 4, 2);
+    machine.port_write(COM1 + 7, &[0x5a]);
+    machine.port_write(COM1 + 1, &[1]);
+    assert_eq!(machine.serial().receive(b"typed"), 5);
+    machine.press_power_button();
+    machine.port_write(0x505, &[2]);
+    let state = machine.save();
+    let text = serde_json::to_string(&state).unwrap();
+    assert!(text.starts_with("{\"format\":1,"), "{text}");
+    let read = serde_json::from_str(&text).unwrap();
+    assert_eq!(state, read);
+
+    let (other, _) = self::machine();
+    assert_ne!(other.save(), state);
+    other.restore(&read).unwrap();
+    assert_eq!(other.save(), state);
+    assert!(other.panicked());
+    let mut answer = [0; 5];
+    other.port_read(COM1, &mut answer);
+    assert_eq!(&answer, b"typed");
+    other.port_read(COM1 + 7, &mut answer[..1]);
+    other.port_read(0x604, &mut answer[1..2]);
+    assert_eq!(answer[..2], [0x5a, 1]);
+    other.memory_write(u64::from(PCI_WINDOW_START) + 0x5_0008, &[1, 2]);
+    other.memory_read(u64::from(PCI_WINDOW_START) + 0x5_0008, &mut answer[..2]);
+    assert_eq!(answer[..2], [1, 2]);
+    assert_eq!(seen(&other), seen(&machine));
+}
+
+#[test]
+fn a_state_of_another_machine_is_refused_and_changes_nothing() {
+    type Spoil = fn(&mut vmm::state::MachineState);
+
+    let (machine, _) = machine();
+    let good = machine.save();
+    let spoilt: [(&str, Spoil); 7] = [
+        ("format", |state| state.format = FORMAT + 1),
+        ("another machine", |state| drop(state.functions.pop())),
+        ("another machine", |state| state.functions[1].slot = 2),
+        ("another machine", |state| state.functions[1].config[2] ^= 1),
+        ("another machine", |state| state.functions[1].config.truncate(255)),
+        ("damaged", |state| state.serial.received = vec![0; 65]),
+        ("damaged", |state| {
+            state.functions[1].virtio = Some(vmm::state::VirtioState {
+                transport: vmm::state::TransportState {
+                    offered: 0,
+                    status: 0,
+                    broken: false,
+                    resetting: false,
+                    offered_select: 0,
+                    accepted_select: 0,
+                    accepted: 0,
+                    config_vector: 0,
+                    config_generation: 0,
+                    queue_select: 0,
+                    queues: Vec::new(),
+                },
+                msix: vmm::state::MsixState { control: 0, table: Vec::new(), pending: Vec::new() },
+                device: vmm::state::DeviceState::Rng,
+            });
+        }),
+    ];
+    for (what, spoil) in spoilt {
+        let mut state = good.clone();
+        state.events_pending = 1;
+        spoil(&mut state);
+        let error = machine.restore(&state).unwrap_err().to_string();
+        assert!(error.contains(what), "{what}: {error}");
+        assert_eq!(machine.save(), good);
+    }
+    assert!(serde_json::from_str::<SerialState>(r#"{"received":"0"}"#).is_err());
+}
+
 #[derive(Debug, Clone)]
 enum Access {
     PortRead(u16, usize),
@@ -244,6 +332,11 @@ proptest! {
                 Access::MemoryWrite(address, data) => machine.memory_write(address, &data),
             }
         }
+        let state = machine.save();
+        let (other, _) = self::machine();
+        other.restore(&state).unwrap();
+        prop_assert_eq!(&other.save(), &state);
+        prop_assert_eq!(seen(&other), seen(&machine));
         // What says who the device is stays as it is.
         prop_assert_eq!(config_word(&machine, 0), 0x5678_1234);
         prop_assert_eq!(config_word(&machine, 0x14) & (BOARD_BYTES - 1), 0);

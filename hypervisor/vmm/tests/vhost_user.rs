@@ -11,8 +11,9 @@ use ferro_vhost::blk::{self, BlkDevice, BlkSettings, Sector};
 use ferro_vhost::net::{self, NetDevice, NetSettings};
 use ferro_vhost::server::{Rendezvous, Server, ServerSettings};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm::virtio::Device;
+use vmm::state::{DeviceState, VhostUserState};
 use vmm::virtio::vhost_user::{Mac, Role, VhostUser, VhostUserError};
+use vmm::virtio::{Active, Device, VERSION_1};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 const NET_STATUS: u64 = 1 << 16;
@@ -190,6 +191,66 @@ fn a_back_end_that_comes_back_finds_the_pairs_and_hears_of_the_guest() {
         back_end.control();
         config(&device, 6) == [3]
     });
+}
+
+/// A card that was saved has its pairs at once where it goes on, and its driver announces it there.
+#[test]
+fn a_card_that_was_saved_goes_on_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, mut back_end, path) = serve_card(folder.path());
+    let memory = memory();
+    let connect = |path: &PathBuf| VhostUser::connect(path.clone(), card(2, None), memory.clone());
+    let mut device = beside(|| connect(&path), || back_end.control()).unwrap();
+    let mut rings: Vec<_> = (0..5).map(|index| Driver::new(&memory, index)).collect();
+    let features = NET_MQ | NET_CONTROL | NET_STATUS | NET_ANNOUNCE;
+    let all: Vec<_> = rings.iter().collect();
+    beside(|| activate(&mut device, features, &all), || back_end.control());
+    let queues: Vec<_> = rings.iter().map(|ring| ring.queue.clone()).collect();
+    let mut control = rings.pop().unwrap();
+    assert_eq!(command(&memory, &mut control, &[4, 0, 2, 0], &mut || back_end.control()), 0);
+    let state = device.save();
+    let DeviceState::Net(card) = &state else { panic!("{state:?}") };
+    assert_eq!((card.pairs, card.used.len(), &card.in_flight), (2, 4, &None));
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (_server, mut back_end, path) = serve_card(elsewhere.path());
+    let mut other = beside(|| connect(&path), || back_end.control()).unwrap();
+    other.check(&state).unwrap();
+    other.restore(&state).unwrap();
+    assert_eq!(other.save(), DeviceState::Net(VhostUserState { used: Vec::new(), ..card.clone() }));
+    other.activate(Active { features: features | VERSION_1, queues });
+    until("both pairs are in use, and an announcement is wanted", || {
+        back_end.control();
+        back_end.receiving().len() == 2 && config(&other, 6) == [3]
+    });
+    let mut wrong = card.clone();
+    wrong.pairs = 3;
+    assert!(other.check(&DeviceState::Net(wrong)).is_err());
+    assert!(other.check(&DeviceState::Block(card.clone())).is_err());
+}
+
+/// Requests that a back end had taken are in the state, and the next one gets them.
+#[test]
+fn requests_in_flight_are_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, mut back_end, path) = serve_disk(folder.path(), BlkSettings::new(Sector(2048), "disk"));
+    let role = Role::Block { queues: 1, read_only: false };
+    let memory = memory();
+    let connect = || VhostUser::connect(path.clone(), role, memory.clone());
+    let mut device = beside(connect, || back_end.control()).unwrap();
+    let ring = Driver::new(&memory, 0);
+    beside(|| activate(&mut device, 0, &[&ring]), || back_end.control());
+    let saved = |device: &VhostUser| match device.save() {
+        DeviceState::Block(state) => state.in_flight,
+        other => panic!("{other:?}"),
+    };
+    until("there is a region", || {
+        back_end.control();
+        saved(&device).is_some()
+    });
+    let state = device.save();
+    device.restore(&state).unwrap();
+    assert_eq!(device.save(), state, "the same bytes, in a file of our own");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use vmm::pci::msix::{Message, Vectors};
 use vmm::pci::{BarIndex, PciDevice};
+use vmm::state::{DeviceState, RestoreError};
 use vmm::virtio::pci::{VirtioPci, vectors_of};
 use vmm::virtio::{Active, ConfigChange, Device, DeviceKind, Doorbells, VERSION_1};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -62,6 +63,15 @@ impl Device for Outside {
     }
     fn config_change(&self) -> ConfigChange {
         self.see(|seen| seen.change.clone())
+    }
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+    fn check(&self, _: &DeviceState) -> Result<(), RestoreError> {
+        Ok(())
+    }
+    fn restore(&mut self, _: &DeviceState) -> Result<(), RestoreError> {
+        Ok(())
     }
     fn activate(&mut self, active: Active) {
         self.see(|seen| seen.active = Some(active));
@@ -316,6 +326,75 @@ fn the_window_shows_the_bar() {
     }
 }
 
+/// What a driver can see of a function.
+fn seen(function: &mut VirtioPci) -> Vec<u32> {
+    let tables = (0x4000..0x6000).step_by(4);
+    let words = (0..64).step_by(4).chain(tables).map(|at| read32(function, at)).collect::<Vec<_>>();
+    let halves = (0..64).step_by(2).map(|at| u32::from(read16(function, at)));
+    words.into_iter().chain(halves).collect()
+}
+
+#[test]
+fn a_function_that_was_saved_runs_elsewhere() {
+    let (mut function, outside) = function();
+    function.config_write(4, &[6]);
+    function.config_write(msix_at(&function) + 2, &0x8000_u16.to_le_bytes());
+    write32(&mut function, 0x4010, 0xfee0_0000);
+    write32(&mut function, 0x401c, 0);
+    write16(&mut function, 16, 1);
+    outside.config_change().changed();
+    start(&mut function);
+    outside.see(|seen| seen.pending = 0b100);
+    let (config, state) = (function.config().save(), function.save());
+
+    let (mut other, there) = self::function();
+    other.check(state.as_ref()).unwrap();
+    other.restore(&config, state.as_ref()).unwrap();
+    let (here, active) = (outside.see(|seen| seen.active.clone()), there.see(|seen| seen.active.clone()));
+    let rings = |active: &Active| {
+        let ring = |queue: &vmm::virtio::ActiveQueue| {
+            (queue.index, queue.size, queue.descriptors, queue.driver, queue.device)
+        };
+        (active.features, active.queues.iter().map(ring).collect::<Vec<_>>())
+    };
+    assert_eq!(rings(&active.unwrap()), rings(&here.unwrap()));
+    assert_eq!(there.1.read().unwrap(), 1, "what was pending is signalled");
+    assert_eq!(outside.see(|seen| seen.routes.clone()), there.see(|seen| seen.routes.clone()));
+    assert_eq!(outside.see(|seen| seen.bells.clone()), there.see(|seen| seen.bells.clone()));
+    there.see(|seen| seen.pending = 0b100);
+    assert_eq!(other.save(), state);
+    assert_eq!(seen(&mut other), seen(&mut function));
+    there.config_change().changed();
+    assert_eq!(there.1.read().unwrap(), 1, "the driver is told as before");
+}
+
+#[test]
+fn registers_that_no_driver_comes_to_are_refused() {
+    type Spoil = fn(&mut vmm::state::VirtioState);
+
+    let (mut function, _) = function();
+    start(&mut function);
+    let good = function.save().unwrap();
+    let spoilt: [Spoil; 10] = [
+        |state| state.transport.accepted |= 1 << 10,
+        |state| state.transport.queues.truncate(1),
+        |state| state.transport.queues[0].size = 3,
+        |state| state.transport.queues[0].size = 512,
+        |state| state.transport.queues[0].vector = 3,
+        |state| state.transport.config_vector = 7,
+        |state| state.transport.status = ACKNOWLEDGED | DRIVER_OK,
+        |state| state.transport.status |= NEEDS_RESET,
+        |state| state.msix.table.truncate(20),
+        |state| state.msix.pending = vec![3],
+    ];
+    for (number, spoil) in spoilt.into_iter().enumerate() {
+        let mut state = good.clone();
+        spoil(&mut state);
+        assert!(function.check(Some(&state)).is_err(), "{number}");
+    }
+    assert!(function.check(Some(&good)).is_ok() && function.check(None).is_err());
+}
+
 #[derive(Debug, Clone)]
 enum Access {
     Read(u32, usize),
@@ -372,5 +451,17 @@ proptest! {
                 }
             });
         }
+        // Whatever it came to can be saved, and is the same elsewhere.
+        let (config, state) = (function.config().save(), function.save());
+        let (mut other, there) = self::function();
+        there.see(|seen| {
+            seen.quiet = outside.see(|seen| seen.quiet);
+            seen.pending = outside.see(|seen| seen.pending);
+        });
+        prop_assert!(other.config().is_like(&config));
+        other.check(state.as_ref()).unwrap();
+        other.restore(&config, state.as_ref()).unwrap();
+        prop_assert_eq!(other.save(), state);
+        prop_assert_eq!(seen(&mut other), seen(&mut function));
     }
 }

@@ -7,10 +7,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use vm_superio::serial::{Serial, SerialEvents};
-use vm_superio::{SerialState, Trigger};
+use vm_superio::{SerialState as Registers, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::console::ConsoleOutput;
+use crate::state::{RestoreError, SerialState};
 
 /// First port.
 pub const PORTS: u16 = 0x3f8;
@@ -91,7 +92,52 @@ impl SerialPort {
     }
 
     /// The registers and what is in the FIFO.
-    pub fn state(&self) -> SerialState {
-        self.registers.state()
+    pub fn save(&self) -> SerialState {
+        let Registers {
+            baud_divisor_low: divisor_low,
+            baud_divisor_high: divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: received,
+        } = self.registers.state();
+        SerialState {
+            divisor_low,
+            divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            received,
+        }
+    }
+
+    /// As it was when it was saved. An interrupt that is due is raised.
+    pub fn restore(&mut self, state: &SerialState) -> Result<(), RestoreError> {
+        let registers = Registers {
+            baud_divisor_low: state.divisor_low,
+            baud_divisor_high: state.divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.received.clone(),
+        };
+        let line = self.registers.interrupt_evt().0.try_clone();
+        let line = Line(line.map_err(|error| RestoreError::System(error.to_string()))?);
+        let drained = Drained(Arc::clone(&self.drained));
+        self.registers = Serial::from_state(&registers, line, drained, self.registers.writer().clone())
+            .map_err(|_| RestoreError::Damaged("more in the serial port than it holds"))?;
+        Ok(())
     }
 }

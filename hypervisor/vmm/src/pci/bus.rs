@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use super::{BarIndex, ConfigSpace};
 use crate::layout::{PCI_WINDOW_BYTES, PCI_WINDOW_START};
+use crate::state::{FunctionState, RestoreError, VirtioState};
 
 /// First of the ports: address at 0xcf8, data at 0xcfc.
 pub const CONFIG_PORTS: u16 = 0xcf8;
@@ -41,6 +42,20 @@ pub trait PciDevice: Send + Debug {
     fn bar_read(&mut self, bar: BarIndex, offset: u32, data: &mut [u8]);
     /// A write to a BAR.
     fn bar_write(&mut self, bar: BarIndex, offset: u32, data: &[u8]);
+    /// What is behind its configuration space, if it is a virtio device.
+    fn save(&self) -> Option<VirtioState> {
+        None
+    }
+    /// Whether that can be the state of a device like this one.
+    fn check(&self, state: Option<&VirtioState>) -> Result<(), RestoreError> {
+        if state.is_none() {
+            Ok(())
+        } else {
+            Err(RestoreError::Damaged("a virtio device where there is none"))
+        }
+    }
+    /// As it was when it was saved. The state has passed [`Self::check`], and the configuration space is like this one.
+    fn restore(&mut self, config: &[u8], state: Option<&VirtioState>) -> Result<(), RestoreError>;
 }
 
 /// Why a device can't be plugged in.
@@ -106,6 +121,40 @@ impl PciBus {
         let register = self.address as usize & 0xfc;
         let (device, function) = (self.address as usize >> 11 & 31, self.address as usize >> 8 & 7);
         self.device(device, function).map(|device| (device, register + within))
+    }
+
+    /// The address register, and the devices.
+    pub fn save(&self) -> (u32, Vec<FunctionState>) {
+        let mut functions = Vec::new();
+        for (slot, device) in (0..).zip(&self.devices) {
+            functions.push(FunctionState { slot, config: device.config().save(), virtio: device.save() });
+        }
+        (self.address, functions)
+    }
+
+    /// Whether these are the states of devices like those on this bus.
+    pub fn check(&self, functions: &[FunctionState]) -> Result<(), RestoreError> {
+        if functions.len() != self.devices.len() {
+            let what =
+                format!("it has {} devices on its bus and this one {}", functions.len(), self.devices.len());
+            return Err(RestoreError::OtherMachine(what));
+        }
+        for (slot, (device, state)) in (0u8..).zip(self.devices.iter().zip(functions)) {
+            if state.slot != slot || !device.config().is_like(&state.config) {
+                return Err(RestoreError::OtherMachine(format!("in slot {slot} there is another device")));
+            }
+            device.check(state.virtio.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// As it was when it was saved. The states have passed [`Self::check`].
+    pub fn restore(&mut self, address: u32, functions: &[FunctionState]) -> Result<(), RestoreError> {
+        self.address = address & !3;
+        for (device, state) in self.devices.iter_mut().zip(functions) {
+            device.restore(&state.config, state.virtio.as_ref())?;
+        }
+        Ok(())
     }
 
     /// A read from the ports. `data` is filled with ones.

@@ -178,6 +178,23 @@ impl ConfigSpace {
         }
     }
 
+    /// All of it.
+    pub fn save(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+
+    /// Whether this is what a function like this one had: what no guest can change is the same.
+    pub fn is_like(&self, saved: &[u8]) -> bool {
+        let ours = self.bytes.iter().zip(&self.writable);
+        saved.len() == CONFIG_BYTES
+            && saved.iter().zip(ours).all(|(saved, (ours, mask))| (saved ^ ours) & !mask == 0)
+    }
+
+    /// As it was when it was saved; what no guest can change stays.
+    pub fn restore(&mut self, saved: &[u8]) {
+        self.write(0, saved);
+    }
+
     /// One byte; 0 outside.
     pub fn byte(&self, offset: usize) -> u8 {
         self.bytes.get(offset).copied().unwrap_or(0)

@@ -1,5 +1,7 @@
 //! The host bridge: device 0, which says that there is a bus and does nothing.
 
+use crate::state::{RestoreError, VirtioState};
+
 use super::{BarIndex, ConfigSpace, Identity, PciDevice};
 
 /// QEMU's generic PCI Express host bridge, which no driver does anything with.
@@ -32,6 +34,11 @@ impl PciDevice for HostBridge {
 
     fn config_write(&mut self, offset: usize, data: &[u8]) {
         self.config.write(offset, data);
+    }
+
+    fn restore(&mut self, config: &[u8], _: Option<&VirtioState>) -> Result<(), RestoreError> {
+        self.config.restore(config);
+        Ok(())
     }
 
     fn place_bar(&mut self, _: BarIndex, _: u32) {}

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Capability;
+use crate::state::{MsixState, RestoreError};
 
 /// Id of the capability.
 pub const CAPABILITY_ID: u8 = 0x11;
@@ -100,6 +101,26 @@ impl MsixTable {
         let (entry, within) = self.place(offset, data.len())?;
         self.entries[entry][within..within + data.len()].copy_from_slice(data);
         Some(entry as u16)
+    }
+
+    /// The table, but for what is pending.
+    pub fn save(&self) -> MsixState {
+        MsixState { control: self.control, table: self.entries.concat(), pending: Vec::new() }
+    }
+
+    /// Whether this is a table of as many vectors.
+    pub fn check(&self, state: &MsixState) -> Result<(), RestoreError> {
+        let fits = state.table.len() == self.entries.len() * ENTRY_BYTES as usize
+            && state.pending.iter().all(|vector| *vector < self.vectors());
+        if fits { Ok(()) } else { Err(RestoreError::Damaged("another number of vectors")) }
+    }
+
+    /// As it was when it was saved.
+    pub fn restore(&mut self, state: &MsixState) {
+        for (entry, saved) in self.entries.iter_mut().zip(state.table.as_chunks().0) {
+            *entry = *saved;
+        }
+        self.set_control(state.control);
     }
 
     /// What a vector sends now; `None` while it is masked.

@@ -61,6 +61,12 @@ impl ConfigChange {
         *lock(&self.0.call) = call;
     }
 
+    /// As it was when it was saved.
+    pub(super) fn restore(&self, generation: u8, broken: bool) {
+        self.0.generation.store(generation, Ordering::Release);
+        self.0.broken.store(broken, Ordering::Release);
+    }
+
     /// After a reset.
     pub(super) fn reset(&self) {
         self.connect(None);

@@ -10,6 +10,7 @@
 
 pub mod balloon;
 mod config_change;
+pub mod fuzz;
 pub mod pci;
 pub mod ring;
 pub mod rng;
@@ -22,6 +23,8 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::state::{DeviceState, RestoreError};
 
 pub use config_change::ConfigChange;
 
@@ -102,6 +105,12 @@ pub trait Device: Send + Debug {
     fn activate(&mut self, active: Active);
     /// The driver wants the device to forget everything. It need not have happened when this returns.
     fn reset(&mut self);
+    /// What it knows itself; of a device that holds still.
+    fn save(&self) -> DeviceState;
+    /// Whether that can be what a device like this one knew.
+    fn check(&self, state: &DeviceState) -> Result<(), RestoreError>;
+    /// As it was when it was saved, before it is activated. The state has passed [`Self::check`].
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
     /// Whether no reset is under way: nothing touches the guest's memory any more.
     fn is_quiet(&self) -> bool;
 }

@@ -17,6 +17,7 @@ use super::transport::{COMMON_BYTES, Effect, Transport};
 use super::{Active, ActiveQueue, ConfigChange, Device, Doorbells};
 use crate::pci::msix::{ENTRY_BYTES, MsixTable, Vectors};
 use crate::pci::{BarIndex, Capability, ConfigSpace, Identity, PciDevice};
+use crate::state::{RestoreError, VirtioState};
 
 const VENDOR: u16 = 0x1af4;
 /// Modern devices' ids are above this one.
@@ -118,9 +119,7 @@ impl VirtioPci {
         match self.transport.write(offset, data) {
             Effect::None => {}
             Effect::Activate => {
-                let active = self.active();
-                self.change.connect(self.vectors.signal(self.transport.config_vector()));
-                self.device.activate(active);
+                self.start();
             }
             Effect::Reset => {
                 self.device.reset();
@@ -128,6 +127,13 @@ impl VirtioPci {
                 self.settle();
             }
         }
+    }
+
+    /// The driver is ready.
+    fn start(&mut self) {
+        let active = self.active();
+        self.change.connect(self.vectors.signal(self.transport.config_vector()));
+        self.device.activate(active);
     }
 
     /// A reset has ended when the device is quiet; the driver asks for that by reading the status.
@@ -236,6 +242,43 @@ fn add_structures(config: &mut ConfigSpace, queues: u32) -> usize {
 }
 
 impl PciDevice for VirtioPci {
+    fn save(&self) -> Option<VirtioState> {
+        let mut msix = self.msix.save();
+        msix.pending = (0..self.msix.vectors()).filter(|vector| self.vectors.pending(*vector)).collect();
+        let transport = self.transport.save(&self.change);
+        Some(VirtioState { transport, msix, device: self.device.save() })
+    }
+
+    fn check(&self, state: Option<&VirtioState>) -> Result<(), RestoreError> {
+        let state = state.ok_or(RestoreError::Damaged("a virtio device without a state"))?;
+        self.transport.check(&state.transport)?;
+        self.msix.check(&state.msix)?;
+        self.device.check(&state.device)
+    }
+
+    fn restore(&mut self, config: &[u8], state: Option<&VirtioState>) -> Result<(), RestoreError> {
+        let state = state.ok_or(RestoreError::Damaged("a virtio device without a state"))?;
+        self.config.restore(config);
+        self.msix.restore(&state.msix);
+        self.route_all();
+        self.move_doorbells();
+        for vector in &state.msix.pending {
+            if let Some(signal) = self.vectors.signal(*vector) {
+                // Full means that it is signalled already.
+                let _ = signal.write(1);
+            }
+        }
+        let ready = self.transport.restore(&state.transport, &self.change);
+        self.device.restore(&state.device)?;
+        // A device that could not go on does not now.
+        if ready && !self.change.is_broken() {
+            self.start();
+        } else if self.transport.is_resetting() {
+            self.device.reset();
+        }
+        Ok(())
+    }
+
     fn config(&self) -> &ConfigSpace {
         &self.config
     }

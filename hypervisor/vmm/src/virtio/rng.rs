@@ -12,6 +12,7 @@ use vm_memory::GuestMemoryMmap;
 use super::ring::{Ring, RingFault};
 use super::worker::{Service, Worker};
 use super::{Active, ConfigChange, Device, DeviceKind, IN_PROCESS_FEATURES};
+use crate::state::{DeviceState, RestoreError};
 use crate::virtio::vhost_user::QUEUE_SIZE;
 
 /// Bytes a second that a guest gets in the long run.
@@ -79,6 +80,11 @@ impl Source {
     }
 }
 
+/// What serves the ring, with a full bucket.
+pub(super) fn source() -> impl Service {
+    Source { bucket: Bucket { bytes: BURST_BYTES, at: None } }
+}
+
 /// Fills the buffer, as far as the host has something; how far.
 fn random(buffer: &mut [u8]) -> usize {
     let mut done = 0;
@@ -119,8 +125,7 @@ impl Rng {
     /// A device for a VM with this memory, and its thread.
     pub fn new(memory: GuestMemoryMmap) -> std::io::Result<Self> {
         let change = ConfigChange::default();
-        let source = Source { bucket: Bucket { bytes: BURST_BYTES, at: None } };
-        let worker = Worker::start("virtio-rng", source, memory, change.clone())?;
+        let worker = Worker::start("virtio-rng", source(), memory, change.clone())?;
         Ok(Self { worker, change })
     }
 }
@@ -150,6 +155,22 @@ impl Device for Rng {
 
     fn reset(&mut self) {
         self.worker.reset();
+    }
+
+    /// The bucket is full again afterwards: that is a matter of the host.
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+
+    fn check(&self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Rng => Ok(()),
+            _ => Err(RestoreError::Damaged("a source of random numbers with another device's state")),
+        }
+    }
+
+    fn restore(&mut self, _: &DeviceState) -> Result<(), RestoreError> {
+        Ok(())
     }
 
     fn is_quiet(&self) -> bool {

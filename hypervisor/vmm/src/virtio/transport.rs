@@ -10,6 +10,7 @@
 //! Pure. A driver may write anything in any order: what is not its turn is ignored.
 
 use super::{ConfigChange, VERSION_1};
+use crate::state::{QueueState, RestoreError, TransportState};
 
 /// "No vector" in the registers for vectors.
 pub const NO_VECTOR: u16 = 0xffff;
@@ -107,6 +108,66 @@ impl Transport {
 
     fn queue(&self) -> Option<&QueueRegisters> {
         self.queues.get(usize::from(self.queue_select))
+    }
+
+    /// The registers, with what the device itself tells.
+    pub fn save(&self, change: &ConfigChange) -> TransportState {
+        let queue = |queue: &QueueRegisters| {
+            let [descriptors, driver, device] = queue.addresses;
+            let QueueRegisters { size, vector, enabled, .. } = *queue;
+            QueueState { size, vector, enabled, descriptors, driver, device }
+        };
+        TransportState {
+            offered: self.offered,
+            status: self.status,
+            broken: change.is_broken(),
+            resetting: self.resetting,
+            offered_select: self.offered_select,
+            accepted_select: self.accepted_select,
+            accepted: self.accepted,
+            config_vector: self.config_vector,
+            config_generation: change.generation(),
+            queue_select: self.queue_select,
+            queues: self.queues.iter().map(queue).collect(),
+        }
+    }
+
+    /// Whether these are registers that a driver of this device could have come to.
+    pub fn check(&self, state: &TransportState) -> Result<(), RestoreError> {
+        let missing = state.accepted & !self.offered;
+        if missing != 0 && state.status & FEATURES_OK != 0 {
+            let what = format!("its guest uses features {missing:#x} that this device does not offer");
+            return Err(RestoreError::OtherMachine(what));
+        }
+        if state.queues.len() != self.queues.len() {
+            return Err(RestoreError::OtherMachine(format!("a device has {} queues", state.queues.len())));
+        }
+        let vector = |vector: u16| vector < self.vectors || vector == NO_VECTOR;
+        let fair = state.queues.iter().zip(&self.queues).all(|(saved, ours)| {
+            saved.size.is_power_of_two() && saved.size <= ours.size_max && vector(saved.vector)
+        });
+        let ready = state.status & DRIVER_OK == 0 || state.status & FEATURES_OK != 0;
+        if fair && ready && vector(state.config_vector) && state.status & NEEDS_RESET == 0 {
+            Ok(())
+        } else {
+            Err(RestoreError::Damaged("registers that no driver comes to"))
+        }
+    }
+
+    /// As it was when it was saved. Whether the driver is ready.
+    pub fn restore(&mut self, state: &TransportState, change: &ConfigChange) -> bool {
+        change.restore(state.config_generation, state.broken);
+        self.status = state.status;
+        self.resetting = state.resetting;
+        (self.offered_select, self.accepted_select) = (state.offered_select, state.accepted_select);
+        self.accepted = state.accepted;
+        (self.config_vector, self.queue_select) = (state.config_vector, state.queue_select);
+        for (queue, saved) in self.queues.iter_mut().zip(&state.queues) {
+            queue.size = saved.size;
+            (queue.vector, queue.enabled) = (saved.vector, saved.enabled);
+            queue.addresses = [saved.descriptors, saved.driver, saved.device];
+        }
+        self.status & DRIVER_OK != 0 && !self.resetting
     }
 
     /// Which vector tells of changes; none is [`NO_VECTOR`].

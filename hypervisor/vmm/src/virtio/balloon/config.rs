@@ -6,6 +6,7 @@
 //! ```
 
 use crate::layout::PAGE_BYTES;
+use crate::state::BalloonState;
 
 const ACTUAL: usize = 4;
 const POISON: usize = 12;
@@ -35,6 +36,16 @@ impl Config {
 
     pub(super) fn poison(&self) -> u32 {
         self.poison
+    }
+
+    pub(super) fn save(&self) -> BalloonState {
+        let Self { target_pages, actual_pages, poison } = *self;
+        BalloonState { target_pages, actual_pages, poison, reported_bytes: 0 }
+    }
+
+    pub(super) fn restored(state: &BalloonState) -> Self {
+        let BalloonState { target_pages, actual_pages, poison, .. } = *state;
+        Self { target_pages, actual_pages, poison }
     }
 
     /// After a reset.

@@ -32,6 +32,7 @@ use super::vhost_user::QUEUE_SIZE;
 use super::worker::{Service, Waker, Worker};
 use super::{Active, ConfigChange, Device, DeviceKind, IN_PROCESS_FEATURES};
 use crate::machine::lock;
+use crate::state::{self, DeviceState, RestoreError};
 use config::Config;
 use pages::Pages;
 pub use pages::PagesError;
@@ -195,6 +196,28 @@ impl Device for Balloon {
         self.worker.reset();
     }
 
+    fn save(&self) -> DeviceState {
+        let shared = lock(&self.shared);
+        let reported_bytes = shared.reported_bytes;
+        DeviceState::Balloon(state::BalloonState { reported_bytes, ..shared.config.save() })
+    }
+
+    fn check(&self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Balloon(_) => Ok(()),
+            _ => Err(RestoreError::Damaged("a balloon with another device's state")),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        if let DeviceState::Balloon(state) = state {
+            let mut shared = lock(&self.shared);
+            shared.config = Config::restored(state);
+            shared.reported_bytes = state.reported_bytes;
+        }
+        Ok(())
+    }
+
     fn is_quiet(&self) -> bool {
         self.worker.is_quiet()
     }
@@ -208,6 +231,12 @@ struct Bag {
     /// The buffer for statistics that the guest waits for.
     kept: Option<Head>,
     asked_at: Option<Instant>,
+}
+
+/// What serves the rings of a balloon of its own.
+pub(super) fn bag(memory: &GuestMemoryMmap) -> Result<impl Service, PagesError> {
+    let pages = Pages::of(memory)?;
+    Ok(Bag { shared: Arc::default(), pages, features: 0, kept: None, asked_at: None })
 }
 
 impl Bag {

@@ -1,5 +1,6 @@
 //! One connection to a back end: the handshake, and starting and stopping its rings.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -25,7 +26,14 @@ use crate::virtio::{Active, ActiveQueue};
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Requests that a back end has taken: kept from one connection to the next.
-pub(super) type InFlight = Option<(VhostUserInflight, File)>;
+#[derive(Default)]
+pub(super) struct InFlight(pub(super) Option<(VhostUserInflight, File)>);
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("InFlight").field(&self.0.as_ref().map(|(place, _)| place.mmap_size)).finish()
+    }
+}
 
 /// A connection after its handshake.
 pub(super) struct Connection {
@@ -106,7 +114,9 @@ impl Connection {
         if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
             let queues = self.frontend.get_queue_num().map_err(self.wrap("asking for queues"))?;
             if queues < u64::from(role.data_queues_max()) {
-                return Err(self.missing("so many queues: give the VM fewer, or the port more (vswctl port attach --queues)"));
+                return Err(self.missing(
+                    "so many queues: give the VM fewer, or the port more (vswctl port attach --queues)",
+                ));
             }
         } else if role.data_queues_max() > if block { 1 } else { 2 } {
             return Err(self.missing("several queues"));
@@ -235,15 +245,15 @@ impl Connection {
         if !self.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
             return Ok(());
         }
-        if in_flight.is_none() {
+        if in_flight.0.is_none() {
             let wanted = VhostUserInflight::new(0, 0, queues, QUEUE_SIZE);
             let got = self
                 .frontend
                 .get_inflight_fd(&wanted)
                 .map_err(self.wrap("asking for a place for requests"))?;
-            *in_flight = Some(got);
+            in_flight.0 = Some(got);
         }
-        if let Some((place, file)) = in_flight {
+        if let Some((place, file)) = &mut in_flight.0 {
             self.frontend
                 .set_inflight_fd(place, file.as_raw_fd())
                 .map_err(self.wrap("giving back the place of requests"))?;

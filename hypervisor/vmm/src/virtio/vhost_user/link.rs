@@ -1,6 +1,7 @@
 //! The thread that keeps a device connected. It alone talks to the back end, so nobody else ever waits for one.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,6 +29,10 @@ const TELL_EVERY: u32 = 600;
 pub(super) struct Order {
     /// The rings that should run.
     pub(super) wanted: Option<Active>,
+    /// Counts resets.
+    pub(super) resets: u64,
+    /// Configuration and region are those of a machine that was saved.
+    pub(super) restored: bool,
     /// Counts orders.
     pub(super) number: u64,
     /// The last order that was carried out.
@@ -43,6 +48,10 @@ pub(super) struct Shared {
     pub(super) wake: EventFd,
     /// The configuration as the guest sees it.
     pub(super) config: Mutex<Vec<u8>>,
+    /// Requests that a back end has taken.
+    pub(super) in_flight: Mutex<InFlight>,
+    /// Pairs of a network card's queues that are in use.
+    pub(super) pairs: AtomicU16,
 }
 
 /// The thread's state.
@@ -54,16 +63,15 @@ pub(super) struct Link {
     connection: Option<Connection>,
     /// Rings that this connection's back end has.
     running: Option<Active>,
-    in_flight: InFlight,
     change: ConfigChange,
     /// A network card's control queue, and what was asked for by it.
     control: Option<Ring>,
-    pairs: u16,
     /// Features of the driver that has set up the rings.
     features: u64,
     /// The rings were lost, and with them what the network knew.
     lost: bool,
     seen: u64,
+    resets: u64,
     /// The order that the guest made impossible.
     refused: Option<u64>,
     /// Dials, and starts of rings, that failed in a row.
@@ -87,13 +95,12 @@ impl Link {
             shared,
             connection: Some(connection),
             running: None,
-            in_flight: None,
             change,
             control: None,
-            pairs: 1,
             features: 0,
             lost: false,
             seen: 0,
+            resets: 0,
             refused: None,
             failures: 0,
             starts_failed: 0,
@@ -112,16 +119,24 @@ impl Link {
         if self.connection.is_none() {
             self.dial();
         }
-        let (wanted, number) = {
-            let order = lock(&self.shared.order);
-            (order.wanted.clone(), order.number)
+        let (wanted, resets, restored, number) = {
+            let mut order = lock(&self.shared.order);
+            let restored = std::mem::take(&mut order.restored);
+            (order.wanted.clone(), order.resets, restored, order.number)
         };
         if number != self.seen {
-            // Between two orders there is a reset, also when the thread saw neither.
+            // Two orders may have come at once, so each begins by stopping.
             self.stop();
-            self.in_flight = None;
-            self.seen = number;
+            if resets != self.resets {
+                self.forget();
+            }
+            (self.seen, self.resets) = (number, resets);
             self.begin(wanted.as_ref());
+        }
+        if restored {
+            // The network believes the guest to be where it was, and the disk may have grown meanwhile.
+            self.lost = true;
+            self.refresh();
         }
         if let (Some(active), None) = (&wanted, &self.running)
             && self.refused != Some(number)
@@ -133,10 +148,17 @@ impl Link {
         self.serve_control();
     }
 
-    /// Another driver, or none: nothing is known of what it wants.
-    fn begin(&mut self, wanted: Option<&Active>) {
-        (self.control, self.pairs, self.lost) = (None, 1, false);
+    /// The driver wants everything forgotten, also what was in flight: the next one has its own.
+    fn forget(&mut self) {
+        *lock(&self.shared.in_flight) = InFlight::default();
+        self.shared.pairs.store(1, Ordering::Release);
+        self.lost = false;
         role::set_announcing(&mut lock(&self.shared.config), false);
+    }
+
+    /// Another driver, or none.
+    fn begin(&mut self, wanted: Option<&Active>) {
+        self.control = None;
         let Some(active) = wanted else { return };
         self.features = active.features;
         let index = self.role.control_queue(active.features);
@@ -175,7 +197,7 @@ impl Link {
         match command {
             Command::Announced => role::set_announcing(&mut lock(&self.shared.config), false),
             Command::Pairs(pairs) => {
-                self.pairs = pairs;
+                self.shared.pairs.store(pairs, Ordering::Release);
                 if let (Some(connection), Some(running)) = (&mut self.connection, &self.running)
                     && let Err(error) = connection.use_pairs(running, pairs)
                 {
@@ -253,7 +275,11 @@ impl Link {
 
     fn start(&mut self, active: Active) {
         let Some(connection) = &mut self.connection else { return };
-        match connection.start(&active, &self.memory, &mut self.in_flight, self.pairs) {
+        let pairs = self.shared.pairs.load(Ordering::Acquire);
+        let mut in_flight = lock(&self.shared.in_flight);
+        let started = connection.start(&active, &self.memory, &mut in_flight, pairs);
+        drop(in_flight);
+        match started {
             Ok(()) => {
                 self.running = Some(active);
                 self.starts_failed = 0;

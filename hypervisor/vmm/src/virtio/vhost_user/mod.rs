@@ -18,26 +18,36 @@
 
 mod connection;
 mod control;
+mod kept;
 mod link;
 mod notices;
 pub mod reader;
 mod role;
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU16;
 use std::sync::{Arc, Mutex};
 
 use tracing::warn;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::ring::{Ring, RingFault};
 use super::{Active, ConfigChange, Device, DeviceKind};
 use crate::machine::lock;
-use link::{Link, Shared};
+use crate::state::{DeviceState, RestoreError};
+use kept::Kept;
+use link::{Link, Order, Shared};
 use role::PROTOCOL_FEATURES;
 pub use role::{MTU_MIN, Mac, PAIRS_MAX, QUEUES_MAX, Role};
 
 /// Entries of each queue.
 pub const QUEUE_SIZE: u16 = 256;
+
+/// Answers what is in a network card's control queue and carries nothing out; whether there is more.
+pub(super) fn serve_control(ring: &mut Ring, features: u64, pairs_max: u16) -> Result<bool, RingFault> {
+    control::serve(ring, features, pairs_max, |_| {})
+}
 
 /// Why a device can't be connected when the VM starts.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +108,7 @@ pub enum VhostUserError {
 #[derive(Debug)]
 pub struct VhostUser {
     role: Role,
+    kept: Kept,
     features: u64,
     shared: Arc<Shared>,
     change: ConfigChange,
@@ -122,20 +133,23 @@ impl VhostUser {
             wake: EventFd::new(EFD_NONBLOCK).map_err(system)?,
             order: Mutex::default(),
             config,
+            in_flight: Mutex::default(),
+            pairs: AtomicU16::new(1),
         });
         let name =
             path.file_stem().map_or_else(|| "vhost".into(), |stem| stem.to_string_lossy().into_owned());
+        let kept = Kept::new(memory.clone());
         let link = Link::new(path.clone(), role, memory, connection, Arc::clone(&shared), change.clone());
         std::thread::Builder::new()
             .name(format!("vhost-{name}"))
             .spawn(move || link.run())
             .map_err(|source| VhostUserError::System { path, source })?;
-        Ok(Self { role, features, shared, change })
+        Ok(Self { role, kept, features, shared, change })
     }
 
-    fn order(&self, wanted: Option<Active>) {
+    fn order(&self, change: impl FnOnce(&mut Order)) {
         let mut order = lock(&self.shared.order);
-        order.wanted = wanted;
+        change(&mut order);
         order.number += 1;
         // A full counter wakes it too.
         let _ = self.shared.wake.write(1);
@@ -171,15 +185,48 @@ impl Device for VhostUser {
     }
 
     fn activate(&mut self, active: Active) {
-        self.order(Some(active));
+        self.kept.begin(self.role, &active);
+        self.order(|order| order.wanted = Some(active));
     }
 
     fn reset(&mut self) {
-        self.order(None);
+        self.kept.end();
+        self.order(|order| {
+            order.wanted = None;
+            order.resets += 1;
+        });
     }
 
     fn config_change(&self) -> ConfigChange {
         self.change.clone()
+    }
+
+    fn save(&self) -> DeviceState {
+        let state = self.kept.save(&self.shared);
+        match self.role.kind() {
+            DeviceKind::Net => DeviceState::Net(state),
+            _ => DeviceState::Block(state),
+        }
+    }
+
+    fn check(&self, state: &DeviceState) -> Result<(), RestoreError> {
+        match (self.role, state) {
+            (Role::Net { .. }, DeviceState::Net(state)) | (Role::Block { .. }, DeviceState::Block(state)) => {
+                Kept::check(self.role, state, &lock(&self.shared.config))
+            }
+            _ => Err(RestoreError::Damaged("a device at a socket with another device's state")),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Net(state) | DeviceState::Block(state) => {
+                Kept::restore(state, &self.shared)?;
+                self.order(|order| order.restored = true);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn is_quiet(&self) -> bool {

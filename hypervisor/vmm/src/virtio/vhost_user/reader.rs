@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::connection::Connection;
+use super::connection::{Connection, InFlight};
 use super::{Role, VhostUserError};
 use crate::events::borrow;
 use crate::virtio::{Active, ActiveQueue, VERSION_1};
@@ -244,7 +244,7 @@ impl Session {
             call: Some(Arc::clone(&call)),
         };
         let active = Active { features: VERSION_1, queues: vec![queue] };
-        connection.start(&active, memory.mem(), &mut None, 1).map_err(connect)?;
+        connection.start(&active, memory.mem(), &mut InFlight::default(), 1).map_err(connect)?;
         Ok(Self { connection, memory, ring, active, kick, call, bytes, piece_bytes_max })
     }
 
