@@ -68,7 +68,7 @@ impl Load {
     /// A disk that has this content.
     fn open(owner: &Host, content: Vec<u64>) -> Result<Self> {
         let socket = owner.open("data")?;
-        let (role, bytes) = (Role::Block { queues: QUEUES }, PLACES as u64 * BUFFER_BYTES);
+        let (role, bytes) = (Role::Block { queues: QUEUES, read_only: false }, PLACES as u64 * BUFFER_BYTES);
         let disk = FrontEnd::start(&socket, role, QUEUES, bytes)?;
         let (dice, seeds) = (StdRng::seed_from_u64(7), content.iter().copied().max().unwrap_or(0));
         Ok(Self { disk, dice, content, asked: BTreeMap::new(), seeds, answered: 0 })
@@ -280,7 +280,7 @@ impl Cards {
     fn start(host: &Host) -> Result<Self> {
         let card = |name: &str, mac: [u8; 6]| {
             let socket = network::attach_socket(host, name)?;
-            let role = Role::Net { mac: Mac(mac) };
+            let role = Role::Net { mac: Mac(mac), pairs: 1, mtu: None };
             FrontEnd::start(&socket, role, 2, RECEIVING * CARD_BUFFER_BYTES)
         };
         let (from, to) = (card("left", MACS[0])?, card("right", MACS[1])?);
