@@ -21,8 +21,6 @@ pub(super) const SUPER_FRAME_BYTES: usize = HEADERS_BYTES + 45 * SEGMENT_BYTES a
 const RX_BUFFER_BYTES: u32 = 4096;
 const PAIR: QueuePair = QueuePair(0);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long everything is idle before each ping.
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// Meets a switch that listens on a socket.
 pub(super) fn client(socket: &Path) -> anyhow::Result<NetClient> {
@@ -155,42 +153,70 @@ pub(super) fn stream(
     Ok(Streamed { bytes: frames * bytes as u64, frames, time: took })
 }
 
-/// Round trips of a small frame between two clients that sleep, each after a pause, for `time`.
+/// How long small frames took, nanoseconds.
+pub(super) struct Times {
+    /// There and back.
+    pub(super) round: Histogram<u64>,
+    /// There.
+    pub(super) way: Histogram<u64>,
+}
+
+impl Times {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let empty = Histogram::new_with_bounds(1, 1_000_000_000, 3)?;
+        Ok(Self { round: empty.clone(), way: empty })
+    }
+}
+
+/// Frames from one client to another that sleep, each after a pause, for `time`. With `answers` each is waited for and
+/// answered.
 pub(super) fn ping_pong(
     clients: [NetClient; 2],
     macs: [[u8; 6]; 2],
-    time: Duration,
+    (time, pause, answers): (Duration, Duration, bool),
     stop: &Stop,
-) -> anyhow::Result<Histogram<u64>> {
+) -> anyhow::Result<Times> {
+    const SENT_AT: std::ops::Range<usize> = ETHER_BYTES..ETHER_BYTES + 8;
     let [mut here, mut there] = clients;
-    let (ping, pong) = (plain_frame(macs[0], macs[1], 64), plain_frame(macs[1], macs[0], 64));
+    let (mut ping, pong) = (plain_frame(macs[0], macs[1], 64), plain_frame(macs[1], macs[0], 64));
+    let origin = Instant::now();
+    let since = move || origin.elapsed().as_nanos() as u64;
     let done = std::sync::atomic::AtomicBool::new(false);
     let over = || done.load(std::sync::atomic::Ordering::Relaxed);
     std::thread::scope(|scope| {
-        let answering = scope.spawn(|| -> anyhow::Result<()> {
-            let mut frame = Vec::new();
+        let answering = scope.spawn(|| -> anyhow::Result<Histogram<u64>> {
+            let (mut frame, mut way) = (Vec::new(), Times::new()?.way);
             while !over() {
                 if there.recv(PAIR, &mut frame, Duration::from_millis(100)).is_ok() {
-                    there.send(PAIR, VirtioNetHdr::default(), &pong)?;
+                    let arrived = since();
+                    if answers {
+                        there.send(PAIR, VirtioNetHdr::default(), &pong)?;
+                    }
+                    let sent = frame.get(SENT_AT).and_then(|bytes| bytes.try_into().ok());
+                    let sent = u64::from_le_bytes(sent.context("a short frame")?);
+                    way.saturating_record(arrived.saturating_sub(sent));
                 }
             }
-            Ok(())
+            Ok(way)
         });
         let mut asked = || -> anyhow::Result<Histogram<u64>> {
-            let mut histogram = Histogram::new_with_bounds(1, 1_000_000_000, 3)?;
-            let (mut frame, began) = (Vec::new(), Instant::now());
-            while began.elapsed() < time {
-                stop.sleep(PAUSE)?;
-                let sent = Instant::now();
+            let mut round = Times::new()?.round;
+            let mut frame = Vec::new();
+            while origin.elapsed() < time {
+                stop.sleep(pause)?;
+                let sent = since();
+                ping[SENT_AT].copy_from_slice(&sent.to_le_bytes());
                 here.send(PAIR, VirtioNetHdr::default(), &ping)?;
-                here.recv(PAIR, &mut frame, ANSWER_TIMEOUT).context("no answer through the switch")?;
-                histogram.saturating_record(sent.elapsed().as_nanos() as u64);
+                if answers {
+                    here.recv(PAIR, &mut frame, ANSWER_TIMEOUT).context("no answer through the switch")?;
+                    round.saturating_record(since() - sent);
+                }
             }
-            Ok(histogram)
+            Ok(round)
         };
         let result = asked();
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         let answered = answering.join().map_err(|_| anyhow::anyhow!("the answering client panicked"))?;
-        result.and_then(|histogram| answered.map(|()| histogram))
+        result.and_then(|round| answered.map(|way| Times { round, way }))
     })
 }

@@ -12,16 +12,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use hdrhistogram::Histogram;
 
+use super::generator::Times;
 use crate::netns::{Namespaces, inside, ip};
 use crate::process::{self, Daemon, Stop};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const ADDRESS: &str = "10.9.0";
 const PORT: u16 = 5201;
-/// Between two pings, so that everything sleeps.
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// A network of the kernel's own between namespaces, gone when this is dropped.
 pub(super) struct Kernel {
@@ -96,10 +94,10 @@ impl Kernel {
     /// Round trips of a small UDP packet between processes that sleep, each after a pause.
     pub(super) fn ping_pong(
         &self,
-        time: Duration,
+        (time, pause): (Duration, Duration),
         stop: &Stop,
         log_dir: &Path,
-    ) -> anyhow::Result<Histogram<u64>> {
+    ) -> anyhow::Result<Times> {
         let program = std::env::current_exe().context("finding this program")?;
         let program = program.to_str().context("a path that is not UTF-8")?;
         let address = format!("{ADDRESS}.2:{PORT}");
@@ -109,24 +107,36 @@ impl Kernel {
         daemon.check()?;
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.spaces.names()[0], program, "udp-ping", &address]);
-        command.arg(time.as_millis().to_string());
+        command.args([time.as_millis().to_string(), pause.as_millis().to_string()]);
         let text = process::output(&mut command, time + TIMEOUT, stop)?;
-        let mut histogram = Histogram::new_with_bounds(1, 1_000_000_000, 3)?;
+        let mut times = Times::new()?;
         for line in text.lines() {
-            histogram.saturating_record(line.parse().with_context(|| format!("udp-ping said {line:?}"))?);
+            let said = || format!("udp-ping said {line:?}");
+            let (round, way) = line.split_once(' ').with_context(said)?;
+            times.round.saturating_record(round.parse().with_context(said)?);
+            times.way.saturating_record(way.parse().with_context(said)?);
         }
-        Ok(histogram)
+        Ok(times)
     }
 }
 
-/// Sends back what comes, until it is told to stop.
+/// Nanoseconds of a clock that all processes of a machine share.
+fn clock() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+/// Sends back what comes, with the time at which it came, until it is told to stop.
 pub(super) fn udp_echo(address: SocketAddr, stop: &Stop) -> anyhow::Result<()> {
     let socket = UdpSocket::bind(address).with_context(|| format!("listening on {address}"))?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
     let mut bytes = [0; 2048];
     while stop.check().is_ok() {
         match socket.recv_from(&mut bytes) {
-            Ok((count, from)) => drop(socket.send_to(&bytes[..count], from)?),
+            Ok((count, from)) => {
+                bytes[..8].copy_from_slice(&clock().to_le_bytes());
+                socket.send_to(&bytes[..count], from)?;
+            }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => return Err(error).context("waiting for packets"),
         }
@@ -146,19 +156,23 @@ fn received(report: &str) -> anyhow::Result<f64> {
         .context("iperf3 reports no rate")
 }
 
-/// Prints how long each round trip took, in nanoseconds.
-pub(super) fn udp_ping(address: SocketAddr, time: Duration) -> anyhow::Result<()> {
+/// Prints how long each round trip took, and of it the way there, in nanoseconds.
+pub(super) fn udp_ping(address: SocketAddr, time: Duration, pause: Duration) -> anyhow::Result<()> {
     let local = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(local).context("making a socket")?;
     socket.connect(address).with_context(|| format!("connecting to {address}"))?;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;
     let (mut bytes, began, mut lost) = ([0_u8; 50], Instant::now(), 0);
     while began.elapsed() < time {
-        std::thread::sleep(PAUSE);
-        let sent = Instant::now();
+        std::thread::sleep(pause);
+        let sent = clock();
         let answered = socket.send(&bytes).and_then(|_| socket.recv(&mut bytes));
         match answered {
-            Ok(_) => println!("{}", sent.elapsed().as_nanos()),
+            Ok(_) => {
+                let round = clock() - sent;
+                let arrived = bytes.first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk));
+                println!("{round} {}", arrived.saturating_sub(sent));
+            }
             // The first may meet nobody.
             Err(error) if lost < 3 => {
                 lost += 1;

@@ -44,6 +44,22 @@ pub enum Peer {
     Kernel,
 }
 
+/// A workload of single small frames.
+struct Latency {
+    name: &'static str,
+    /// How long everything is idle before each.
+    pause: Duration,
+    figure: fn(&generator::Times) -> &hdrhistogram::Histogram<u64>,
+}
+
+/// Round trips one after the other, and through a switch that was idle for a moment; the way of the first frame through one
+/// that was idle for longer.
+const LATENCIES: &[Latency] = &[
+    Latency { name: "ping_pong_close", pause: Duration::ZERO, figure: |times| &times.round },
+    Latency { name: "ping_pong", pause: Duration::from_millis(1), figure: |times| &times.round },
+    Latency { name: "first_frame", pause: Duration::from_millis(20), figure: |times| &times.way },
+];
+
 /// What `ferro-bench switch` measures.
 #[derive(Args, Debug)]
 pub struct SwitchArgs {
@@ -79,7 +95,7 @@ pub struct Figures {
     /// The switch's processor time a frame, nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ns_per_frame: Option<f64>,
-    /// Median round trip, microseconds.
+    /// Median of a round trip, or of one way, microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p50_us: Option<f64>,
     /// 99th percentile.
@@ -138,6 +154,7 @@ pub fn switch(args: &SwitchArgs, stop: &Stop) -> anyhow::Result<bool> {
     run.loops()?;
     run.streams()?;
     run.latency()?;
+    run.sparse()?;
     run.idle()?;
     run.compare();
     print!("{}", run.text());
@@ -298,27 +315,53 @@ impl Run<'_> {
 
     /// Round trips through a switch that was idle.
     fn latency(&mut self) -> anyhow::Result<()> {
-        const NAME: &str = "ping_pong";
+        let scratch = tempfile::tempdir().context("making a directory")?;
+        for Latency { name, pause, figure } in LATENCIES {
+            if !self.wants(name) {
+                continue;
+            }
+            let mut ours = Vec::new();
+            for _ in 0..self.args.runs {
+                let (times, cores) = self.small_frames(*pause, true)?;
+                ours.push(Figures { cores: Some(cores), ..waited(figure(&times)) });
+            }
+            self.ours(name, median(ours, |figures| figures.p50_us));
+            if self.has(Peer::Kernel) {
+                let kernel = kernel::Kernel::start(false, self.stop)?;
+                let mut theirs = Vec::new();
+                for _ in 0..self.args.runs {
+                    let times = kernel.ping_pong((self.time, *pause), self.stop, scratch.path())?;
+                    theirs.push(waited(figure(&times)));
+                }
+                self.peer(name, "bridge", median(theirs, |figures| figures.p50_us));
+            }
+        }
+        Ok(())
+    }
+
+    /// Single frames from one guest to another, each after a pause; how long they took, and what the switch did for them.
+    fn small_frames(&self, pause: Duration, answers: bool) -> anyhow::Result<(generator::Times, f64)> {
+        let switches = Switches::start(&self.programs, 1, &local_ports(), 1, self.stop)?;
+        let sockets = switches.sockets();
+        let clients = [generator::client(sockets[0])?, generator::client(sockets[1])?];
+        let (before, began) = (processor_time(&switches.watched())?, std::time::Instant::now());
+        let times = generator::ping_pong(clients, macs(), (self.time, pause, answers), self.stop)?;
+        let cores = (processor_time(&switches.watched())? - before) / began.elapsed().as_secs_f64();
+        Ok((times, round(cores, 4)))
+    }
+
+    /// What a frame a millisecond costs, to somebody who does not answer.
+    fn sparse(&mut self) -> anyhow::Result<()> {
+        const NAME: &str = "sparse_1000";
         if !self.wants(NAME) {
             return Ok(());
         }
-        let scratch = tempfile::tempdir().context("making a directory")?;
-        let mut ours = Vec::new();
+        let mut all = Vec::new();
         for _ in 0..self.args.runs {
-            let switches = Switches::start(&self.programs, 1, &local_ports(), 1, self.stop)?;
-            let sockets = switches.sockets();
-            let clients = [generator::client(sockets[0])?, generator::client(sockets[1])?];
-            ours.push(round_trips(&generator::ping_pong(clients, macs(), self.time, self.stop)?));
+            let (times, cores) = self.small_frames(Duration::from_millis(1), false)?;
+            all.push(Figures { cores: Some(cores), ..waited(&times.way) });
         }
-        self.ours(NAME, median(ours, |figures| figures.p50_us));
-        if self.has(Peer::Kernel) {
-            let kernel = kernel::Kernel::start(false, self.stop)?;
-            let mut theirs = Vec::new();
-            for _ in 0..self.args.runs {
-                theirs.push(round_trips(&kernel.ping_pong(self.time, self.stop, scratch.path())?));
-            }
-            self.peer(NAME, "bridge", median(theirs, |figures| figures.p50_us));
-        }
+        self.ours(NAME, median(all, |figures| figures.cores));
         Ok(())
     }
 
@@ -423,7 +466,7 @@ fn throughput(frames_s: f64, frame_bytes: f64, cores: f64) -> Figures {
     }
 }
 
-fn round_trips(histogram: &hdrhistogram::Histogram<u64>) -> Figures {
+fn waited(histogram: &hdrhistogram::Histogram<u64>) -> Figures {
     let micros = |quantile| Some(round(histogram.value_at_quantile(quantile) as f64 / 1000.0, 1));
     Figures { p50_us: micros(0.5), p99_us: micros(0.99), ..Figures::default() }
 }
@@ -448,6 +491,9 @@ pub struct UdpArgs {
     /// How long, in milliseconds.
     #[arg(default_value_t = 0)]
     milliseconds: u64,
+    /// Between two of them, in milliseconds.
+    #[arg(default_value_t = 1)]
+    pause: u64,
 }
 
 impl UdpArgs {
@@ -458,7 +504,8 @@ impl UdpArgs {
 
     /// Asks.
     pub fn ping(&self) -> anyhow::Result<()> {
-        kernel::udp_ping(self.address, Duration::from_millis(self.milliseconds))
+        let pause = Duration::from_millis(self.pause);
+        kernel::udp_ping(self.address, Duration::from_millis(self.milliseconds), pause)
     }
 }
 

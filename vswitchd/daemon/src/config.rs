@@ -15,6 +15,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ferro_protocol::api::switch::Spec;
 use ferro_protocol::ids::HostId;
@@ -22,6 +23,7 @@ use ferro_transport::files;
 use serde::Deserialize;
 use vswitch_core::config::validate;
 
+use crate::data::Spin;
 use crate::tunnel::data::Congestion as Managed;
 use crate::tunnel::{ADDRESSES_MAX, CONTROL_PORT, DATA_PORT};
 
@@ -73,6 +75,8 @@ pub struct HostSettings {
     pub window_kib: u32,
     /// Data connections to each address of each host.
     pub connections: u8,
+    /// Microseconds that the worker looks for a frame that is likely to come before it sleeps, at most; 0: it always sleeps.
+    pub spin_us: u32,
 }
 
 /// How tunnels share the network with others.
@@ -128,6 +132,7 @@ impl Default for HostSettings {
             congestion: Congestion::Cubic,
             window_kib: Managed::WINDOW_DEFAULT >> 10,
             connections: 1,
+            spin_us: Spin::LONGEST_DEFAULT.as_micros() as u32,
         }
     }
 }
@@ -254,6 +259,12 @@ impl Config {
         if !(1..=crate::tunnel::data::Settings::CONNECTIONS_MAX).contains(&host.connections) {
             return bad("connections", format!("is {}: set from 1 to 8", host.connections));
         }
+        if self.spin().longest > Spin::LONGEST_MAX {
+            return bad(
+                "spin_us",
+                format!("is {}: set from 0 to {}", host.spin_us, Spin::LONGEST_MAX.as_micros()),
+            );
+        }
         if host.name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 63) {
             return bad("name", "has not from 1 to 63 bytes".to_owned());
         }
@@ -304,6 +315,11 @@ impl Config {
         old.push(".old");
         files::replace(Path::new(&old), text.as_bytes()).map_err(write)?;
         files::replace(&self.path, new.as_bytes()).map_err(write)
+    }
+
+    /// How the worker waits for frames.
+    pub fn spin(&self) -> Spin {
+        Spin { longest: Duration::from_micros(self.host.spin_us.into()) }
     }
 
     /// The API's socket.
@@ -374,6 +390,7 @@ mod tests {
             (format!("{here}data_port = 7401"), "control_port"),
             (format!("{here}window_kib = 1"), "window_kib"),
             (format!("{here}connections = 0"), "connections"),
+            (format!("{here}spin_us = 1001"), "spin_us"),
             (format!("{here}congestion = \"bbr\""), "bbr"),
             ("[host]\ntunnel_addresses = [\"0.0.0.0\"]".to_owned(), "0.0.0.0"),
             ("[host]\ntunnel_addresses = [\"10.0.0.1\", \"10.0.0.1\"]".to_owned(), "twice"),

@@ -78,7 +78,7 @@ async fn run_once(config_path: &Path, terminate: &mut Signal, interrupt: &mut Si
 
     // The socket comes before the worker: a second daemon ends here and touches nothing.
     let listener = local::bind_async(&config.api_socket(), Some(&config.host.group))?;
-    let Worker { handle, events, thread } = data::start(settings(host, hash), tunnels)?;
+    let Worker { handle, events, thread } = data::start(settings(host, hash), config.spin(), tunnels)?;
     let parts = Parts {
         config: Arc::clone(&config),
         memory,

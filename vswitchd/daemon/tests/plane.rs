@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use ferro_protocol::api::ErrorCode;
 use ferro_protocol::api::switch::spec::{GatewaySpec, GroupSpec, PortSpec, SwitchSpec};
 use ferro_protocol::api::switch::{
     Attachment, Change, ConfigSource, HostProgress, LinkState, Spec, SwitchStatus, Transaction,
 };
+use ferro_protocol::api::{ErrorCode, HealthLevel};
 use ferro_protocol::net::{NetName, Sequence};
 use standin::{HERE, StandIn, THERE};
 use tokio::sync::mpsc;
@@ -23,7 +23,8 @@ use vswitch_core::pipeline::Settings;
 use vswitchd::api::control::ControlPlane;
 use vswitchd::config::Config;
 use vswitchd::data::port::{Command, DataHandle, Event};
-use vswitchd::endpoint::{LeaseAnswer, LeaseWanted, Refusal, Wish};
+use vswitchd::data::snapshot::Snapshot;
+use vswitchd::endpoint::{LeaseAnswer, LeaseWanted, Refusal, Seen, Wish};
 use vswitchd::plane::{Memory, Neighbours, Parts, Plane};
 use vswitchd::tunnel::control::{MeshCommand, MeshEvent, PeerView, Revision};
 
@@ -79,7 +80,7 @@ impl Host {
         let config = settings(dir, more);
         let hash = HashKey(1, 2);
         let settings = Settings { host: HERE, hash, sequence: Sequence(1), bugs: Bugs::default() };
-        let worker = vswitchd::data::start(settings, None).unwrap();
+        let worker = vswitchd::data::start(settings, vswitchd::data::Spin::default(), None).unwrap();
         let others = Arc::new(Others::default());
         let (mesh, mesh_events) = mpsc::channel(64);
         let neighbours: Arc<dyn Neighbours> = Arc::<Others>::clone(&others);
@@ -397,12 +398,19 @@ async fn an_uplink_that_is_not_there_is_reported() {
 // ---- leases, and going back, with a worker by hand ----
 
 /// A worker that says yes to all and remembers what it was told of leases.
-fn yes(port: vswitchd::data::port::DataPort, told: Arc<Mutex<Vec<(NetName, LeaseAnswer)>>>) {
+fn yes(
+    port: vswitchd::data::port::DataPort,
+    told: Arc<Mutex<Vec<(NetName, LeaseAnswer)>>>,
+    gateways: Arc<Mutex<Vec<(NetName, Seen)>>>,
+) {
     std::thread::spawn(move || {
         loop {
             match port.next() {
                 Some(Command::Configure(_, answer)) => answer.send(()).unwrap(),
-                Some(Command::Snapshot(answer)) => drop(answer.send(Box::default())),
+                Some(Command::Snapshot(answer)) => {
+                    let gateways = gateways.lock().unwrap().clone();
+                    drop(answer.send(Box::new(Snapshot { gateways, ..Snapshot::default() })));
+                }
                 Some(Command::Announced(answer)) => drop(answer.send((Vec::new(), Vec::new()))),
                 Some(Command::Lease { group, answer }) => told.lock().unwrap().push((group, answer)),
                 Some(Command::Stop(answer)) => return answer.send(()).unwrap(),
@@ -424,6 +432,43 @@ fn wish(n: u8, port: &str, last: u8) -> LeaseWanted {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_without_a_free_address_is_in_the_health_for_a_while() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, worker, events) = vswitchd::data::port::channel().unwrap();
+    let gateways: Arc<Mutex<Vec<(NetName, Seen)>>> = Arc::default();
+    yes(worker, Arc::default(), Arc::clone(&gateways));
+    let config = settings(dir.path(), "");
+    let memory = Memory::load(&dir.path().join("state")).unwrap();
+    let plane = Plane::start(Parts {
+        config,
+        memory,
+        host: HERE,
+        data: data.clone(),
+        data_events: events,
+        mesh: None,
+    });
+    let alarm = async |at: Option<Duration>| {
+        let pool_full_at = at.map(|ago| vswitchd::data::clock::now() - ago);
+        let seen = Seen { pool_full: 1, pool_full_at, ..Seen::default() };
+        *gateways.lock().unwrap() = vec![(name("web"), Seen::default()), (name("guests"), seen)];
+        let health = plane.status().await.unwrap().health;
+        health.reasons.into_iter().find(|reason| reason.code == "dhcp_pool_full")
+    };
+    assert_eq!(alarm(None).await, None);
+    let reason = alarm(Some(Duration::from_secs(60))).await.expect("a minute ago");
+    assert_eq!(reason.level, HealthLevel::Warning);
+    assert!(reason.message.contains("port group guests"), "{reason:?}");
+    assert!(reason.next_step.contains("portgroup set guests --dhcp"), "{reason:?}");
+    assert_eq!(
+        alarm(Some(Duration::from_secs(601))).await,
+        None,
+        "somebody has found one since, or nobody asks"
+    );
+    plane.stop().await;
+    data.ask(Command::Stop).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_are_written_before_they_are_given_and_kept_without_the_directory() {
     let dir = tempfile::tempdir().unwrap();
     let vsand = StandIn::start(&dir.path().join("vsand.sock"));
@@ -439,7 +484,7 @@ async fn leases_are_written_before_they_are_given_and_kept_without_the_directory
     let (data, worker, own_events) = vswitchd::data::port::channel().unwrap();
     drop(own_events);
     let told: Arc<Mutex<Vec<(NetName, LeaseAnswer)>>> = Arc::default();
-    yes(worker, Arc::clone(&told));
+    yes(worker, Arc::clone(&told), Arc::default());
     let (events, data_events) = mpsc::channel(16);
     let config = settings(dir.path(), "");
     let memory = Memory::load(&dir.path().join("state")).unwrap();

@@ -23,7 +23,7 @@ const ECHO: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 
 fn in_a_namespace(test: &str) {
     let program = std::env::current_exe().unwrap();
     let run = Process::new("unshare")
-        .arg("--net")
+        .args(["--net", "--mount"])
         .arg(program)
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
         .output()
@@ -235,9 +235,39 @@ fn refused(interface: &str) -> TapRefused {
     }
 }
 
+#[test]
+fn a_host_without_taps_is_told_apart_from_one_that_may_not_use_them() {
+    // In a mount namespace too: /dev/net is hidden there.
+    in_a_namespace("inner_refusals");
+}
+
+#[test]
+#[ignore = "runs in a namespace: see a_host_without_taps_is_told_apart_from_one_that_may_not_use_them"]
+fn inner_refusals() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    // Of this thread only.
+    let mut sets = capabilities(None).unwrap();
+    let all = sets.effective;
+    sets.effective = all.difference(CapabilitySet::NET_ADMIN);
+    set_capabilities(None, sets).unwrap();
+    assert_eq!(refused("tap1"), TapRefused::Permission, "to make one");
+    // It may make interfaces, and no device nodes: as in its unit.
+    let run = Process::new("mount").args(["-t", "tmpfs", "none", "/dev/net"]).status().expect("mount runs");
+    assert!(run.success());
+    sets.effective = all.difference(CapabilitySet::MKNOD);
+    set_capabilities(None, sets).unwrap();
+    assert_eq!(refused("tap1"), TapRefused::NoTun);
+    assert_eq!(ip_says("link show tap1"), "");
+}
+
 fn attach_tap(rig: &Rig, ours: bool) {
     let device = PortDevice::Tap(Box::new(TapPort::open("tap1", mac(1), 1500, ours).unwrap()));
     rig.data.ask_blocking(|answer| Command::Attach { name: name("p1"), device, answer }).unwrap().unwrap();
+}
+
+fn persist(rig: &Rig, stays: bool) {
+    let persist = |answer| Command::Persist { name: name("p1"), stays, answer };
+    assert!(rig.data.ask_blocking(persist).unwrap());
 }
 
 #[test]
@@ -250,9 +280,21 @@ fn inner_tap() {
     assert_eq!(refused("tun1"), TapRefused::NoTap);
     assert_eq!(ip_says("-d link show lo"), before, "nothing has changed");
 
+    // As long as nobody has written down that it was made here, it goes with its program.
+    let rig = Rig::new(config(PLAIN_LAN, &["lan"]));
+    attach_tap(&rig, false);
+    drop(rig);
+    assert_eq!(ip_says("link show tap1"), "");
+    let rig = Rig::new(config(PLAIN_LAN, &["lan"]));
+    attach_tap(&rig, false);
+    persist(&rig, true);
+    persist(&rig, false);
+    drop(rig);
+    assert_eq!(ip_says("link show tap1"), "");
     let rig = Rig::new(config(PLAIN_LAN, &["lan"]));
     attach_tap(&rig, false);
     assert_eq!(refused("tap1"), TapRefused::Busy);
+    persist(&rig, true);
     ip("addr add 10.0.0.1/24 dev tap1");
     drop(rig);
     let kept = ip_says("addr show tap1");

@@ -280,9 +280,13 @@ impl NetRing {
         Ok(self.available(1)? > 0 && !self.fresh)
     }
 
-    /// Says that kicks are not needed. With the event index a kick that is asked for comes once, so nothing is to be done.
+    /// Says that kicks are not needed. With the event index a kick comes when the index that was asked for is passed: one that
+    /// was passed already is passed again after all 65,536.
     pub(super) fn disarm(&mut self) {
-        if !self.event_idx {
+        if self.event_idx {
+            let at = ENTRIES + 8 * usize::from(self.size);
+            self.parts.used.store16(at, self.next_avail.wrapping_sub(1), Ordering::Relaxed);
+        } else {
             self.parts.used.store16(0, VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
         }
     }

@@ -1,7 +1,7 @@
 //! Frames between hosts, in QUIC datagrams.
 //!
 //! [`Packer`] puts frames into datagrams, [`Unpacker`] takes them out again, [`pin`] says which connection a flow takes,
-//! [`Heart`] whether the other side is there, [`Shares`] how much of a queue a guest may fill.
+//! [`Heart`] whether the other side is there, [`FairQueue`] whose frame is next where the path is slower than the guests.
 //!
 //! ```text
 //!   datagram:  | F1 | record | record | ...        the first byte: a marker (F) and the version (1)
@@ -26,12 +26,12 @@
 
 mod heart;
 mod pack;
-mod share;
+mod queue;
 mod unpack;
 
 pub use heart::{Beat, HEARTBEAT_EVERY, HEARTBEATS_MISSED_MAX, Heart};
 pub use pack::{Edited, Packer, Source, pin};
-pub use share::Shares;
+pub use queue::{FairQueue, Waiting};
 pub use unpack::{Arrived, Malformed, OVERTAKEN_MAX, PATIENCE, REASSEMBLY_MAX, SLOTS, Unpacker};
 
 use ferro_protocol::net::Vni;

@@ -38,6 +38,16 @@ impl Loop {
                 }
                 answer(to, slot.is_some_and(|slot| self.unplug(now, slot, PortLink::Detached)));
             }
+            Command::Persist { name, stays, answer: to } => {
+                let slot = self.devices.by_name.get(&name).copied();
+                let port = slot.and_then(|slot| self.devices.ports.get(slot)?.as_ref());
+                match port {
+                    Some(port) if stays => port.device.keep(),
+                    Some(port) => port.device.forget(),
+                    None => {}
+                }
+                answer(to, port.is_some());
+            }
             Command::AddUplink { name, device, answer: to } => {
                 self.add_uplink(now, name, device);
                 answer(to, ());
@@ -134,12 +144,14 @@ impl Loop {
             drops: DeviceDrops::default(),
             past: Counters::default(),
             awake: false,
-            worked_at: now,
+            awake_since: now,
+            habit: super::spin::Habit::new(now),
             share: super::share::Share::default(),
             held_until: None,
             kicks: Vec::new(),
             kick_epoch: None,
             dirty: false,
+            given: false,
         };
         let slot = self.devices.add_port(port);
         if let Some(Some(port)) = self.devices.ports.get(slot) {
@@ -153,7 +165,6 @@ impl Loop {
                 self.unplug(now, slot, PortLink::Detached);
                 return Err(AttachRefused::Watch(name, error));
             }
-            port.device.keep();
         }
         self.set_link(now, slot, link);
         self.handle_control(now, slot);
@@ -175,7 +186,8 @@ impl Loop {
             }
         }
         let drops = DeviceDrops::default();
-        let uplink = LocalUplink { name, device, link: false, drops, awake: true, worked_at: now };
+        let habit = super::spin::Habit::new(now);
+        let uplink = LocalUplink { name, device, link: false, drops, awake: true, habit };
         if place == self.devices.uplinks.len() {
             self.devices.uplinks.push(None);
         }
@@ -186,7 +198,7 @@ impl Loop {
 
     /// Lets an uplink's card go; its name.
     pub(super) fn remove_uplink(&mut self, place: usize) -> Option<NetName> {
-        self.devices.flush_uplinks();
+        self.devices.flush_uplinks(super::clock::now(), self.spinning.spin);
         let uplink = self.devices.uplinks.get_mut(place)?.take()?;
         self.watch.remove(uplink.device.frames());
         self.watch.remove(uplink.device.links());

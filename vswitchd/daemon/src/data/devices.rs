@@ -20,6 +20,7 @@ use super::delayed::Delayed;
 use super::mend::Mender;
 use super::share::Share;
 use super::snapshot::{DeviceDrops, PortLink};
+use super::spin::{Habit, Spin, Touch};
 use crate::ports::{PortDevice, Refusal, UplinkDevice};
 use crate::tunnel::data::Tunnels;
 
@@ -37,8 +38,9 @@ pub(super) struct LocalPort {
     pub(super) past: Counters,
     /// It is looked at each turn, and nobody tells us of its frames.
     pub(super) awake: bool,
-    /// When it last had a frame.
-    pub(super) worked_at: Instant,
+    pub(super) awake_since: Instant,
+    /// How soon it has frames.
+    pub(super) habit: Habit,
     /// What it has had of the worker's time.
     pub(super) share: Share,
     /// Its rate lets no frame in before this.
@@ -48,9 +50,18 @@ pub(super) struct LocalPort {
     pub(super) kick_epoch: Option<u64>,
     /// Frames were put where its guest does not see them yet.
     pub(super) dirty: bool,
+    /// Frames for its guest are among them.
+    pub(super) given: bool,
 }
 
 impl LocalPort {
+    /// Looked at each turn from now on.
+    pub(super) fn rouse(&mut self, now: Instant) {
+        self.awake = true;
+        self.awake_since = now;
+        self.device.disarm();
+    }
+
     /// Its guest is to be told of something at the end of the turn.
     #[inline]
     pub(super) fn soil(&mut self, slot: usize, dirty: &mut Vec<usize>) {
@@ -70,7 +81,7 @@ pub(super) struct LocalUplink {
     pub(super) link: bool,
     pub(super) drops: DeviceDrops,
     pub(super) awake: bool,
-    pub(super) worked_at: Instant,
+    pub(super) habit: Habit,
 }
 
 impl LocalUplink {
@@ -150,6 +161,8 @@ pub(super) struct Devices {
     by_uplink: Vec<Option<usize>>,
     /// Slots of ports whose guests are to be told of something.
     pub(super) dirty: Vec<usize>,
+    /// Frames were given to tunnels in this turn.
+    pub(super) tunnelled: bool,
     pub(super) captures: Captures,
     pub(super) delayed: Delayed,
     mender: Mender,
@@ -245,6 +258,7 @@ impl Devices {
             Egress::Tunnel { to, vni, tci, flow } => {
                 // What finds no connection is counted there.
                 if let Some(tunnels) = tunnels {
+                    self.tunnelled = true;
                     let _counted = tunnels.send(now, to, &Meta { vni, tci, offload }, flow, pieces);
                 }
             }
@@ -270,7 +284,10 @@ impl Devices {
             given => given,
         };
         match given {
-            Ok(()) => port.soil(slot, &mut self.dirty),
+            Ok(()) => {
+                port.given = true;
+                port.soil(slot, &mut self.dirty);
+            }
             Err(refusal) => port.drops.refused(refusal),
         }
     }
@@ -296,9 +313,10 @@ impl Devices {
     }
 
     /// Sends what uplinks were given.
-    pub(super) fn flush_uplinks(&mut self) {
+    pub(super) fn flush_uplinks(&mut self, now: Instant, spin: Spin) {
         for uplink in self.uplinks.iter_mut().flatten() {
             if uplink.device.has_waiting() {
+                uplink.habit.touch(now, Touch::Given, spin);
                 uplink.flush(&mut self.mender);
             }
         }

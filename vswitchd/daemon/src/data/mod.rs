@@ -11,10 +11,11 @@
 //! have more each gets an equal part of the worker's time (`share.rs`): one that floods, with whatever frames, fills its own
 //! rings.
 //!
-//! **Spinning and sleeping**, for each port by itself: a port that had a frame is *awake*, which means that it is looked at
-//! each turn, that its guest need not kick, and that the loop does not sleep. [`SPIN`] after its last frame it is *armed*:
-//! from then on its guest's kick wakes the loop, and costs nothing until then. So a thousand idle ports cost a busy one
-//! nothing, and when all are armed the loop sleeps.
+//! **Looking and sleeping.** A port that had a frame, or that was given one and is known to answer soon, is *awake*: it is looked
+//! at each turn, and its guest need not kick. In a loop that is busy it is *armed* [`AWAKE`] after its last frame: from then on
+//! its guest's kick is found among the descriptors, and it costs nothing until then. So a thousand idle ports cost a busy one
+//! nothing. A loop that has nothing to do looks again as long as a frame is likely to come soon (`spin.rs`); then it arms all ports
+//! and sleeps.
 //!
 //! **Time.** Clock and epoll are asked once a turn at most; in a busy loop descriptors are looked at every [`LOOK_EVERY`].
 //!
@@ -32,6 +33,7 @@ mod mend;
 pub mod port;
 mod share;
 pub mod snapshot;
+mod spin;
 mod turn;
 mod views;
 mod watch;
@@ -54,11 +56,12 @@ use devices::Devices;
 use forward::Forwarder;
 use port::{DataHandle, DataPort, Event};
 use share::Shares;
+pub use spin::Spin;
+use spin::{Habit, Spinning};
 use watch::{Token, Trigger, Watch};
 
-/// A port is looked at for so long after its last frame before its guest has to kick. About what it takes to wake a
-/// sleeping thread on another core: then spinning costs at most as much again as it saves.
-pub const SPIN: Duration = Duration::from_micros(50);
+/// In a busy loop a port is looked at for so long after its last frame before its guest has to kick.
+pub const AWAKE: Duration = Duration::from_micros(50);
 /// In a busy loop descriptors are looked at so often.
 pub const LOOK_EVERY: Duration = Duration::from_micros(20);
 /// The switch's own clock-work: beacons, ageing, links.
@@ -80,11 +83,11 @@ pub struct Worker {
 }
 
 /// Starts a worker. Without tunnels it reaches no other host.
-pub fn start(settings: Settings, tunnels: Option<Tunnels>) -> std::io::Result<Worker> {
+pub fn start(settings: Settings, spin: Spin, tunnels: Option<Tunnels>) -> std::io::Result<Worker> {
     let (handle, port, events) = port::channel()?;
     let thread = std::thread::Builder::new()
         .name("switch".into())
-        .spawn(move || Loop::new(settings, tunnels, port)?.run())?;
+        .spawn(move || Loop::new(settings, spin, tunnels, port)?.run())?;
     Ok(Worker { handle, events, thread })
 }
 
@@ -114,15 +117,23 @@ struct Loop {
     tunnels_ready: bool,
     tick_at: Instant,
     looked_at: Instant,
-    /// When a tunnel or uplink last had a frame.
-    worked_at: Instant,
+    /// The turn has done something that more may follow.
+    worked: bool,
+    /// When frames come from tunnels.
+    habit: Habit,
+    spinning: Spinning,
     turns: u64,
     sleeps: u64,
     stopping: Option<oneshot::Sender<()>>,
 }
 
 impl Loop {
-    fn new(settings: Settings, tunnels: Option<Tunnels>, port: DataPort) -> std::io::Result<Self> {
+    fn new(
+        settings: Settings,
+        spin: Spin,
+        tunnels: Option<Tunnels>,
+        port: DataPort,
+    ) -> std::io::Result<Self> {
         let watch = Watch::new()?;
         watch.add(&port, Token::Wake, Trigger::Level)?;
         for socket in tunnels.iter().flat_map(Tunnels::descriptors) {
@@ -146,7 +157,9 @@ impl Loop {
             tunnels_ready: true,
             tick_at: Instant(0),
             looked_at: Instant(0),
-            worked_at: Instant(0),
+            worked: false,
+            habit: Habit::default(),
+            spinning: Spinning::new(spin),
             turns: 0,
             sleeps: 0,
             stopping: None,

@@ -60,6 +60,15 @@ pub enum Command {
         /// Whether something was plugged in.
         answer: oneshot::Sender<bool>,
     },
+    /// What was made here for a port is to stay when this program ends, or is not to; answered with whether there was one.
+    Persist {
+        /// The port.
+        name: NetName,
+        /// Whether it stays. That it was made here has been written down before.
+        stays: bool,
+        /// Whether something was plugged in.
+        answer: oneshot::Sender<bool>,
+    },
     /// This network card is the uplink of this name, in place of any before. It is used once the configuration has it.
     AddUplink {
         /// The uplink.

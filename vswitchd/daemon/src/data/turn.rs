@@ -11,9 +11,10 @@ use super::devices::{LocalPort, Pieces};
 use super::port::Event;
 use super::share::Shares;
 use super::snapshot::PortLink;
+use super::spin::{Touch, Wait};
 use super::views::Sum;
 use super::watch::{Token, Trigger};
-use super::{LOOK_EVERY, Loop, SPIN, TICK, TURN_COMMANDS, TURN_DATAGRAMS, clock};
+use super::{AWAKE, LOOK_EVERY, Loop, TICK, TURN_COMMANDS, TURN_DATAGRAMS, clock};
 use crate::ports::PortDevice;
 use crate::ports::batch::BATCH_FRAMES;
 use crate::tunnel::data::Event as TunnelEvent;
@@ -41,6 +42,7 @@ impl Loop {
     /// Everything that is there, once. Whether there is more.
     fn turn(&mut self, now: Instant) -> bool {
         let mut more = false;
+        self.worked = false;
         if self.commanded {
             more |= self.take_commands(now);
             // That is no port's time.
@@ -162,7 +164,8 @@ impl Loop {
         let more = port.device.take(&mut self.batch, &mut port.drops);
         let any = more || !self.batch.is_empty();
         if any {
-            port.worked_at = now;
+            self.worked = true;
+            port.habit.touch(now, Touch::Taken, self.spinning.spin);
             port.soil(slot, &mut self.devices.dirty);
         }
         if port.device.is_broken() && port.link == PortLink::Running {
@@ -192,11 +195,11 @@ impl Loop {
     fn rest_of_port(&mut self, now: Instant, slot: usize, (any, more): (bool, bool)) -> Option<bool> {
         self.account(slot, (any, more));
         let port = self.devices.ports.get_mut(slot)?.as_mut()?;
-        if any || now.since(port.worked_at) < SPIN {
+        if any || now.since(port.awake_since.max(port.habit.touched_at())) < AWAKE {
             return Some(more);
         }
         if port.device.arm() {
-            port.worked_at = now;
+            port.awake_since = now;
             return Some(true);
         }
         port.awake = false;
@@ -214,10 +217,11 @@ impl Loop {
             let again = uplink.device.take(&mut self.batch, &mut uplink.drops);
             if self.batch.is_empty() && !again {
                 // Edges are kept for us: one between this look and the sleep ends the sleep.
-                uplink.awake = now.since(uplink.worked_at) < SPIN;
+                uplink.awake = now.since(uplink.habit.touched_at()) < AWAKE;
                 continue;
             }
-            uplink.worked_at = now;
+            self.worked = true;
+            uplink.habit.touch(now, Touch::Taken, self.spinning.spin);
             more |= again;
             let Some(ix) = self.forwarder.switch.config().uplink(&uplink.name) else { continue };
             if self.devices.captures.any() {
@@ -250,7 +254,8 @@ impl Loop {
             tunnels.handle_time(now, &mut deliver);
         }
         if any {
-            self.worked_at = now;
+            self.worked = true;
+            self.habit.touch(now, Touch::Taken, self.spinning.spin);
         }
         while let Some(event) = tunnels.poll_event() {
             let (peer, path, up) = match event {
@@ -274,14 +279,25 @@ impl Loop {
 
     /// What is to be shown to guests and hosts, once for all of the turn.
     fn flush(&mut self, now: Instant) {
+        let spin = self.spinning.spin;
         for slot in self.devices.dirty.drain(..) {
             // One may be gone, and another in its place: telling that one does no harm.
-            if let Some(Some(port)) = self.devices.ports.get_mut(slot) {
-                port.dirty = false;
-                port.device.flush();
+            let Some(Some(port)) = self.devices.ports.get_mut(slot) else { continue };
+            port.dirty = false;
+            if std::mem::take(&mut port.given) {
+                port.habit.touch(now, Touch::Given, spin);
+                // It is likely to answer: it need not kick.
+                if !port.awake && port.ix.is_some() && port.habit.expected_until() > now {
+                    port.rouse(now);
+                    self.awake.push(slot);
+                }
             }
+            port.device.flush();
         }
-        self.devices.flush_uplinks();
+        self.devices.flush_uplinks(now, spin);
+        if std::mem::take(&mut self.devices.tunnelled) {
+            self.habit.touch(now, Touch::Given, spin);
+        }
         if let Some(tunnels) = self.tunnels.as_mut() {
             tunnels.flush(now);
         }
@@ -414,9 +430,7 @@ impl Loop {
         let Some(Some(port)) = self.devices.ports.get_mut(slot) else { return };
         port.device.readable();
         if !port.awake && port.ix.is_some() {
-            port.awake = true;
-            port.worked_at = clock::now();
-            port.device.disarm();
+            port.rouse(clock::now());
             self.awake.push(slot);
         }
     }
@@ -479,14 +493,21 @@ impl Loop {
 
     // ---- sleep ----
 
-    /// Looks at descriptors, and sleeps if there is nothing to do.
+    /// Looks at descriptors, and sleeps if there is nothing to do and nothing likely to come.
     fn rest(&mut self, now: Instant, more: bool) -> std::io::Result<()> {
-        let spinning = self.is_spinning(now);
-        if (more || spinning) && now.since(self.looked_at) < LOOK_EVERY {
-            return Ok(());
+        let busy = more || self.worked || self.commanded;
+        let mut sleep = Duration::ZERO;
+        if busy {
+            self.spinning.worked();
         }
-        self.looked_at = now;
-        let sleep = if more || spinning || self.commanded { Duration::ZERO } else { self.sleep_for() };
+        let wait = if busy { Wait::Look } else { self.spinning.wait(now, self.expected_until()) };
+        match wait {
+            Wait::Look if now.since(self.looked_at) < LOOK_EVERY => return Ok(()),
+            Wait::Look => {}
+            Wait::Yield => std::thread::yield_now(),
+            Wait::Sleep if self.arm_all() => return Ok(()),
+            Wait::Sleep => sleep = self.sleep_for(),
+        }
         self.sleeps += u64::from(!sleep.is_zero());
         let mut ports = Vec::new();
         let mut controls = Vec::new();
@@ -514,6 +535,7 @@ impl Loop {
             self.wake_port(slot);
         }
         let now = clock::now();
+        self.looked_at = now;
         for slot in controls {
             self.handle_control(now, slot);
         }
@@ -523,15 +545,35 @@ impl Loop {
         Ok(())
     }
 
-    /// Whether something had a frame a moment ago.
-    fn is_spinning(&self, now: Instant) -> bool {
+    /// Until when a frame is likely to come from somewhere.
+    fn expected_until(&self) -> Instant {
         let port = |slot: &usize| {
-            let port = self.devices.ports.get(*slot).and_then(Option::as_ref);
-            port.is_some_and(|port| port.held_until.is_none())
+            let port = self.devices.ports.get(*slot)?.as_ref()?;
+            port.held_until.is_none().then(|| port.habit.expected_until())
         };
-        self.awake.iter().any(port)
-            || self.devices.uplinks.iter().flatten().any(|uplink| uplink.awake)
-            || now.since(self.worked_at) < SPIN
+        let uplinks = self.devices.uplinks.iter().flatten().map(|uplink| uplink.habit.expected_until());
+        let tunnels = self.habit.expected_until();
+        self.awake.iter().filter_map(port).chain(uplinks).fold(tunnels, Instant::max)
+    }
+
+    /// Asks all guests for kicks, before a sleep. Whether one has frames already.
+    fn arm_all(&mut self) -> bool {
+        let mut any = false;
+        let ports = &mut self.devices.ports;
+        self.awake.retain(|slot| {
+            let Some(Some(port)) = ports.get_mut(*slot) else { return false };
+            // What its rate holds back is waited for by time.
+            if port.ix.is_some() && (port.held_until.is_some() || port.device.arm()) {
+                any |= port.held_until.is_none();
+                return true;
+            }
+            port.awake = false;
+            false
+        });
+        for uplink in self.devices.uplinks.iter_mut().flatten() {
+            uplink.awake = false;
+        }
+        any
     }
 
     fn sleep_for(&self) -> Duration {

@@ -173,7 +173,7 @@ async fn attach(shared: &Shared, name: &NetName, to: Attachment) -> Result<()> {
         unplug(shared, name, made).await?;
         return Err(error);
     }
-    Ok(())
+    if made { persist(shared, name, true).await } else { Ok(()) }
 }
 
 async fn detach(shared: &Shared, name: &NetName) -> Result<()> {
@@ -182,11 +182,26 @@ async fn detach(shared: &Shared, name: &NetName) -> Result<()> {
         let known = shared.state().network.ports().contains_key(name);
         return Err(if known { fail::port_not_attached(name) } else { fail::port_not_found(name) });
     };
+    // What was made here stays only as long as it is written down that it was.
+    match &old {
+        Port { made: true, plugged: true, .. } => persist(shared, name, false).await?,
+        Port { made: true, to, .. } => remove_made(name, to.clone()).await?,
+        _ => {}
+    }
     if let Err(error) = save_attachments(shared).await {
+        let stays = old.made && old.plugged;
         shared.state().ports.insert(name.clone(), old);
+        if stays {
+            persist(shared, name, true).await?;
+        }
         return Err(error);
     }
     unplug(shared, name, old.made.then_some(old.to)).await
+}
+
+/// Has what was made here for a port outlive this program, or not.
+async fn persist(shared: &Shared, name: &NetName, stays: bool) -> Result<()> {
+    shared.persist(name, stays).await.ok_or_else(|| fail::worker_gone(format!("port {name}")))
 }
 
 /// Takes a port's device from the worker. `made`: what was made here for it goes, too.
@@ -195,15 +210,20 @@ async fn unplug(shared: &Shared, name: &NetName, made: Option<Attachment>) -> Re
     let had = shared.ask(move |answer| Command::Detach { name: told, answer }).await;
     let had = had.ok_or_else(|| fail::worker_gone(format!("detaching port {name}")))?;
     // The worker lets go of it for good; of what it did not have, nobody does.
-    if let (false, Some(made)) = (had, made) {
-        let removed = tokio::task::spawn_blocking(move || devices::remove(&made)).await;
-        match removed {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(port = %name, %error, "the interface stays: `ip link del` removes it")
-            }
-            Err(error) => return Err(fail::internal(format!("detaching port {name}"), error)),
+    match made {
+        Some(made) if !had => remove_made(name, made).await,
+        _ => Ok(()),
+    }
+}
+
+/// Removes what was made here for a port and has no worker.
+async fn remove_made(name: &NetName, made: Attachment) -> Result<()> {
+    match tokio::task::spawn_blocking(move || devices::remove(&made)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(port = %name, %error, "the interface stays: `ip link del` removes it")
         }
+        Err(error) => return Err(fail::internal(format!("detaching port {name}"), error)),
     }
     Ok(())
 }

@@ -221,6 +221,13 @@ impl Shared {
         Ok(made)
     }
 
+    /// Has what was made here for a port outlive this program, or not. `None`: the worker is gone.
+    async fn persist(&self, name: &NetName, stays: bool) -> Option<()> {
+        let name = name.clone();
+        // Of a port without a device there is nothing to be said.
+        self.ask(move |answer| Command::Persist { name, stays, answer }).await.map(|_plugged| ())
+    }
+
     /// Puts a network in place of the one with this revision: in the directory or, alone, in the file.
     async fn put_network(&self, basis: u64, document: NetworkDocument) -> Result<u64, ApiError> {
         match &self.directory {

@@ -160,7 +160,7 @@ impl PortDevice {
         }
     }
 
-    /// It is a port now.
+    /// It is written down that it is a port.
     pub(crate) fn keep(&self) {
         if let Self::Tap(tap) = self {
             tap.keep();

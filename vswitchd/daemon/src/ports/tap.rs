@@ -3,7 +3,7 @@
 //! With `IFF_VNET_HDR`: checksums and super-frames travel both ways, as over vhost-user. One queue.
 //!
 //! ```text
-//!   not there ──open──► made: ours, stays over restarts with its addresses ──forget──► gone
+//!   not there ──open──► made: gone when this program ends ──keep──► stays over restarts with its addresses ──forget──► gone
 //!   there, persistent, nobody uses it ──open──► used ──────────────────────────────► as it was
 //! ```
 
@@ -72,7 +72,8 @@ impl TapPort {
         self.made
     }
 
-    /// It is a port now: one that was made here stays when this program ends.
+    /// That it was made here is written down: it stays when this program ends. Not before, or one whose program is killed in between would
+    /// later pass for somebody else's.
     pub(crate) fn keep(&self) {
         if self.made
             && let Err(error) = set_persistent(self.device.as_fd(), true)

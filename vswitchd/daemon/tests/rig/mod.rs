@@ -17,7 +17,7 @@ use vswitch_core::hash::HashKey;
 use vswitch_core::pipeline::{Cause, Settings};
 use vswitchd::data::port::{AttachRefused, Command, DataHandle, Event};
 use vswitchd::data::snapshot::{PortLink, PortView, Snapshot};
-use vswitchd::data::start;
+use vswitchd::data::{Spin, start};
 use vswitchd::ports::vhost::{VhostSettings, VhostSocket};
 use vswitchd::ports::{PortDevice, VhostPort};
 use vswitchd::tunnel::data::Tunnels;
@@ -90,7 +90,7 @@ impl Rig {
             sequence: Sequence(u64::from(n)),
             bugs: Bugs::NONE,
         };
-        let worker = start(settings, tunnels).unwrap();
+        let worker = start(settings, Spin::default(), tunnels).unwrap();
         let rig = Self {
             data: worker.handle,
             events: worker.events,

@@ -69,7 +69,12 @@ impl Steward {
             if !still {
                 continue;
             }
-            if let Err(error) = self.shared.plug(&name, &to).await {
+            let plugged = self.shared.plug(&name, &to).await;
+            if let Ok(true) = plugged {
+                // It is written down. A worker that is gone is noticed elsewhere.
+                let _gone = self.shared.persist(&name, true).await;
+            }
+            if let Err(error) = plugged {
                 let mut state = self.shared.state();
                 if let Some(port) = state.ports.get_mut(&name)
                     && port.trouble.as_ref() != Some(&error.message)

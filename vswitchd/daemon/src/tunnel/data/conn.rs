@@ -3,20 +3,37 @@
 use std::net::SocketAddr;
 
 use super::congestion::acknowledged;
+use super::stats::Volume;
 use bytes::Bytes;
 use ferro_protocol::time::Instant;
 use quinn_proto::{Connection, ConnectionHandle, SendDatagramError};
 use vswitch_core::bugs::Bugs;
 use vswitch_core::table::PeerIx;
-use vswitch_core::tunnel::{Beat, Heart, Meta, Packer, Shares, Source, Unpacker};
+use vswitch_core::tunnel::{Beat, FairQueue, Heart, Meta, Packer, Source, Unpacker};
 
 /// Packed frames go to QUIC in pieces of about so many bytes.
 const BATCH_BYTES: usize = 64 << 10;
 /// And QUIC's go to the socket when they are so many: what was packed is encrypted while it is still in the core's own cache.
 /// With a few sends' worth, the short one at the end does not matter.
 const DRIVE_BYTES: usize = 256 << 10;
-/// What QUIC keeps for each datagram besides its bytes, at most.
-const DATAGRAM_COST: usize = 64;
+/// While QUIC holds less than this, frames go to it at once. From here on they wait in lines of their sources, for what is in
+/// QUIC's queue is served as it came.
+const DIRECT_BYTES: usize = DRIVE_BYTES;
+/// And QUIC is given of them when it holds less than this: two sends, so that the path never waits.
+const FILL_BYTES: usize = 128 << 10;
+/// What QUIC must have room for: the above, a frame on top, and what it counts for each datagram besides.
+pub(super) const QUIC_BYTES: usize = 2 * DIRECT_BYTES;
+
+/// What became of frames.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Tally {
+    /// Packed.
+    pub(super) sent: Volume,
+    /// No tunnel carries them.
+    pub(super) unsendable: u64,
+    /// There was no room for them, or for their datagrams.
+    pub(super) dropped: u64,
+}
 
 /// How far it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,11 +68,11 @@ pub(super) struct Conn {
     packer: Packer,
     bytes: Vec<u8>,
     ends: Vec<usize>,
-    /// What QUIC still takes, and what it took when nothing waited.
-    room: usize,
+    /// What QUIC took when nothing waited, and what it holds.
     room_max: usize,
-    /// Whose frames wait, here and in QUIC's queue.
-    shares: Shares,
+    in_quic: usize,
+    /// Frames that have to wait.
+    waiting: FairQueue,
     /// Packed since the socket was last given anything.
     undriven: usize,
     /// Packets that were acknowledged so far.
@@ -73,6 +90,7 @@ impl Conn {
         socket: usize,
         slot: u8,
         dialled: Option<PeerIx>,
+        queue_bytes: usize,
     ) -> Self {
         Self {
             remote: quic.remote_address(),
@@ -89,9 +107,9 @@ impl Conn {
             packer: Packer::new(0),
             bytes: Vec::new(),
             ends: Vec::new(),
-            room: 0,
             room_max: 0,
-            shares: Shares::default(),
+            in_quic: 0,
+            waiting: FairQueue::new(queue_bytes.saturating_sub(DIRECT_BYTES).max(DIRECT_BYTES)),
             undriven: 0,
             acked: 0,
             quiet: true,
@@ -124,43 +142,71 @@ impl Conn {
     pub(super) fn follow(&mut self) {
         self.undriven = 0;
         self.payload = self.quic.current_mtu();
-        let datagrams = self.quic.datagrams();
-        self.room = datagrams.send_buffer_space();
-        self.room_max = self.room_max.max(self.room);
-        self.shares.left(self.room_max - self.room + self.bytes.len());
-        if let Some(max) = datagrams.max_size() {
+        self.look();
+        if let Some(max) = self.quic.datagrams().max_size() {
             self.packer.set_datagram_max(max);
         }
     }
 
-    /// Whether there is room for a frame of so many bytes and its headers, and its source may have it.
-    pub(super) fn has_room(&self, len: usize, source: u16) -> bool {
-        // Each datagram has headers of its own, and a super-frame's headers come twice.
-        let datagrams = (self.bytes.len() + len) / usize::from(self.payload.max(1200)) + 2;
-        let fits = self.bytes.len() + len + 512 + datagrams * DATAGRAM_COST <= self.room;
-        fits && self.shares.admits(source, len, self.room - self.bytes.len())
+    /// How much QUIC holds.
+    fn look(&mut self) {
+        let room = self.quic.datagrams().send_buffer_space();
+        self.room_max = self.room_max.max(room);
+        self.in_quic = self.room_max - room;
     }
 
-    /// Packs a frame. False if no tunnel carries it. The number of datagrams that were dropped is added to `dropped`.
-    pub(super) fn push<S: Source + ?Sized>(
+    /// Whether a frame may go to QUIC at once.
+    pub(super) fn is_direct(&self) -> bool {
+        self.waiting.is_empty() && self.in_quic + self.bytes.len() < DIRECT_BYTES
+    }
+
+    /// Whether frames wait.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Keeps a frame until its source's turn. False: there is no room for it.
+    pub(super) fn keep<S: Source + ?Sized>(
         &mut self,
         meta: &Meta,
         source: u16,
         frame: &S,
-        dropped: &mut u64,
+        tally: &mut Tally,
     ) -> bool {
+        let kept = self.waiting.offer(source, meta, frame, &mut tally.dropped);
+        tally.dropped += u64::from(!kept);
+        kept
+    }
+
+    /// Packs a frame. False if no tunnel carries it.
+    pub(super) fn push<S: Source + ?Sized>(&mut self, meta: &Meta, frame: &S, tally: &mut Tally) -> bool {
         if self.bytes.capacity() == 0 {
             self.bytes.reserve(BATCH_BYTES + BATCH_BYTES / 4);
         }
         let before = self.bytes.len();
         let packed = self.packer.push(meta, frame, &mut self.bytes, &mut self.ends);
-        let grown = self.bytes.len() - before;
-        self.undriven += grown;
-        self.shares.take(source, grown);
+        self.undriven += self.bytes.len() - before;
+        if packed {
+            tally.sent.add(frame.len());
+        } else {
+            tally.unsendable += 1;
+        }
         if self.bytes.len() >= BATCH_BYTES {
-            self.ship(dropped);
+            self.ship(tally);
         }
         packed
+    }
+
+    /// Gives QUIC what is packed, and of what waits as much as it needs.
+    pub(super) fn fill(&mut self, tally: &mut Tally) {
+        if self.is_waiting() {
+            self.look();
+            while self.in_quic + self.bytes.len() < FILL_BYTES {
+                let Some(frame) = self.waiting.pop() else { break };
+                self.push(&frame.meta, frame.bytes.as_slice(), tally);
+            }
+        }
+        self.ship(tally);
     }
 
     /// Whether so much is packed that it should leave before more comes.
@@ -169,7 +215,7 @@ impl Conn {
     }
 
     /// Ends the datagram that is being filled, and gives all to QUIC.
-    pub(super) fn ship(&mut self, dropped: &mut u64) {
+    fn ship(&mut self, tally: &mut Tally) {
         self.packer.finish(&self.bytes, &mut self.ends);
         if self.ends.is_empty() {
             return;
@@ -184,10 +230,10 @@ impl Conn {
                     | SendDatagramError::TooLarge
                     | SendDatagramError::UnsupportedByPeer
                     | SendDatagramError::Disabled,
-                ) => *dropped += 1,
+                ) => tally.dropped += 1,
             }
             from = end;
         }
-        self.room = self.quic.datagrams().send_buffer_space();
+        self.look();
     }
 }

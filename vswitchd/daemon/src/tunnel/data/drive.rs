@@ -1,5 +1,6 @@
 //! What happens to connections: from the sockets, to the sockets, and in between.
 
+use super::conn::Tally;
 use super::peer::Lane;
 use super::quic::slot_of;
 use super::settings::Settings;
@@ -20,6 +21,15 @@ impl Tunnels {
         if let Some(peer) = self.peers.get_mut(usize::from(peer.0)).and_then(Option::as_mut) {
             with(&mut peer.stats);
         }
+    }
+
+    /// Counts what became of frames to a peer.
+    pub(super) fn tally(&mut self, peer: PeerIx, tally: Tally) {
+        self.count(peer, |stats| {
+            stats.frames_out.add_all(tally.sent);
+            stats.unsendable += tally.unsendable;
+            stats.full += tally.dropped;
+        });
     }
 
     pub(super) fn event(&mut self, event: Event) {
@@ -126,7 +136,8 @@ impl Tunnels {
         let now = self.clock.quic();
         match socket.endpoint.accept(incoming, now, &mut self.scratch, None) {
             Ok(made) => {
-                let conn = Conn::new(self.clock.now(), made, at, slot, None);
+                let queue_bytes = self.settings.connection_queue_bytes();
+                let conn = Conn::new(self.clock.now(), made, at, slot, None, queue_bytes);
                 self.add(conn);
             }
             Err(error) => {
@@ -353,33 +364,40 @@ impl Tunnels {
     pub(super) fn drive(&mut self, at: usize) {
         let now = self.clock.quic();
         let Some(conn) = &mut self.conns[at] else { return };
-        let mut dropped = 0;
+        let mut tally = Tally::default();
         if conn.stage == Stage::Open {
-            conn.ship(&mut dropped);
-        }
-        if let Some(peer) = conn.peer
-            && dropped > 0
-        {
-            self.count(peer, |stats| stats.full += dropped);
+            conn.fill(&mut tally);
         }
         self.settle(at);
         let Some(conn) = &mut self.conns[at] else { return };
         let socket = &mut self.sockets[conn.socket];
         let mut sends = 0;
-        while !socket.is_blocked() && sends < SENDS_MAX {
-            self.scratch.clear();
-            let segments = socket.segments_max(conn.payload);
-            let Some(transmit) = conn.quic.poll_transmit(now, segments, &mut self.scratch) else { break };
-            socket.send(&transmit, &self.scratch);
-            sends += 1;
+        loop {
+            let before = sends;
+            while !socket.is_blocked() && sends < SENDS_MAX {
+                self.scratch.clear();
+                let segments = socket.segments_max(conn.payload);
+                let Some(transmit) = conn.quic.poll_transmit(now, segments, &mut self.scratch) else { break };
+                socket.send(&transmit, &self.scratch);
+                sends += 1;
+            }
+            // As long as the path takes what waits.
+            if sends == before || sends == SENDS_MAX || conn.stage != Stage::Open || !conn.is_waiting() {
+                break;
+            }
+            conn.fill(&mut tally);
         }
-        let blocked = socket.is_blocked();
+        let (blocked, peer) = (socket.is_blocked(), conn.peer);
         conn.follow();
         conn.due = conn.quic.poll_timeout();
+        let drained = conn.quic.is_drained();
         if let Some(due) = conn.due {
             self.wake_at = self.wake_at.min(self.clock.of_quic(due));
         }
-        if conn.quic.is_drained() {
+        if let Some(peer) = peer {
+            self.tally(peer, tally);
+        }
+        if drained {
             self.settle(at);
             self.forget(at);
         } else if blocked {
@@ -447,7 +465,10 @@ impl Tunnels {
                 let quic_now = self.clock.quic();
                 let made = self.sockets[socket].endpoint.connect(quic_now, config, remote, &name);
                 let attempt = match made {
-                    Ok(made) => Ok(self.add(Conn::new(now, made, socket, slot, Some(ix)))),
+                    Ok(made) => {
+                        let queue_bytes = self.settings.connection_queue_bytes();
+                        Ok(self.add(Conn::new(now, made, socket, slot, Some(ix), queue_bytes)))
+                    }
                     Err(error) => Err(error.to_string()),
                 };
                 let Some(peer) = &mut self.peers[at] else { break };

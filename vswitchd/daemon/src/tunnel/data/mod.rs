@@ -1,8 +1,9 @@
 //! Data connections: frames in QUIC datagrams, driven by the worker.
 //!
 //! ```text
-//!   send ─► pin(flow) ─► Packer ─► DATAGRAM queue ─► congestion, pacing ─► GSO ─► socket
-//!                                   bounded, and shared by those who send: what does not fit is dropped and counted
+//!   send ─► pin(flow) ─┬──────────────────────────► Packer ─► QUIC's short queue ─► congestion, pacing ─► GSO ─► socket
+//!                      └─ if that is not short any more ─► FairQueue: a line for each source, bounded, served in turn; what
+//!                         does not fit is dropped and counted
 //!   socket ─► GRO ─► QUIC ─► DATAGRAMs ─► Unpacker ─► deliver
 //! ```
 //!
@@ -50,7 +51,7 @@ use vswitch_core::tunnel::{Arrived, FlowKey, Meta, Source, pin};
 
 use super::Path;
 use clock::Clock;
-use conn::{Conn, Stage};
+use conn::{Conn, Stage, Tally};
 use peer::Peer;
 use quic::Quic;
 use socket::{Batch, Socket};
@@ -240,32 +241,25 @@ impl Tunnels {
             self.count(to, |stats| stats.no_path += 1);
             return false;
         };
-        let (len, source) = (frame.len(), flow.source);
-        if self.conns[at].as_ref().is_some_and(|conn| !conn.has_room(len, source)) {
-            // Make room if the path takes it.
+        if self.conns[at].as_ref().is_some_and(|conn| !conn.is_direct() && !conn.is_waiting()) {
+            // Nobody need wait if the path takes more.
             self.drive(at);
         }
-        let Some(conn) = self.conns[at].as_mut().filter(|conn| conn.has_room(len, source)) else {
-            self.count(to, |stats| stats.full += 1);
-            return false;
+        let Some(conn) = self.conns[at].as_mut() else { return false };
+        let mut tally = Tally::default();
+        let taken = if conn.is_direct() {
+            conn.push(meta, frame, &mut tally)
+        } else {
+            conn.keep(meta, flow.source, frame, &mut tally)
         };
-        let mut dropped = 0;
-        let packed = conn.push(meta, source, frame, &mut dropped);
-        if conn.is_ripe() {
+        let ripe = conn.is_ripe();
+        self.tally(to, tally);
+        if ripe {
             self.drive(at);
         } else {
             self.mark(at);
         }
-        self.count(to, |stats| {
-            stats.full += dropped;
-            if packed {
-                stats.frames_out.count += 1;
-                stats.frames_out.bytes += len as u64;
-            } else {
-                stats.unsendable += 1;
-            }
-        });
-        packed
+        taken
     }
 
     /// Sends what there is to send: once a turn of the worker, after receiving and sending.

@@ -12,6 +12,7 @@ use quinn_proto::{
 };
 
 use super::congestion::Watch;
+use super::conn::QUIC_BYTES;
 use super::settings::{Congestion, IDLE_MAX, OpenError, Settings};
 
 /// The protocol that data connections agree on; the number is the version.
@@ -97,9 +98,7 @@ pub(super) fn slot_of(id: &ConnectionId) -> u8 {
 fn transport(settings: &Settings) -> Result<TransportConfig, OpenError> {
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(IDLE_MAX).map_err(|error| OpenError::Tls(error.to_string()))?;
-    // What is in flight and what waits is bounded for a path, whatever the number of its connections.
-    let queue_bytes =
-        (settings.queue_bytes / usize::from(settings.connections.max(1))).max(Settings::QUEUE_MIN);
+    // What is in flight is bounded for a path, whatever the number of its connections.
     let window = settings.congestion.window() / u32::from(settings.connections.max(1));
     let congestion = settings.congestion.with_window(window.max(Congestion::WINDOW_MIN));
     let mut discovery = MtuDiscoveryConfig::default();
@@ -112,7 +111,7 @@ fn transport(settings: &Settings) -> Result<TransportConfig, OpenError> {
         .initial_rtt(ROUND_TRIP_GUESS)
         .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(Some(RECEIVE_BYTES))
-        .datagram_send_buffer_size(queue_bytes)
+        .datagram_send_buffer_size(QUIC_BYTES)
         .congestion_controller_factory(Arc::new(Watch::new(congestion)));
     Ok(config)
 }

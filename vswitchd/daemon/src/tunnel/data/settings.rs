@@ -88,6 +88,11 @@ impl Settings {
         }
     }
 
+    /// A connection's part of what may wait on its path.
+    pub(super) fn connection_queue_bytes(&self) -> usize {
+        (self.queue_bytes / usize::from(self.connections.max(1))).max(Self::QUEUE_MIN)
+    }
+
     pub(super) fn check(&self) -> Result<(), OpenError> {
         let Self { listen, congestion, connections, payload_max, queue_bytes, .. } = self;
         if listen.is_empty() || listen.len() > super::super::ADDRESSES_MAX {

@@ -215,6 +215,44 @@ fn who_floods_leaves_room_for_who_comes_later() {
 }
 
 #[test]
+fn a_neighbour_of_one_that_floods_keeps_its_share_of_a_slow_path() {
+    // The neighbour does as TCP does: so much is on its way, and more only when some of it has arrived.
+    const LEN: usize = 1400;
+    const ON_ITS_WAY: usize = 192 << 10;
+    let window = Congestion::WINDOW_MIN;
+    let mut it = Pair::new(&["127.0.0.1:0"], |settings| settings.congestion = Congestion::Managed { window });
+    it.until(1000, |it| it.a.up() && it.b.up());
+    let (meta, flood) = super_frame(40, 1400);
+    let (mut sent, mut arrived, mut before, mut flooded) = (0_u64, 0_u64, 0, 0);
+    for ms in 0..600 {
+        while it.a.tunnels.send(it.now, OTHER, &meta, FlowKey { hash: 1, source: 1 }, flood.as_slice()) {}
+        while (sent - arrived) as usize * LEN < ON_ITS_WAY {
+            let mine = frame(sent, LEN);
+            let flow = FlowKey { hash: 1, source: 2 };
+            assert!(
+                it.a.tunnels.send(it.now, OTHER, &plain(), flow, mine.as_slice()),
+                "there is always room"
+            );
+            sent += 1;
+        }
+        it.step();
+        for got in it.b.got.drain(..) {
+            if got.len() == LEN {
+                assert_eq!(got, frame(arrived, LEN), "none is lost, and they come in order");
+                arrived += 1;
+            } else if ms >= 100 {
+                flooded += got.len();
+            }
+        }
+        if ms == 100 {
+            before = arrived;
+        }
+    }
+    let mine = (arrived - before) as usize * LEN;
+    assert!(mine * 10 >= flooded * 7, "the neighbour sent {mine} bytes, the flood {flooded}");
+}
+
+#[test]
 fn cubic_is_bounded_and_a_loss_is_felt_at_once() {
     const WINDOW: u32 = Congestion::WINDOW_MIN;
     let mut it =
