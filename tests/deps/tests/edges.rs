@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vswitch-core", &["ferro-protocol"]),
     ("boot-image", &[]),
     ("hypervisor-core", &["ferro-protocol"]),
+    ("hypervisord", &["hypervisor-core", "ferro-protocol", "ferro-transport"]),
     ("vswitchd", &["vswitch-core", "ferro-protocol", "ferro-transport", "ferro-vhost"]),
     ("vmm", &["boot-image", "ferro-vhost"]),
     ("ferro-tools", &["ferro-protocol", "ferro-transport"]),
