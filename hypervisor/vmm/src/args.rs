@@ -54,13 +54,13 @@ pub struct Arguments {
     /// programs for want of memory.
     #[arg(long)]
     balloon: bool,
-    /// A disk: the vhost-user-blk socket of its back end, how many queues it has (1 by default), whether the back end has to
-    /// serve it read-only, and how it is called in the state of the VM (by its socket without).
-    #[arg(long = "disk", value_name = "SOCKET[,queues=N][,read-only][,id=NAME]", value_parser = parse_disk)]
+    /// A disk: the vhost-user-blk socket of its back end, how many queues it has (1 by default), and whether the back
+    /// end has to serve it read-only. Its serial number is the back end's.
+    #[arg(long = "disk", value_name = "SOCKET[,queues=N][,read-only]", value_parser = parse_disk)]
     disks: Vec<DeviceConfig>,
     /// A network card: the vhost-user-net socket of its back end, its address, how many pairs of queues it has (1 by
-    /// default), the MTU that the guest is told, and how it is called.
-    #[arg(long = "nic", value_name = "SOCKET,mac=ADDRESS[,queues=N][,mtu=N][,id=NAME]", value_parser = parse_nic)]
+    /// default), and the MTU that the guest is told.
+    #[arg(long = "nic", value_name = "SOCKET,mac=ADDRESS[,queues=N][,mtu=N]", value_parser = parse_nic)]
     nics: Vec<DeviceConfig>,
 }
 

@@ -46,8 +46,6 @@ pub enum ConsoleTarget {
 pub struct DeviceConfig {
     /// Where its back end listens.
     pub socket: PathBuf,
-    /// How it is called; by its socket without.
-    pub id: Option<String>,
     /// What it is.
     pub role: Role,
 }

@@ -3,28 +3,24 @@
 use crate::config::DeviceConfig;
 use crate::virtio::vhost_user::{MTU_MIN, Mac, PAIRS_MAX, QUEUES_MAX, Role};
 
-/// Most characters of a device's name: as many as a disk's serial number has.
-const ID_MAX: usize = 20;
-
-/// `SOCKET[,queues=N][,read-only][,id=NAME]`.
+/// `SOCKET[,queues=N][,read-only]`.
 pub(super) fn parse_disk(text: &str) -> Result<DeviceConfig, String> {
     let (socket, settings) = split(text)?;
-    let (mut queues, mut read_only, mut id) = (1, false, None);
+    let (mut queues, mut read_only) = (1, false);
     for (name, value) in settings {
         match (name, value) {
             ("queues", Some(value)) => queues = number(value, 1, QUEUES_MAX, "queues of a disk")?,
             ("read-only", None) => read_only = true,
-            ("id", Some(value)) => id = Some(parse_id(value)?),
-            _ => return Err(no_setting(name, "queues=N, read-only, id=NAME")),
+            _ => return Err(no_setting(name, "queues=N, read-only")),
         }
     }
-    Ok(DeviceConfig { socket: socket.into(), id, role: Role::Block { queues, read_only } })
+    Ok(DeviceConfig { socket: socket.into(), role: Role::Block { queues, read_only } })
 }
 
-/// `SOCKET,mac=ADDRESS[,queues=N][,mtu=N][,id=NAME]`.
+/// `SOCKET,mac=ADDRESS[,queues=N][,mtu=N]`.
 pub(super) fn parse_nic(text: &str) -> Result<DeviceConfig, String> {
     let (socket, settings) = split(text)?;
-    let (mut mac, mut pairs, mut mtu, mut id) = (None, 1, None, None);
+    let (mut mac, mut pairs, mut mtu) = (None, 1, None);
     for (name, value) in settings {
         match (name, value) {
             ("mac", Some(value)) => mac = Some(parse_mac(value)?),
@@ -32,12 +28,11 @@ pub(super) fn parse_nic(text: &str) -> Result<DeviceConfig, String> {
                 pairs = number(value, 1, PAIRS_MAX, "pairs of queues of a network card")?
             }
             ("mtu", Some(value)) => mtu = Some(number(value, MTU_MIN, u16::MAX, "bytes of an MTU")?),
-            ("id", Some(value)) => id = Some(parse_id(value)?),
-            _ => return Err(no_setting(name, "mac=ADDRESS, queues=N, mtu=N, id=NAME")),
+            _ => return Err(no_setting(name, "mac=ADDRESS, queues=N, mtu=N")),
         }
     }
     let mac = mac.ok_or("a network card needs its address: SOCKET,mac=52:54:00:12:34:56")?;
-    Ok(DeviceConfig { socket: socket.into(), id, role: Role::Net { mac, pairs, mtu } })
+    Ok(DeviceConfig { socket: socket.into(), role: Role::Net { mac, pairs, mtu } })
 }
 
 type Setting<'a> = (&'a str, Option<&'a str>);
@@ -66,14 +61,6 @@ fn number(text: &str, least: u16, most: u16, what: &str) -> Result<u16, String> 
     number.ok_or_else(|| format!("{text:?}: {what} are {least} to {most}"))
 }
 
-fn parse_id(text: &str) -> Result<String, String> {
-    let fair = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if (1..=ID_MAX).contains(&text.len()) && text.bytes().all(fair) {
-        return Ok(text.to_owned());
-    }
-    Err(format!("{text:?} is no name of a device: 1 to {ID_MAX} letters, digits, '-', '_' and '.'"))
-}
-
 fn parse_mac(text: &str) -> Result<Mac, String> {
     let wrong = || format!("{text:?} is no address of a network card like 52:54:00:12:34:56");
     let mut mac = [0; 6];
@@ -99,9 +86,9 @@ mod tests {
 
     #[test]
     fn settings_come_in_any_order() {
-        let disk = parse_disk("/run/a.sock,id=root-1,read-only,queues=4").unwrap();
+        let disk = parse_disk("/run/a.sock,read-only,queues=4").unwrap();
         assert_eq!(disk.role, Role::Block { queues: 4, read_only: true });
-        assert_eq!((disk.socket.to_str(), disk.id.as_deref()), (Some("/run/a.sock"), Some("root-1")));
+        assert_eq!(disk.socket.to_str(), Some("/run/a.sock"));
         let card = parse_nic("n,mtu=9000,mac=52:54:00:12:34:56,queues=16").unwrap();
         let mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
         assert_eq!(card.role, Role::Net { mac, pairs: 16, mtu: Some(9000) });
@@ -117,9 +104,6 @@ mod tests {
             ("s,size=1", "no setting"),
             ("s,read-only=yes", "no setting"),
             ("s,queues", "no setting"),
-            ("s,id=", "no name"),
-            ("s,id=a/b", "no name"),
-            ("s,id=123456789012345678901", "no name"),
             (",queues=1", "socket is missing"),
         ] {
             let error = parse_disk(text).unwrap_err();
