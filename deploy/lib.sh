@@ -26,7 +26,7 @@ PACKAGES_NEEDED=(
 )
 # What only deploy/test uses.
 PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze xfsprogs:mkfs.xfs dpdk-dev:dpdk-testpmd busybox-static: acpica-tools:iasl
-    openvswitch-switch:ovs-vswitchd)
+    openvswitch-switch:ovs-vswitchd fio:fio iperf3:iperf3 xz-utils:xz) # the last three: in the nested lab
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
     BOLD=$'\e[1m' RED=$'\e[31m' GREEN=$'\e[32m' DIM=$'\e[2m' PLAIN=$'\e[0m'
