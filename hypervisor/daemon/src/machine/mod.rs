@@ -498,6 +498,8 @@ impl Machine {
 
     async fn perform_launch(&mut self, of: Incarnation) -> Event {
         self.record.incarnation = of.0;
+        // What was about to be killed before is not this run.
+        self.doom = None;
         let began = tokio::time::Instant::now();
         let launched = self.launch().run().await;
         self.holding = launched.is_ok();
