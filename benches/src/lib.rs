@@ -23,4 +23,5 @@ pub mod storage;
 pub mod switch;
 pub mod tunnel;
 pub mod usage;
+pub mod vm;
 pub mod workload;

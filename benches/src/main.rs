@@ -10,8 +10,9 @@ use ferro_bench::process::Stop;
 use ferro_bench::storage::{SocketArgs, StorageArgs, socket, storage};
 use ferro_bench::switch::{SwitchArgs, UdpArgs, switch};
 use ferro_bench::tunnel::{QuinnArgs, quinn};
+use ferro_bench::vm::{VmArgs, vm};
 
-/// Measures Ferrosphere's storage and switch beside their peers, in one run, on one machine.
+/// Measures Ferrosphere's storage, switch and hypervisor beside their peers, in one run, on one machine.
 #[derive(Debug, Parser)]
 #[command(name = "ferro-bench", version)]
 struct Args {
@@ -33,6 +34,8 @@ enum What {
     Switch(SwitchArgs),
     /// A guest's own TCP through tunnels with each congestion controller, and through VXLAN.
     Congestion(CongestionArgs),
+    /// Our virtual machine monitor beside QEMU: how fast a guest starts, and what the monitor itself takes.
+    Vm(VmArgs),
     /// Sends UDP packets back: the other end of a latency measurement.
     #[command(hide = true)]
     UdpEcho(UdpArgs),
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         What::Quinn(args) => quinn(args, &stop),
         What::Switch(args) => switch(args, &stop),
         What::Congestion(args) => congestion(args, &stop).map(|()| true),
+        What::Vm(args) => vm(args, &stop),
         What::UdpEcho(args) => args.echo(&stop).map(|()| true),
         What::UdpPing(args) => args.ping().map(|()| true),
         What::UdpProbe(args) => args.send().map(|()| true),

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use vm_memory::{FileOffset, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::layout::Layout;
 
@@ -36,7 +36,25 @@ pub fn allocate(layout: &Layout) -> Result<GuestMemoryMmap, MemoryError> {
         let place = FileOffset::from_arc(Arc::clone(&file), region.file_offset);
         (region.start, region.bytes as usize, Some(place))
     });
-    GuestMemoryMmap::from_ranges_with_files(ranges).map_err(|error| MemoryError::Map(error.to_string()))
+    let memory = GuestMemoryMmap::from_ranges_with_files(ranges)
+        .map_err(|error| MemoryError::Map(error.to_string()))?;
+    memory.iter().for_each(ask_for_huge_pages);
+    Ok(memory)
+}
+
+/// Asks for transparent huge pages, which the kernel gives if `/sys/kernel/mm/transparent_hugepage/shmem_enabled` is
+/// `advise`: a start then takes a fault for each 2 MiB instead of each 4 KiB, and the guest fewer misses of its TLB. A kernel
+/// without them refuses the advice, which costs nothing else.
+#[allow(unsafe_code)]
+fn ask_for_huge_pages(region: &GuestRegionMmap) {
+    // SAFETY: the range is one mapping of ours, which outlives the call, and this advice changes neither what is in it nor
+    // what it is.
+    let advised = unsafe {
+        rustix::mm::madvise(region.as_ptr().cast(), region.size(), rustix::mm::Advice::LinuxHugepage)
+    };
+    if let Err(error) = advised {
+        tracing::debug!("no transparent huge pages for the guest's memory: {error}");
+    }
 }
 
 fn sealed_file(bytes: u64) -> std::io::Result<File> {
