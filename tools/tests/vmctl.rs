@@ -181,11 +181,11 @@ fn a_guest_that_does_not_hear_is_stopped_by_force_only() {
 #[test]
 fn a_change_is_made_to_what_is_there() {
     let served = Served::with_machine();
-    let out = served.done(&["set", "web1", "--cpus", "4", "--no-balloon"]);
-    assert_eq!(out, "changed VM web1; it takes effect when it is started next\n");
+    served.run(&["set", "web1", "--cpus", "4"]).refused(4, &["web1 is running", "stop it first"]);
+    served.done(&["stop", "web1"]);
+    assert_eq!(served.done(&["set", "web1", "--cpus", "4", "--no-balloon"]), "changed VM web1\n");
     assert!(served.done(&["set", "web1", "--cpus", "4"]).starts_with("nothing to do"));
     served.control.state().races = 2;
-    served.done(&["stop", "web1"]);
     assert_eq!(served.done(&["set", "web1", "--memory", "1G"]), "changed VM web1\n");
     let spec = served.control.state().vms.values().next().unwrap().spec.clone();
     assert_eq!((spec.cpus, spec.memory_bytes, spec.memory.balloon), (4, 1 << 30, false));

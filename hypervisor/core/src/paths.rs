@@ -1,7 +1,7 @@
 //! Where the files and sockets of a VM are.
 //!
 //! ```text
-//!   <run_dir>/vms/<name>/       api.sock  console.sock  exit  pid  kernel  initrd       gone after a reboot
+//!   <run_dir>/vms/<name>/       api.sock  console.sock  serial.sock  exit  pid  boot/   gone after a reboot
 //!   <state_dir>/vms/<name>/     console.log[.1]  console.previous[.1]  vmm.log  vmm.previous
 //!   <state_dir>/<name>.vm       what this host has of it
 //! ```
@@ -50,6 +50,11 @@ impl Paths {
     /// The console's socket: the longest path of all sockets.
     pub fn console(&self) -> String {
         format!("{}/console.sock", self.run)
+    }
+
+    /// QEMU's end of the console, for the daemon alone.
+    pub fn serial(&self) -> String {
+        format!("{}/serial.sock", self.run)
     }
 
     /// The console's log.

@@ -108,7 +108,7 @@ pub enum Verb {
     /// pipe there is no escape key, all of it is sent, and the output goes on after its end. The last that was printed is shown
     /// first. After a reset it goes on with the new machine. The newest client has the console; the one before is told.
     Console(ConsoleOptions),
-    /// Change a VM, for its next start; what is not given stays as it is
+    /// Change a VM that is off; what is not given stays as it is
     Set {
         /// Its name
         name: VmName,

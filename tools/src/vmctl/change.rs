@@ -55,19 +55,14 @@ pub(super) async fn set(context: &Context, name: &VmName, options: MachineOption
                 .terminal
                 .done(&before, |vm| format!("nothing to do: VM {} is like that already", vm.name));
         }
-        let path = format!("/v1/vms/{name}?revision={}", before.revision);
+        let path = format!("/v1/vms/{name}?basis={}", before.revision);
         match context.client.put::<VmInfo>(&path, &spec).await {
-            Ok(vm) => return context.terminal.done(&vm, changed),
+            Ok(vm) => return context.terminal.done(&vm, |vm| format!("changed VM {}", vm.name)),
             // Somebody else was quicker: their change is kept.
             Err(failure) if failure.code == "conflict" && attempt < ATTEMPTS => attempt += 1,
             Err(failure) => return Err(failure),
         }
     }
-}
-
-fn changed(vm: &VmInfo) -> String {
-    let when = if vm.status.state.is_active() { "; it takes effect when it is started next" } else { "" };
-    format!("changed VM {}{when}", vm.name)
 }
 
 pub(super) async fn attach(context: &Context, options: AttachOptions) -> Result<()> {
@@ -144,7 +139,6 @@ pub(super) async fn delete(context: &Context, name: &VmName) -> Result<()> {
     };
     let warning = format!("VM {name} is no longer known, and the logs of its console are removed.{stays}");
     context.terminal.confirm_name(&warning, name.as_str(), &what)?;
-    let path = format!("/v1/vms/{name}?revision={}", vm.revision);
-    context.client.empty(Method::DELETE, &path, None::<&()>).await?;
+    context.client.empty(Method::DELETE, &format!("/v1/vms/{name}"), None::<&()>).await?;
     context.terminal.done(&vm, |vm| format!("deleted VM {}", vm.name))
 }

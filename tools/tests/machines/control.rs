@@ -260,23 +260,23 @@ async fn show(Shared(memory): Memories, Of(name): Of<VmName>) -> Answer<VmInfo> 
 
 #[derive(Deserialize)]
 struct Basis {
-    revision: u64,
+    basis: u64,
 }
 
 async fn replace(
     Shared(memory): Memories,
     Of(name): Of<VmName>,
-    Query(basis): Query<Basis>,
+    Query(on): Query<Basis>,
     Body(spec): Body<VmSpec>,
 ) -> Answer<VmInfo> {
     let mut state = memory.state();
     let raced = state.races > 0;
     state.races = state.races.saturating_sub(1);
-    let vm = state.find(&name)?;
+    let vm = state.off(&name)?;
     if raced {
         vm.revision += 1;
     }
-    if vm.revision != basis.revision {
+    if vm.revision != on.basis {
         return fail(ErrorCode::Conflict, format!("VM {name} has changed meanwhile"), "try again");
     }
     vm.spec = spec;

@@ -17,11 +17,6 @@ pub struct Kernel {
     pub cmdline: String,
 }
 
-/// QEMU's control socket (QMP).
-pub fn qmp_socket(machine: Machine<'_>) -> String {
-    machine.paths.api()
-}
-
 /// The arguments. `reconnect` is the option that makes a disk come back after its back end did, as this QEMU spells it:
 /// `reconnect=1` or, from 9.2 on, `reconnect-ms=1000`.
 pub fn arguments(machine: Machine<'_>, boot: &Kernel, reconnect: &str) -> Vec<String> {
@@ -38,10 +33,10 @@ pub fn arguments(machine: Machine<'_>, boot: &Kernel, reconnect: &str) -> Vec<St
     let size = format!("memory-backend-memfd,id=ram,share=on,size={}M", vm.memory_bytes >> 20);
     add("object", size + &huge.unwrap_or_default());
     add("display", "none".to_owned());
-    let (console, log) = (escaped(&paths.console()), escaped(&paths.console_log()));
-    add("chardev", format!("socket,id=console,path={console},server=on,wait=off,logfile={log},logappend=on"));
+    let (serial, log) = (escaped(&paths.serial()), escaped(&paths.console_log()));
+    add("chardev", format!("socket,id=console,path={serial},server=on,wait=off,logfile={log},logappend=on"));
     add("serial", "chardev:console".to_owned());
-    add("chardev", format!("socket,id=qmp,path={},server=on,wait=off", escaped(&qmp_socket(machine))));
+    add("chardev", format!("socket,id=qmp,path={},server=on,wait=off", escaped(&paths.api())));
     add("mon", "chardev=qmp,mode=control".to_owned());
     add("device", "pvpanic-pci".to_owned());
     add("device", "virtio-rng-pci".to_owned());
@@ -66,7 +61,10 @@ pub fn arguments(machine: Machine<'_>, boot: &Kernel, reconnect: &str) -> Vec<St
         add("initrd", initrd.clone());
     }
     add("append", boot.cmdline.clone());
-    all.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    // A reset is heard by the daemon, which starts the VM anew; without one here, QEMU resets its machine by itself. A panic is an
+    // end, with a status of its own.
+    add("action", "reboot=reset,panic=exit-failure".to_owned());
+    all.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
     all
 }
 

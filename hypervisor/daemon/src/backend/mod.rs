@@ -1,4 +1,4 @@
-//! What runs a VM: our vmm under KVM ([`vmm`]), or QEMU. One is chosen when a VM is started ([`Backends::choose`]) and stays
+//! What runs a VM: our vmm under KVM ([`vmm`]), or QEMU ([`qemu`]). One is chosen when a VM is started ([`Backends::choose`]) and stays
 //! its own until it ends.
 //!
 //! A back end says which program is to be started for a VM, when that is ready, and speaks to it then. Starting it, watching it
@@ -6,6 +6,7 @@
 //!
 //! What it must not know: volumes, ports, control groups, the directory.
 
+pub mod qemu;
 pub mod vmm;
 
 use std::fmt::Debug;
@@ -84,7 +85,7 @@ impl Backends {
     pub fn find(config: &Config) -> Self {
         let kvm = capacity::kvm();
         let vmm: Arc<dyn Backend> = Arc::new(vmm::Vmm::new(config, kvm.clone()));
-        Self { kvm, vmm, qemu: None }
+        Self { kvm, vmm, qemu: Some(Arc::new(qemu::Qemu::new(config))) }
     }
 
     /// What is known of KVM.
