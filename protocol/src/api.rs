@@ -25,8 +25,8 @@ pub mod vmm;
 mod volume;
 
 pub use cluster::{
-    BootstrapRequest, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest, JoinToken, Removal,
-    TOKEN_SECONDS_DEFAULT, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest,
+    BootstrapRequest, ChangedHost, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest,
+    JoinToken, Removal, SetHostRequest, TOKEN_SECONDS_DEFAULT, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest,
 };
 pub use disk::{AddDiskRequest, AddedDisk, DiskInfo, DiskList, DiskState};
 pub use document::{DOCUMENTS_WAIT_MAX_S, Document, DocumentInfo, DocumentList, PutDocument};

@@ -48,6 +48,11 @@ impl Client {
         self.json(Method::PUT, path, Some(body)).await
     }
 
+    /// `PATCH path` with a body, as JSON.
+    pub async fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.json(Method::PATCH, path, Some(body)).await
+    }
+
     /// `DELETE path`, as JSON.
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.json(Method::DELETE, path, None::<&()>).await

@@ -206,6 +206,14 @@ fn the_other_nouns_have_tables_and_json() {
     served.run(&["cluster", "join", "ferro1-3600", "--host-name", "g h"]).refused(2, &["host name"]);
     assert!(served.done(&["cluster", "show"]).contains("alpha (01010101-"));
     assert!(served.done(&["host", "show", "0202"]).contains("last seen 2m 5s ago"));
+    let renamed = served.done(&["host", "set", "beta", "--name", "gamma", "--fault-domain", "rack-2"]);
+    assert_eq!(renamed, "host gamma (was beta) is in fault domain rack-2\n");
+    let shared = served.done(&["host", "set", "0202", "--fault-domain", "alpha"]);
+    assert!(shared.contains("volume db and 1 more") && shared.contains("vsanctl status"), "{shared}");
+    assert_eq!(served.json(&["host", "set", "beta", "--name", "b2"])["host"]["name"], "b2");
+    served.run(&["host", "set", "beta", "--name", "b 2"]).refused(2, &["host name"]);
+    served.run(&["host", "set", "beta"]).refused(2, &["--name", "--fault-domain"]);
+    served.run(&["host", "set", "gamma", "--name", "b"]).refused(3, &["no host"]);
     assert_eq!(served.json(&["host", "remove", "beta", "--yes"])["removed"], true);
 
     for name in ["live", "dead"] {

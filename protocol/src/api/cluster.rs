@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ids::{ClusterId, HostId};
+use crate::ids::{ClusterId, HostId, VolumeName};
 
 /// How long a join token is good for unless asked otherwise: one hour.
 pub const TOKEN_SECONDS_DEFAULT: u64 = 3600;
@@ -149,7 +149,7 @@ pub struct HostInfo {
     pub capacity_bytes: u64,
     /// How much of that is taken.
     pub used_bytes: u64,
-    /// How much of that is still to be copied elsewhere, of one that is leaving.
+    /// How much of that is still to be copied elsewhere, of one that is leaving, whatever its state is.
     #[serde(default)]
     pub leaving_bytes: Option<u64>,
     /// How long ago it was last seen, unless it is online.
@@ -165,6 +165,27 @@ pub struct HostInfo {
 pub struct HostList {
     /// By name.
     pub hosts: Vec<HostInfo>,
+}
+
+/// Change what a host is called or what fails together with it; what is left out stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetHostRequest {
+    /// What people call it from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What fails together with it from now on, such as a rack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault_domain: Option<String>,
+}
+
+/// A host that was changed, and what that means.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ChangedHost {
+    /// The host as it is now.
+    pub host: HostInfo,
+    /// The volumes that have copies of a chunk in one fault domain now, by name. Nothing is moved because of that.
+    pub sharing_volumes: Vec<VolumeName>,
 }
 
 /// How far the removal of a host or a disk has come.

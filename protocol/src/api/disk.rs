@@ -63,7 +63,7 @@ pub struct DiskInfo {
     pub used_bytes: u64,
     /// How many components are on it.
     pub components: u32,
-    /// How much of it is still to be copied elsewhere, of one that is leaving.
+    /// How much of it is still to be copied elsewhere, of one that is leaving, whatever its state is.
     #[serde(default)]
     pub leaving_bytes: Option<u64>,
     /// How many blocks failed their checksum since the daemon started.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! * [`lab`] makes hosts and ends them; [`host`] is one of them; [`daemon`] is one daemon of it, [`process`] any program.
-//! * [`disk`] is a real file system on a loop device, which can freeze and fail.
+//! * [`disk`] is a real file system on a loop device, which can freeze and fail; [`held`] is a file of it that does not answer.
 //! * [`checker`] keeps the possible values of every sector; [`workload`] reads and writes a volume against it.
 //! * [`vm`] is a virtual machine on a volume; [`front_end`] is a device of our own vmm without a machine around it. [`network`] is switches, machines on them, and traffic between those; [`cabling`]
 //!   is the physical network that a switch's uplinks lead to.
@@ -25,6 +25,7 @@ pub mod daemon;
 pub mod disk;
 pub mod frames;
 pub mod front_end;
+pub mod held;
 pub mod host;
 pub mod lab;
 pub mod network;

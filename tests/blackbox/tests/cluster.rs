@@ -12,11 +12,13 @@ use ferro_blackbox::disk::LoopDevice;
 use ferro_blackbox::lab::{PEER_PORT, with_hosts};
 use ferro_blackbox::process::run;
 use ferro_blackbox::{Host, LabOptions, eventually, with_lab};
-use ferro_protocol::api::{HealthLevel, HostState};
+use ferro_protocol::api::{ChangedHost, HealthLevel, HostInfo, HostState};
 use ferro_transport::UnixTime;
 use ferro_transport::identity::{CaFingerprint, IdentityDir, IdentityHandle};
 use ferro_transport::tls::{self, Channel};
 use ferro_transport::token::{JoinToken, TokenSecret};
+use ferro_vhost::blk::Sector;
+use ferro_vhost::frontend::{BlkClient, ClientOptions};
 
 fn peer_address(host: &Host) -> SocketAddr {
     (host.address(), PEER_PORT).into()
@@ -334,5 +336,67 @@ fn one_host_alone_works_and_says_when_it_is_full() {
         }
         host.ctl_ok(&["--yes", "volume", "delete", "filler"])?;
         lab.wait_healthy(Duration::from_secs(40)).context("the space of deleted volumes comes back")
+    });
+}
+
+fn shown(watcher: &Host, name: &str) -> Result<HostInfo> {
+    watcher.ctl(&["host", "show", name])
+}
+
+#[test]
+fn a_host_is_renamed_and_moved_to_another_fault_domain() {
+    with_lab(LabOptions::default(), |lab| {
+        let (first, second, third) = (lab.host(1), lab.host(2), lab.host(3));
+        first.create("data", "64M", "mirror:3")?;
+        let mut client = BlkClient::connect(&first.open("data")?, ClientOptions::default())?;
+        client.write(Sector(0), &[7; 4096])?;
+
+        first.ctl_refused(&["host", "set", "host2", "--name", "host3"], "name_taken", 4)?;
+        first.ctl_refused(&["host", "set", "host2", "--fault-domain", "rack 1"], "bad_name", 2)?;
+        first.ctl_usage(&["host", "set", "host2"])?;
+        // A host that is away is changed too, and does not undo it when it is back.
+        second.kill9()?;
+        let set = ["host", "set", "host2", "--name", "beta", "--fault-domain", "rack-1"];
+        let changed: ChangedHost = first.ctl(&set)?;
+        ensure!(changed.host.name == "beta" && changed.sharing_volumes.is_empty(), "{changed:?}");
+        second.start()?;
+        eventually("it follows the directory", Duration::from_secs(30), || {
+            let stored = fs::read_to_string(second.state_dir().join("member.json"))?;
+            ensure!(stored.contains("\"beta\"") && stored.contains("\"rack-1\""), "{stored}");
+            let info = shown(first, "beta")?;
+            ensure!(info.state == HostState::Online && info.fault_domain == "rack-1", "{info:?}");
+            Ok(())
+        })?;
+        lab.wait_healthy(Duration::from_secs(60))?;
+
+        // Two copies in one rack: said at once, and as long as it is so.
+        let changed: ChangedHost = third.ctl(&["host", "set", "host3", "--fault-domain", "rack-1"])?;
+        ensure!(changed.sharing_volumes == ["data".parse()?], "{changed:?}");
+        let health = first.status()?.health;
+        let said =
+            health.reasons.iter().find(|r| r.code == "copies_share_fault_domain").context("not said")?;
+        ensure!(said.message.contains("rack-1") && said.message.contains("data"), "{said:?}");
+        let three = ["volume", "create", "more", "--size", "64M", "--policy", "mirror:3"];
+        first.ctl_refused(&three, "policy_unsatisfiable", 5)?;
+        for host in [second, third] {
+            host.kill9()?;
+            host.start()?;
+        }
+        eventually("it is the same after a restart", Duration::from_secs(30), || {
+            for name in ["beta", "host3"] {
+                let info = shown(first, name)?;
+                ensure!(info.state == HostState::Online && info.fault_domain == "rack-1", "{info:?}");
+            }
+            Ok(())
+        })?;
+        let changed: ChangedHost = first.ctl(&["host", "set", "host3", "--fault-domain", "rack-3"])?;
+        ensure!(changed.sharing_volumes.is_empty(), "{changed:?}");
+        lab.wait_healthy(Duration::from_secs(60))?;
+        first.ctl_ok(&three)?;
+        let mut read = [0; 4096];
+        client.read(Sector(0), &mut read)?;
+        ensure!(read == [7; 4096], "the data has changed");
+        drop(client);
+        first.ctl_ok(&["volume", "close", "data"])
     });
 }

@@ -6,12 +6,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ferro_blackbox::checker::Checker;
 use ferro_blackbox::disk::LoopDisk;
+use ferro_blackbox::held::HeldFile;
 use ferro_blackbox::workload::{Workload, WorkloadOptions};
 use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
 use ferro_protocol::api::{ComponentState, DiskList, DiskState, ObjectDetails};
+use ferro_vhost::blk::Sector;
+use ferro_vhost::frontend::{BlkClient, ClientOptions, Op};
 
 /// What a fault may cost at most: the aim is 2 s. A busy test machine gets twice that.
 const STALL_MAX: Duration = Duration::from_secs(4);
+/// What a request may cost at most that a disk never answers while all copies of it are in sync: a large write is waited for
+/// longest, because only this disk owes it and load may be why (`owner/stuck.rs`).
+const STUCK_MAX: Duration = Duration::from_secs(12);
 /// A fault lasts at least so long: longer than any time-out for silence and than a lease is renewed.
 const FAULT: Duration = Duration::from_secs(6);
 const HEAL_MAX: Duration = Duration::from_secs(60);
@@ -212,5 +218,78 @@ fn a_daemon_stops_although_a_disk_hangs() {
         lab.wait_healthy(HEAL_MAX)?;
         load.verify()?;
         every_copy_is_right(lab, owner, load)
+    });
+}
+
+const MIB: usize = 1 << 20;
+const SECTORS_A_MIB: u64 = (MIB / 512) as u64;
+
+/// Does a request while small writes to the same volume come and go, so that its disk is not silent; says how long the
+/// longest of all took.
+fn amid_writes(client: &mut BlkClient, op: &Op<'_>) -> Result<Duration> {
+    let spare = Sector(40 * SECTORS_A_MIB);
+    let (began, asked) = (Instant::now(), client.submit(0, op)?);
+    let mut longest = Duration::ZERO;
+    loop {
+        let (write_began, write) = (Instant::now(), client.submit(0, &Op::Write(spare, &[9; 4096]))?);
+        let mut ended = None;
+        loop {
+            let completion = client.wait(0, Duration::from_secs(30))?;
+            ensure!(completion.status == 0, "a request failed with status {}", completion.status);
+            if completion.ticket == asked {
+                ended = Some(began.elapsed());
+            } else if completion.ticket == write {
+                break;
+            }
+        }
+        longest = longest.max(write_began.elapsed());
+        if let Some(ended) = ended {
+            return Ok(longest.max(ended));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The disk in the owner's host answers what goes to its journal and never what goes to its data file: it is not silent, and
+/// each of these requests would wait for good.
+#[test]
+fn requests_that_a_disk_never_answers_while_it_answers_others_cost_none() {
+    ferro_blackbox::lab::with_hosts(LabOptions::default(), |lab| {
+        let disk = form_with_loop_disk(lab)?;
+        let owner = lab.host(3);
+        owner.create("data", "64M", "mirror:3")?;
+        let mut client = BlkClient::connect(&owner.open("data")?, ClientOptions::default())?;
+        // Large writes go straight to their place, so reads of them ask the data file.
+        for n in 0..4_u8 {
+            client.write(Sector(u64::from(n) * SECTORS_A_MIB), &vec![n + 1; MIB])?;
+        }
+        let held = HeldFile::hold(&disk.mount().join("data"))?;
+        let mut longest = Duration::ZERO;
+        for n in 0..4_u64 {
+            let op = Op::Read(Sector(n * SECTORS_A_MIB), MIB as u32);
+            longest = longest.max(amid_writes(&mut client, &op)?);
+        }
+        println!("reads that are never answered: the longest request took {} ms", longest.as_millis());
+        eventually("the disk is said to be stuck", Duration::from_secs(10), || {
+            let health = owner.status()?.health;
+            ensure!(health.reasons.iter().any(|r| r.code == "disk_stuck"), "{health:?}");
+            Ok(())
+        })?;
+        // A large write waits for the data file on this disk, and for nothing on the others.
+        let written = vec![77; MIB];
+        let op = Op::Write(Sector(9 * SECTORS_A_MIB), &written);
+        longest = longest.max(amid_writes(&mut client, &op)?);
+        println!("and with a write: {} ms", longest.as_millis());
+        drop(held);
+        lab.wait_healthy(HEAL_MAX)?;
+        let mut read = vec![0; MIB];
+        for n in 0..4_u8 {
+            client.read(Sector(u64::from(n) * SECTORS_A_MIB), &mut read)?;
+            ensure!(read == vec![n + 1; MIB], "MiB {n} is something else");
+        }
+        client.read(Sector(9 * SECTORS_A_MIB), &mut read)?;
+        ensure!(read == written, "the large write is lost");
+        ensure!(longest < STUCK_MAX, "a request took {longest:?}");
+        Ok(())
     });
 }

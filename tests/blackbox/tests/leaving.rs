@@ -220,3 +220,47 @@ fn a_disk_that_was_taken_for_dead_comes_back() {
         Ok(())
     });
 }
+
+#[test]
+fn a_disk_that_leaves_and_dies_is_both() {
+    ferro_blackbox::lab::with_hosts(LabOptions { hosts: 4, ..LabOptions::default() }, |lab| {
+        lab.form_without_disks()?;
+        let (owner, sick, spare) = (lab.host(1), lab.host(3), lab.host(4));
+        for host in [owner, lab.host(2)] {
+            host.add_disk(&host.disks_dir().join("a"), "2G")?;
+        }
+        let dying = lab.loop_disk(sick, "xfs", 3 << 30)?;
+        sick.add_disk(dying.mount(), "2G")?;
+        lab.wait_healthy(SETTLE_MAX)?;
+        owner.create("data", "2G", "mirror:3")?;
+        let mut load = Workload::start(&owner.open("data")?, Checker::new(), WorkloadOptions::new(15))?;
+        load.progress(300, Duration::from_secs(30))?;
+        // The only disk that could take its place is in a host that is away by then: the move begins and waits.
+        spare.add_disk(&spare.disks_dir().join("a"), "2G")?;
+        let id = components(owner, "data")?.iter().find(|c| c.host_name == "host3").context("host3")?.disk;
+        spare.kill9()?;
+        let begun: Removal = owner.ctl(&["--yes", "disk", "remove", &id.to_string(), "--no-wait"])?;
+        ensure!(!begun.removed, "{begun:?}");
+
+        dying.fail()?;
+        eventually("it is said to have failed while it was leaving", Duration::from_secs(30), || {
+            let both = disk(owner, id)?.context("it is gone")?;
+            ensure!(both.state == DiskState::Failed && both.leaving_bytes.is_some_and(|b| b > 0), "{both:?}");
+            let health = owner.status()?.health;
+            let said = health.reasons.iter().find(|r| r.code == "disk_failed").context("not said")?;
+            ensure!(said.message.contains("is leaving and has failed"), "{said:?}");
+            Ok(())
+        })?;
+        // Its data comes from the others, then it goes as if it had been well.
+        spare.start()?;
+        eventually("it is gone, and the copy is elsewhere", SETTLE_MAX, || {
+            ensure!(disk(owner, id)?.is_none(), "it is still there");
+            let all = all_in_sync(owner, "data", 6)?;
+            ensure!(all.iter().any(|c| c.host_name == "host4"), "{all:?}");
+            Ok(())
+        })?;
+        load.verify()?;
+        load.finish()?;
+        owner.ctl_ok(&["volume", "close", "data"])
+    });
+}

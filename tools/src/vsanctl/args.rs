@@ -166,6 +166,21 @@ pub enum HostVerb {
         /// Its name, its id or the beginning of its id
         host: String,
     },
+    /// Change what a host is called, or what fails together with it
+    ///
+    /// Both hold at once and everywhere, for a host that is away too. Copies that are placed already stay where they are; the
+    /// volumes whose copies share a fault domain then are named, here and in `status`.
+    #[command(group(clap::ArgGroup::new("change").required(true).multiple(true)))]
+    Set {
+        /// Its name, its id or the beginning of its id
+        host: String,
+        /// What it is called from now on
+        #[arg(long, value_name = "NAME", group = "change")]
+        name: Option<String>,
+        /// What fails together with it from now on, such as a rack
+        #[arg(long, value_name = "NAME", group = "change")]
+        fault_domain: Option<String>,
+    },
     /// Take a host out of the cluster, with its disks
     ///
     /// What its disks hold is copied to others first, then it goes by itself. Refused at once if the other hosts can't keep

@@ -1,11 +1,12 @@
 //! `cluster` and `host`.
 
+use std::fmt::Write as _;
 use std::io::Read;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ferro_protocol::api::{
-    BootstrapRequest, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest, JoinToken,
-    TokenInfo, TokenRequest, format_size,
+    BootstrapRequest, ChangedHost, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest,
+    JoinToken, SetHostRequest, TokenInfo, TokenRequest, format_size,
 };
 
 use super::args::{HostVerb, MemberOptions};
@@ -99,6 +100,13 @@ pub(super) async fn host(context: &Context, verb: HostVerb) -> Result<()> {
             let info = resolve::host(context, &host).await?;
             terminal.answer(&info, one_host)
         }
+        HostVerb::Set { host, name, fault_domain } => {
+            let info = resolve::host(context, &host).await?;
+            let request = SetHostRequest { name, fault_domain };
+            let changed: ChangedHost =
+                context.client.patch(&format!("/v1/hosts/{}", info.id), &request).await?;
+            terminal.done(&changed, |changed| changed_words(&info.name, changed))
+        }
         HostVerb::Remove { host, options } => {
             let info = resolve::host(context, &host).await?;
             let leaver = Leaver {
@@ -113,6 +121,22 @@ pub(super) async fn host(context: &Context, verb: HostVerb) -> Result<()> {
     }
 }
 
+/// What became of a host, and what that means for copies that are placed already.
+fn changed_words(before: &str, changed: &ChangedHost) -> String {
+    let ChangedHost { host, sharing_volumes } = changed;
+    let was = if host.name == before { String::new() } else { format!(" (was {})", printable(before)) };
+    let mut words =
+        format!("host {}{was} is in fault domain {}", printable(&host.name), printable(&host.fault_domain));
+    if let [first, rest @ ..] = sharing_volumes.as_slice() {
+        let others = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        let _ = write!(
+            words,
+            "; volume {first}{others} has copies that share it now, and nothing moves them by itself: see `vsanctl status`"
+        );
+    }
+    words
+}
+
 fn state_style(state: HostState) -> (Style, &'static str) {
     match state {
         HostState::Online => (Style::Good, "online"),
@@ -120,6 +144,12 @@ fn state_style(state: HostState) -> (Style, &'static str) {
         HostState::Joining => (Style::Warn, "joining"),
         HostState::Leaving => (Style::Warn, "leaving"),
     }
+}
+
+/// Says of a host that leaves that it does, also where its state is something worse.
+fn and_leaving(state: String, host: &HostInfo) -> String {
+    let hidden = host.leaving_bytes.is_some() && host.state != HostState::Leaving;
+    if hidden { format!("{state}, leaving") } else { state }
 }
 
 fn role_name(role: HostRole) -> &'static str {
@@ -143,6 +173,7 @@ pub(super) fn host_table(hosts: &[HostInfo], wide: bool) -> Table {
             Some(ago) if host.state == HostState::Offline => format!("{state} for {}", duration(ago)),
             _ => state.to_owned(),
         };
+        let state = and_leaving(state, host);
         let mut row: Vec<Cell> = vec![
             format!("{}{}", host.name, if host.this_host { "*" } else { "" }).into(),
             Cell::styled(style, state),
@@ -175,7 +206,7 @@ fn one_host(host: &HostInfo, paint: Paint) -> String {
     let lines = [
         ("name", format!("{}{}", printable(&host.name), if host.this_host { " (this host)" } else { "" })),
         ("id", host.id.to_string()),
-        ("state", format!("{}{seen}", paint.text(style, state))),
+        ("state", format!("{}{seen}", paint.text(style, &and_leaving(state.to_owned(), host)))),
         ("role", role_name(host.role).to_owned()),
         ("fault domain", printable(&host.fault_domain)),
         ("addresses", printable(&host.addresses.join(", "))),

@@ -94,6 +94,13 @@ fn state_style(state: DiskState) -> (Style, &'static str) {
     }
 }
 
+/// In words. A disk that leaves and has failed meanwhile is both.
+fn state_words(disk: &DiskInfo) -> (Style, String) {
+    let (style, state) = state_style(disk.state);
+    let hidden = disk.leaving_bytes.is_some() && disk.state != DiskState::Leaving;
+    (style, if hidden { format!("{state}, leaving") } else { state.to_owned() })
+}
+
 fn disk_table(disks: &[DiskInfo], wide: bool) -> Table {
     let mut head = vec!["ID", "HOST", "PATH", "STATE", ">USED", ">CAPACITY", ">USE%"];
     if wide {
@@ -101,7 +108,7 @@ fn disk_table(disks: &[DiskInfo], wide: bool) -> Table {
     }
     let mut table = Table::new(&head);
     for disk in disks {
-        let (style, state) = state_style(disk.state);
+        let (style, state) = state_words(disk);
         let id = disk.id.to_string();
         let shown = if wide { &id[..] } else { &id[..8] };
         let mut row: Vec<Cell> = vec![
@@ -124,13 +131,13 @@ fn disk_table(disks: &[DiskInfo], wide: bool) -> Table {
 }
 
 fn one_disk(disk: &DiskInfo, paint: Paint) -> String {
-    let (style, state) = state_style(disk.state);
+    let (style, state) = state_words(disk);
     let reason = disk.reason.as_ref().map_or(String::new(), |reason| format!(": {}", printable(reason)));
     facts(&[
         ("id", disk.id.to_string()),
         ("host", format!("{} ({})", printable(&disk.host_name), disk.host)),
         ("path", printable(&disk.path)),
-        ("state", format!("{}{reason}", paint.text(style, state))),
+        ("state", format!("{}{reason}", paint.text(style, &state))),
         (
             "capacity",
             format!("{} of {} used", format_size(disk.used_bytes), format_size(disk.capacity_bytes)),

@@ -7,12 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferro_protocol::api::{
-    AddedDisk, ApiError, BootstrapRequest, BrokenLock, Capacity, ChunkInfo, ClusterInfo, ComponentInfo,
-    ComponentState, DiskCounters, DiskInfo, DiskState, Document, DocumentInfo, DocumentList, ErrorCode,
-    Health, HealthLevel, HealthReason, HostInfo, HostRole, HostState, JoinRequest, JoinToken, LockInfo,
-    ObjectDetails, ObjectInfo, OpenedVolume, OperationCounters, PutDocument, Redundancy, Removal, ResyncInfo,
-    ResyncKind, ResyncList, ResyncState, ResyncTotals, Status, TokenInfo, TopSample, Transfer,
-    TransferDirection, TransferEnded, TransferOutcome, VolumeCounters, VolumeInfo, VolumeOwner,
+    AddedDisk, ApiError, BootstrapRequest, BrokenLock, Capacity, ChangedHost, ChunkInfo, ClusterInfo,
+    ComponentInfo, ComponentState, DiskCounters, DiskInfo, DiskState, Document, DocumentInfo, DocumentList,
+    ErrorCode, Health, HealthLevel, HealthReason, HostInfo, HostRole, HostState, JoinRequest, JoinToken,
+    LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, OperationCounters, PutDocument, Redundancy, Removal,
+    ResyncInfo, ResyncKind, ResyncList, ResyncState, ResyncTotals, SetHostRequest, Status, TokenInfo,
+    TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeCounters, VolumeInfo,
+    VolumeOwner,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{
@@ -245,6 +246,17 @@ impl ControlPlane for Memory {
 
     async fn hosts(&self) -> Result<Vec<HostInfo>> {
         Ok(hosts())
+    }
+
+    async fn set_host(&self, id: HostId, request: SetHostRequest) -> Result<ChangedHost> {
+        let SetHostRequest { name, fault_domain } = request;
+        let state = if id == HERE { HostState::Online } else { HostState::Offline };
+        let mut changed = host(id, name.as_deref().unwrap_or("beta"), state);
+        changed.fault_domain = fault_domain.unwrap_or(changed.fault_domain);
+        let shares = changed.fault_domain == HERE_NAME;
+        let sharing_volumes =
+            if shares { vec!["db".parse().unwrap(), "web".parse().unwrap()] } else { vec![] };
+        Ok(ChangedHost { host: changed, sharing_volumes })
     }
 
     async fn keep_host(&self, _: HostId) -> Result<()> {

@@ -59,6 +59,7 @@ routes! {
     post "/v1/cluster/tokens" => handlers::create_token,
     post "/v1/cluster/join" => handlers::join,
     get "/v1/hosts" => handlers::hosts,
+    patch "/v1/hosts/{id}" => handlers::set_host,
     delete "/v1/hosts/{id}" => handlers::remove_host,
     delete "/v1/hosts/{id}/removal" => handlers::keep_host,
     get "/v1/disks" => handlers::disks,

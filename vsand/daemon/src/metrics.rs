@@ -230,6 +230,13 @@ fn disks(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     )?;
     counter(out, "disk_data_flushes", "Flushes of the data file", sample.disks(|d| d.data_flushes))?;
     counter(out, "disk_destages", "Writes of blocks to their place", sample.disks(|d| d.destages))?;
+    counter(out, "disk_destaged_blocks", "Blocks in them", sample.disks(|d| d.destaged_blocks))?;
+    counter(
+        out,
+        "disk_absorbed_blocks",
+        "Blocks that were written again before they had gone to their place",
+        sample.disks(|d| d.absorbed_blocks),
+    )?;
     counter(
         out,
         "disk_direct_writes",

@@ -114,6 +114,8 @@ pub(crate) struct Tables {
     pub(crate) epochs: HashMap<ObjectId, Epoch>,
     pub(crate) alloc: Allocator,
     pub(crate) overlay_blocks: usize,
+    /// Blocks that were written again before they had gone to their place.
+    pub(crate) absorbed: u64,
     dirty_slots: Vec<ExtentKey>,
     dirty_components: Vec<usize>,
     dirty_epochs: Vec<ObjectId>,
@@ -136,6 +138,7 @@ impl Tables {
             epochs: loaded.epochs.into_iter().collect(),
             alloc: Allocator::new(extents),
             overlay_blocks: 0,
+            absorbed: 0,
             dirty_slots: Vec::new(),
             dirty_components: Vec::new(),
             dirty_epochs: Vec::new(),
@@ -362,18 +365,19 @@ impl Tables {
         let slot = self.open(meta, w.key)?;
         let blocks = slot.blocks.as_mut().expect("open loads them");
         let overlay = slot.overlay.get_or_insert_default();
-        let (mut taken, mut added) = (false, 0);
+        let (mut taken, mut added) = (0, 0);
         for (n, block) in w.blocks().enumerate() {
             if !w.force && blocks.version(block) >= w.version {
                 continue;
             }
-            taken = true;
+            taken += 1;
             blocks.set(block, w.version, Some(w.crcs[n]));
             let bytes = data.slice(n * BLOCK_BYTES..(n + 1) * BLOCK_BYTES);
             added += usize::from(!overlay.insert(block, batch, bytes));
         }
         self.overlay_blocks += added;
-        if taken {
+        self.absorbed += (taken - added) as u64;
+        if taken > 0 {
             self.attach(w.key, w.phys)?;
             self.mark(w.key, w.range, w.force, w.version);
         }

@@ -350,10 +350,21 @@ impl Model {
     }
 }
 
+/// Where a workload writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Places {
+    /// Anywhere, by a few blocks or by whole extents: all ways that data can go.
+    Anywhere,
+    /// Mostly to the same few blocks: the journal wraps while they are written again and again before they go to their place,
+    /// and while they are on their way there.
+    Same,
+}
+
 /// Makes operations. Versions rise, mostly; forced ones may bring lower versions, each with content of its own.
 struct Workload {
     rng: ChaCha8Rng,
     seq: u64,
+    places: Places,
 }
 
 impl Workload {
@@ -361,8 +372,12 @@ impl Workload {
         let rng = &mut self.rng;
         let (o, index) = COMPONENTS[rng.random_range(0..COMPONENTS.len())];
         let chunk = chunk(o, index);
-        let count = [1, 1, 1, 2, 3, 16, 40, 100, 200, 256, 256][rng.random_range(0..11)];
+        let count = match self.places {
+            Places::Anywhere => [1, 1, 1, 2, 3, 16, 40, 100, 200, 256, 256][rng.random_range(0..11)],
+            Places::Same => [1, 1, 2, 3, 8, 24][rng.random_range(0..6)],
+        };
         let first = match rng.random_range(0..3) {
+            _ if self.places == Places::Same && rng.random_bool(0.9) => rng.random_range(0..40),
             0 if count == 256 => rng.random_range(0..BLOCKS / 256) * 256,
             0 | 1 => rng.random_range(0..100),
             _ => rng.random_range(0..BLOCKS - count),
@@ -378,7 +393,11 @@ impl Workload {
         // The low bits keep versions of different makers apart.
         let version = |kind: u64| Version { epoch: Epoch(1), seq: Seq(seq * 4 + kind) };
         let watermark = Seq(self.seq * 2);
-        let (op, effect) = match rng.random_range(0..100) {
+        let kind = match self.places {
+            Places::Same if rng.random_bool(0.8) => 0,
+            _ => rng.random_range(0..100),
+        };
+        let (op, effect) = match kind {
             0..70 => {
                 let version = version(0);
                 let data = content(range, version);
@@ -513,14 +532,23 @@ fn open_and_check(dir: &Path, model: &mut Model, what: &str) {
     model.check(&mut disk, what);
 }
 
-fn one_seed(seed: u64, lives: usize, changes_a_life: usize, cuts_a_life: usize) -> usize {
+/// How much is done with a seed.
+#[derive(Clone, Copy)]
+struct Extent {
+    lives: usize,
+    changes_a_life: usize,
+    cuts_a_life: usize,
+}
+
+fn one_seed(seed: u64, places: Places, extent: Extent) -> usize {
+    let Extent { lives, changes_a_life, cuts_a_life } = extent;
     let dir = temp_dir();
     let formatted = dir.path().join("formatted");
     // Every third disk is too small: there, space that checkpoints free is what changes wait for.
     let capacity = if seed.is_multiple_of(3) { 16 << 20 } else { 32 << 20 };
     Store::format(&formatted, &options(capacity)).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut work = Workload { rng: ChaCha8Rng::seed_from_u64(seed ^ 0xaaaa), seq: 0 };
+    let mut work = Workload { rng: ChaCha8Rng::seed_from_u64(seed ^ 0xaaaa), seq: 0, places };
     let mut image = Image::default();
     let mut model = Model::new();
     let mut checked = 0;
@@ -533,7 +561,14 @@ fn one_seed(seed: u64, lives: usize, changes_a_life: usize, cuts_a_life: usize) 
         disk.dawdle = Some(ChaCha8Rng::seed_from_u64(seed ^ 0x55));
         let changes = live(&mut disk, &mut work, changes_a_life, &log);
         let stats = disk.store.stats();
-        assert!(stats.checkpoints > 0 && stats.direct_writes > 0 && stats.destages > 0, "{stats:?}");
+        assert!(stats.checkpoints > 0 && stats.destages > 0, "{stats:?}");
+        match places {
+            Places::Anywhere => assert!(stats.direct_writes > 0, "{stats:?}"),
+            Places::Same => {
+                assert!(stats.absorbed_blocks > stats.destaged_blocks, "{stats:?}");
+                assert!(stats.destaged_blocks > stats.destages, "{stats:?}");
+            }
+        }
         drop(disk);
         std::fs::remove_dir_all(&place).unwrap();
         let log = log.lock().unwrap().clone();
@@ -572,9 +607,10 @@ fn one_seed(seed: u64, lives: usize, changes_a_life: usize, cuts_a_life: usize) 
     checked
 }
 
-fn seeds(range: std::ops::Range<u64>) {
+fn seeds(range: std::ops::Range<u64>, places: Places) {
+    let extent = Extent { lives: 2, changes_a_life: 120, cuts_a_life: 40 };
     for seed in range {
-        let cuts = one_seed(seed, 2, 120, 40);
+        let cuts = one_seed(seed, places, extent);
         assert!(cuts > 60, "seed {seed}: only {cuts} cuts");
     }
 }
@@ -582,12 +618,40 @@ fn seeds(range: std::ops::Range<u64>) {
 // Two tests, so that two cores share the work.
 #[test]
 fn no_cut_loses_or_mixes_anything_a() {
-    seeds(1..4);
+    seeds(1..4, Places::Anywhere);
 }
 
 #[test]
 fn no_cut_loses_or_mixes_anything_b() {
-    seeds(101..104);
+    seeds(101..104, Places::Anywhere);
+}
+
+#[test]
+fn no_cut_harms_blocks_that_stay_in_the_journal() {
+    let extent = Extent { lives: 3, changes_a_life: 500, cuts_a_life: 40 };
+    for seed in 201..203 {
+        let cuts = one_seed(seed, Places::Same, extent);
+        assert!(cuts > 90, "seed {seed}: only {cuts} cuts");
+    }
+}
+
+/// Short lives, each cut after each of its events.
+fn at_every_event(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        let extent = Extent { lives: 1, changes_a_life: 60, cuts_a_life: usize::MAX };
+        let cuts = one_seed(seed, Places::Anywhere, extent);
+        assert!(cuts > 150, "seed {seed}: only {cuts} cuts");
+    }
+}
+
+#[test]
+fn no_event_is_a_bad_moment_a() {
+    at_every_event(301..303);
+}
+
+#[test]
+fn no_event_is_a_bad_moment_b() {
+    at_every_event(401..403);
 }
 
 /// Many more, by hand: `POWER_CUT_SEEDS=1000 cargo test --release -p vsand-store --test power_cut -- --ignored`.
@@ -596,6 +660,9 @@ fn no_cut_loses_or_mixes_anything_b() {
 fn many_seeds_at_every_event() {
     let count = std::env::var("POWER_CUT_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
     for seed in 1000..1000 + count {
-        println!("seed {seed}: {} cuts", one_seed(seed, 4, 120, usize::MAX));
+        let (places, changes_a_life) =
+            if seed % 2 == 0 { (Places::Anywhere, 120) } else { (Places::Same, 500) };
+        let extent = Extent { lives: 4, changes_a_life, cuts_a_life: usize::MAX };
+        println!("seed {seed}: {} cuts", one_seed(seed, places, extent));
     }
 }

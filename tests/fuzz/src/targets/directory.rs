@@ -166,6 +166,12 @@ pub(super) fn command_seeds() -> Vec<Vec<u8>> {
         Command::LeaveDisk { disk, departure: Some(Departure::WhenEmpty) },
         Command::LeaveHost { host: host_id(2), departure: Some(Departure::AtOnce) },
         Command::Trim { basis, chunk },
+        Command::SetHost {
+            host: host_id(1),
+            address: None,
+            name: Some("h1-new".to_owned()),
+            fault_domain: Some("d0".to_owned()),
+        },
     ];
     let encode = |command: &Command| postcard::to_stdvec(command).expect("plain data encodes");
     let mut seeds: Vec<Vec<u8>> = more.iter().map(encode).collect();
@@ -207,7 +213,7 @@ fn believed(source: &mut Source<'_>, state: &State) -> Basis {
 }
 
 fn choose(source: &mut Source<'_>, state: &State) -> Command {
-    let kind = source.below(23);
+    let kind = source.below(24);
     let basis = believed(source, state);
     let (object, epoch) = (basis.object, basis.epoch);
     let (host_n, disk_n) = (source.below(5), source.below(6));
@@ -285,6 +291,12 @@ fn choose(source: &mut Source<'_>, state: &State) -> Command {
             }
         }
         21 => Command::Trim { basis, chunk },
+        22 => Command::SetHost {
+            host: host_of,
+            address: source.rarely(4).then(|| host(host_n, 0).address),
+            name: source.rarely(2).then(|| format!("h{}", source.below(5))),
+            fault_domain: source.rarely(2).then(|| format!("d{}", source.below(5))),
+        },
         _ => {
             let name: DocumentName = format!("k/{}", source.below(4)).parse().expect("a name");
             let basis = state.documents.get(&name).map_or(0, |document| document.revision);

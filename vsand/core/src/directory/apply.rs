@@ -1,5 +1,6 @@
 //! [`State::apply`]: every command checked in full before anything is changed.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
@@ -75,6 +76,9 @@ impl State {
             Command::LeaveDisk { disk, departure } => self.leave_disk(disk, departure),
             Command::LeaveHost { host, departure } => self.leave_host(host, departure),
             Command::Trim { basis, chunk } => self.trim(index, basis, chunk),
+            Command::SetHost { host, address, name, fault_domain } => {
+                self.set_host(host, address, name, fault_domain)
+            }
         }
     }
 
@@ -91,6 +95,29 @@ impl State {
         }
         self.hosts.insert(host.id, host);
         Ok(Outcome::Done)
+    }
+
+    fn set_host(
+        &mut self,
+        host: HostId,
+        address: Option<SocketAddr>,
+        name: Option<String>,
+        fault_domain: Option<String>,
+    ) -> Applied {
+        let mut changed = self.hosts.get(&host).ok_or(Refused::NoHost(host))?.clone();
+        // Until its lease begins, the host itself says what it is called, and would say so after this.
+        if changed.lease == 0 && (name.is_some() || fault_domain.is_some()) {
+            return Err(Refused::HostNotUp(host));
+        }
+        if let Some(name) = name {
+            if let Some(other) = self.hosts.values().find(|h| h.name == name && h.id != host) {
+                return Err(Refused::HostNameTaken { name, by: other.id });
+            }
+            changed.name = name;
+        }
+        changed.address = address.unwrap_or(changed.address);
+        changed.fault_domain = fault_domain.unwrap_or(changed.fault_domain);
+        self.put_host(changed)
     }
 
     fn remove_host(&mut self, index: u64, host: HostId) -> Applied {

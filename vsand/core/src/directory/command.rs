@@ -245,6 +245,18 @@ pub enum Command {
         /// The revision that the proposer has seen.
         basis: u64,
     },
+    /// Something of a host's record changes; what is `None` stays. Components stay where they are: a new fault domain counts
+    /// for what is placed from now on.
+    SetHost {
+        /// The host.
+        host: HostId,
+        /// Where its `vsand` listens.
+        address: Option<SocketAddr>,
+        /// What people call it; no other host may be called so. Refused until the host has come up and said what it is called.
+        name: Option<String>,
+        /// What it shares with the hosts that would fail with it. Refused as the name.
+        fault_domain: Option<String>,
+    },
 }
 
 /// What an accepted command brought.
@@ -411,6 +423,17 @@ pub enum Refused {
     /// The chunk needs all its components.
     #[error("chunk {} needs all its components", .0.0)]
     NothingSpare(ChunkIndex),
+    /// The name belongs to another host.
+    #[error("host {by} is called {name} already")]
+    HostNameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        by: HostId,
+    },
+    /// The host was let in and has not come up yet.
+    #[error("host {0} has not come up yet")]
+    HostNotUp(HostId),
 }
 
 /// Why a join token is refused.

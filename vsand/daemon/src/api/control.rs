@@ -14,10 +14,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferro_protocol::api::{
-    AddedDisk, ApiError, BootstrapRequest, BrokenLock, ClusterInfo, DiskInfo, Document, DocumentList,
-    HostInfo, JoinRequest, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, Policy, PutDocument, Removal,
-    ResyncList, Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome,
-    VolumeInfo,
+    AddedDisk, ApiError, BootstrapRequest, BrokenLock, ChangedHost, ClusterInfo, DiskInfo, Document,
+    DocumentList, HostInfo, JoinRequest, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, Policy,
+    PutDocument, Removal, ResyncList, SetHostRequest, Status, TokenInfo, TopSample, Transfer,
+    TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -77,6 +77,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Refused if the other hosts can't keep all volumes as their policies ask. With `force` it goes at once, unless that
     /// would lose data.
     async fn remove_host(&self, host: HostId, force: bool) -> Result<Removal>;
+    /// Change what a host is called or what fails together with it; at least one of both is given.
+    async fn set_host(&self, host: HostId, request: SetHostRequest) -> Result<ChangedHost>;
     /// Keep a host that is leaving after all.
     async fn keep_host(&self, host: HostId) -> Result<()>;
 

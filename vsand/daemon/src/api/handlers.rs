@@ -5,9 +5,9 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::{
-    AddDiskRequest, AddedDisk, ApiError, BootstrapRequest, BrokenLock, CHUNKS_PAGE_MAX, ClusterInfo,
-    DiskInfo, DiskList, ErrorCode, HostList, JoinRequest, LockList, ObjectDetails, ObjectList, Removal,
-    ResyncList, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
+    AddDiskRequest, AddedDisk, ApiError, BootstrapRequest, BrokenLock, CHUNKS_PAGE_MAX, ChangedHost,
+    ClusterInfo, DiskInfo, DiskList, ErrorCode, HostList, JoinRequest, LockList, ObjectDetails, ObjectList,
+    Removal, ResyncList, SetHostRequest, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
 };
 use ferro_protocol::ids::ChunkIndex;
 use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, bad_request};
@@ -89,6 +89,26 @@ fn label(text: Option<&str>, what: &str) -> Result<(), ApiError> {
     responses((status = 200, body = HostList), (status = "default", body = ApiError)))]
 pub(super) async fn hosts(State(api): State<Api>) -> Answer<HostList> {
     Ok(Json(HostList { hosts: api.control.hosts().await? }))
+}
+
+/// Change what a host is called or what fails together with it. Copies stay where they are: a new fault domain counts for what
+/// is placed from now on, and the answer names the volumes whose copies share one now.
+#[utoipa::path(patch, path = "/v1/hosts/{id}", tag = "hosts", request_body = SetHostRequest,
+    params(("id" = String, Path, description = "the host's id")),
+    responses((status = 200, body = ChangedHost), (status = "default", body = ApiError)))]
+pub(super) async fn set_host(
+    State(api): State<Api>,
+    Path(host): Path<String>,
+    Body(request): Body<SetHostRequest>,
+) -> Answer<ChangedHost> {
+    let host = id(&host, "host")?;
+    if request == SetHostRequest::default() {
+        let message = format!("nothing of host {host} is to be changed");
+        return Err(bad_request(message, "give a name, a fault domain or both").into());
+    }
+    label(request.name.as_deref(), "host name")?;
+    label(request.fault_domain.as_deref(), "fault domain")?;
+    Ok(Json(api.control.set_host(host, request).await?))
 }
 
 /// How something leaves.

@@ -22,6 +22,7 @@ use super::{documents, handlers, transfers, volumes};
         handlers::create_token,
         handlers::join,
         handlers::hosts,
+        handlers::set_host,
         handlers::remove_host,
         handlers::keep_host,
         handlers::disks,

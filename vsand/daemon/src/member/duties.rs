@@ -111,8 +111,11 @@ async fn tell_dead_disk(member: Arc<Member>, disk: DiskId, reason: String) {
     }
 }
 
-/// Renews this host's lease, and with it the right to serve reads.
+/// Renews this host's lease, and with it the right to serve reads, from when the cluster knows what this host is called.
 pub async fn renew_lease(member: Arc<Member>) {
+    if member.announced.subscribe().wait_for(|announced| *announced).await.is_err() {
+        return;
+    }
     loop {
         let sent = clock::mono();
         let renewal = Command::RenewLease { host: member.host() };
@@ -142,38 +145,6 @@ pub async fn renew_lease(member: Arc<Member>) {
             () = tokio::time::sleep(pause) => {}
             () = member.renew_now.notified() => {}
         }
-    }
-}
-
-/// Puts this host's record and its disks in the directory, and keeps them right.
-pub async fn announce(member: Arc<Member>) {
-    loop {
-        let wanted = member.host_record();
-        let state = member.state();
-        let known = state.hosts.get(&wanted.id).cloned();
-        let right = known.as_ref().is_some_and(|k| {
-            k.name == wanted.name && k.address == wanted.address && k.fault_domain == wanted.fault_domain
-        });
-        // A host that others know and that is not among them was removed: it does not put itself back. The first host of all
-        // does.
-        let removed = known.is_none() && !state.hosts.is_empty();
-        let done = right
-            || removed
-            || match member.propose(&Command::PutHost { host: wanted }).await {
-                Ok(Ok(_)) => true,
-                Ok(Err(refused)) => {
-                    tracing::error!(%refused, "the cluster does not take this host's name or address");
-                    false
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "the cluster directory can't be reached yet");
-                    false
-                }
-            };
-        if done && !removed {
-            member.disks.announce(&member).await;
-        }
-        tokio::time::sleep(Duration::from_secs(if done && !removed { 10 } else { 1 })).await;
     }
 }
 

@@ -9,6 +9,7 @@
 //! A `Member` is shared by the API and the tasks. What it must not know: HTTP, how the data loop works inside.
 
 pub mod admission;
+mod announce;
 pub mod connections;
 pub mod departure;
 pub mod devices;
@@ -30,12 +31,11 @@ use ferro_transport::identity::{CaError, HOST_CERT_LIFETIME, IdentityDir, Identi
 use ferro_transport::tls::{BindError, Endpoint};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
-use vsand_core::directory::{Command, HostRecord, Outcome, Refused, State};
+use vsand_core::directory::{Command, Outcome, Refused, State};
 use vsand_core::lease::Watcher;
 use vsand_directory::{Config as DirectoryConfig, Directory, DirectoryError};
 
 use crate::config::Config;
-use crate::data::clock;
 use crate::data::port::{ConnectionId, DataHandle, Event};
 use crate::plane::remote::Reporter;
 use disks::{DiskError, Disks};
@@ -49,7 +49,7 @@ const DIRECTORY_STOP_MAX: Duration = Duration::from_secs(2);
 pub const PROPOSE_MAX: Duration = Duration::from_secs(10);
 
 /// What this host knows of its membership before anything runs; `member.json` in the state directory.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Membership {
     /// The version of this file.
@@ -67,6 +67,10 @@ pub struct Membership {
     pub founder: bool,
     /// Its part of the directory was opened before: if the files are gone now, something is wrong.
     pub took_part: bool,
+    /// The cluster knows the name and the fault domain. From then on they are the directory's: `vsanctl host set` changes them
+    /// there, and what stands here follows.
+    #[serde(default)]
+    pub announced: bool,
 }
 
 /// Why a member could not start.
@@ -107,7 +111,7 @@ pub enum StartError {
 pub struct Member {
     /// The settings.
     pub config: Arc<Config>,
-    /// Who this host is.
+    /// Who this host was when it started; what it is called may have changed since.
     pub membership: Membership,
     /// The certificates' files.
     pub identity_dir: IdentityDir,
@@ -132,6 +136,9 @@ pub struct Member {
     /// Opening and closing are done one after the other.
     pub(crate) opening: tokio::sync::Mutex<()>,
     next_connection: AtomicU64,
+    /// The directory has this host's record as it should be. Its lease begins only then, and what an operator changes of the
+    /// record is refused before, so that the host does not undo it.
+    pub(crate) announced: tokio::sync::watch::Sender<bool>,
     /// Asks for a renewal of the lease at once.
     pub(crate) renew_now: tokio::sync::Notify,
     /// Hosts to which the data connection broke.
@@ -188,7 +195,7 @@ impl Member {
                     setting,
                     configured = %says,
                     in_use = %is,
-                    "this setting counts only at bootstrap or join; the host keeps what it joined with"
+                    "this setting counts only at bootstrap or join; to change it, use `vsanctl host set`"
                 );
             }
         }
@@ -232,6 +239,7 @@ impl Member {
 
         let (broken, breaks) = tokio::sync::mpsc::unbounded_channel();
         let disks = Disks::load(&config.state_dir, config.debug_faults)?;
+        let announced = membership.announced;
         let member = Arc::new(Self {
             config,
             membership,
@@ -247,6 +255,7 @@ impl Member {
             taken_up: AtomicBool::new(false),
             opening: tokio::sync::Mutex::new(()),
             next_connection: AtomicU64::new(1),
+            announced: tokio::sync::watch::Sender::new(announced),
             renew_now: tokio::sync::Notify::new(),
             broken,
         });
@@ -266,7 +275,7 @@ impl Member {
         tokio::spawn(duties::events(Arc::clone(member), events));
         tokio::spawn(duties::watch(Arc::clone(member), breaks));
         tokio::spawn(duties::renew_lease(Arc::clone(member)));
-        tokio::spawn(duties::announce(Arc::clone(member)));
+        tokio::spawn(announce::announce(Arc::clone(member)));
         tokio::spawn(duties::choose_voters(Arc::clone(member)));
         tokio::spawn(duties::report_usage(Arc::clone(member)));
         tokio::spawn(duties::remove_leftovers(Arc::clone(member)));
@@ -307,18 +316,6 @@ impl Member {
 
     pub(crate) fn fresh_connection(&self) -> ConnectionId {
         ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// This host's own record for the directory.
-    pub fn host_record(&self) -> HostRecord {
-        HostRecord {
-            id: self.host(),
-            name: self.membership.name.clone(),
-            address: self.config.advertised(),
-            fault_domain: self.membership.fault_domain.clone(),
-            joined_unix_s: clock::unix_s(),
-            lease: 0,
-        }
     }
 
     /// Stops: guests' sockets are closed, disks are checkpointed. Locks stay, so that the volumes are opened again at the

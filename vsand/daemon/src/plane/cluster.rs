@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferro_protocol::api::{
-    ApiError, BootstrapRequest, Capacity, ClusterInfo, ErrorCode, JoinRequest, JoinToken as TokenText,
-    ResyncTotals, Status, TokenInfo,
+    ApiError, BootstrapRequest, Capacity, ChangedHost, ClusterInfo, ErrorCode, JoinRequest,
+    JoinToken as TokenText, ResyncTotals, SetHostRequest, Status, TokenInfo,
 };
-use ferro_protocol::ids::{ClusterId, HostId};
+use ferro_protocol::ids::{ClusterId, HostId, VolumeName};
 use ferro_transport::UnixTime;
 use ferro_transport::identity::{HOST_CERT_LIFETIME, IdentityDir};
 use ferro_transport::join::{self, NewHost};
@@ -131,6 +131,30 @@ pub(super) fn status_without() -> Status {
     }
 }
 
+/// What a host is called, or what fails together with it, is from now on something else.
+pub(super) async fn set_host(member: &Member, host: HostId, request: SetHostRequest) -> Result<ChangedHost> {
+    let what = format!("changing host {host}");
+    let state =
+        member.directory.linearizable_state().await.map_err(|error| errors::directory(&what, &error))?;
+    let SetHostRequest { name, fault_domain } = request;
+    let command = Command::SetHost { host, address: None, name, fault_domain };
+    let answer = member.propose(&command).await.map_err(|error| errors::directory(&what, &error))?;
+    answer.map_err(|refused| errors::refused(&state, &refused))?;
+    settle(member).await;
+    let view = view(member).await;
+    let info = view.hosts().into_iter().find(|h| h.id == host).ok_or_else(|| fail::host_not_found(host))?;
+    tracing::info!(%host, name = %info.name, fault_domain = %info.fault_domain, "a host was changed");
+    let mut sharing_volumes: Vec<VolumeName> = view
+        .state
+        .objects
+        .values()
+        .filter(|record| view.shared_domain(record).is_some_and(|shared| shared.domain == info.fault_domain))
+        .map(|record| record.name.clone())
+        .collect();
+    sharing_volumes.sort();
+    Ok(ChangedHost { host: info, sharing_volumes })
+}
+
 fn host_name(config: &Config, asked: Option<String>) -> Result<String> {
     let name = asked
         .or_else(|| config.name.clone())
@@ -185,6 +209,7 @@ pub(super) async fn bootstrap(
         fault_domain: fault_domain(&config, request.fault_domain, host),
         founder: true,
         took_part: false,
+        announced: false,
     };
     check_address(&config)?;
     let started = async {
@@ -259,6 +284,7 @@ pub(super) async fn join(
         fault_domain: fault_domain(&config, request.fault_domain, host),
         founder: false,
         took_part: false,
+        announced: false,
     };
     membership.store(&config.state_dir).map_err(|error| errors::start(what, &error))?;
     admitted.store(UnixTime::now()).map_err(|error| errors::identity(what, &error))?;

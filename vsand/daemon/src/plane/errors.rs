@@ -93,6 +93,21 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
                 host_name(state, *host)
             ),
         ),
+        Refused::HostNameTaken { name, .. } => ApiError::new(
+            ErrorCode::NameTaken,
+            refused.to_string(),
+            format!(
+                "choose another name, or give that host another one first; `vsanctl host show {name}` shows it"
+            ),
+        ),
+        Refused::HostNotUp(host) => ApiError::new(
+            ErrorCode::Conflict,
+            format!(
+                "host {} has not come up since it joined and can't be changed before it has",
+                host_name(state, *host)
+            ),
+            "start vsand there, then repeat",
+        ),
         Refused::LastHost(host) => ApiError::new(
             ErrorCode::WouldLoseData,
             format!("host {} is the only one of the cluster and can't be removed", host_name(state, *host)),
@@ -371,6 +386,8 @@ mod tests {
                 ErrorCode::WouldLoseData,
             ),
             (Refused::TooMuch("much".to_owned()), ErrorCode::LimitReached),
+            (Refused::HostNameTaken { name: "a".to_owned(), by: host }, ErrorCode::NameTaken),
+            (Refused::HostNotUp(host), ErrorCode::Conflict),
         ] {
             let error = refused(&state, &refusal);
             assert_eq!(error.code, code, "{refusal}");

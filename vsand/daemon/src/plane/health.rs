@@ -7,7 +7,7 @@ use vsand_core::directory::{LockKind, ObjectRecord};
 
 use super::errors::host_name;
 use super::remote::TroubleReport;
-use super::view::View;
+use super::view::{SharedDomain, View};
 
 /// A disk this full is named: what is left is soon needed for data that is placed there already.
 const NEARLY_FULL_PERCENT: u64 = 80;
@@ -81,10 +81,11 @@ fn hosts(view: &View, reasons: &mut Vec<HealthReason>) {
         match host.state {
             HostState::Offline => {
                 let since = host.last_seen_seconds.map_or_else(String::new, |s| format!(" for {}", span(s)));
+                let leaving = if host.leaving_bytes.is_some() { ", which is leaving," } else { "" };
                 reasons.push(reason(
                     HealthLevel::Warning,
                     "host_offline",
-                    format!("host {name} is offline: it was not heard of{since}"),
+                    format!("host {name}{leaving} is offline: it was not heard of{since}"),
                     format!(
                         "check its power, its network and `systemctl status vsand` there; data that it misses for {} is rebuilt elsewhere",
                         span(view.repair_delay_s)
@@ -140,7 +141,28 @@ fn disks(view: &View, reasons: &mut Vec<HealthReason>) {
     for disk in view.disks() {
         let what = format!("disk {} of host {}", disk.path, disk.host_name);
         let why = disk.reason.as_deref().unwrap_or("unknown");
+        // `leaving_bytes` is of all that leave, those that were overtaken by something worse too.
+        let leaves = disk.leaving_bytes.is_some();
         match disk.state {
+            DiskState::Failed if leaves => reasons.push(reason(
+                HealthLevel::Warning,
+                "disk_failed",
+                format!("{what} is leaving and has failed: {why}"),
+                format!(
+                    "what was not copied yet is rebuilt from the other copies, then it goes by itself; or, if the cause is gone, `vsanctl disk revive {}` on {}",
+                    disk.id, disk.host_name
+                ),
+            )),
+            DiskState::Offline if leaves && view.is_online(disk.host) => reasons.push(reason(
+                HealthLevel::Warning,
+                "disk_offline",
+                format!("{what} is leaving and is not served: {why}"),
+                format!(
+                    "put that right and restart vsand on {}; without it, what was not copied yet is rebuilt from the other copies after {}",
+                    disk.host_name,
+                    span(view.repair_delay_s)
+                ),
+            )),
             DiskState::Failed => reasons.push(reason(
                 HealthLevel::Warning,
                 "disk_failed",
@@ -211,6 +233,9 @@ fn volume(view: &View, record: &ObjectRecord, reasons: &mut Vec<HealthReason>) {
             ),
         )),
     }
+    if let Some(shared) = view.shared_domain(record) {
+        reasons.push(shares_domain(view, record, &shared));
+    }
     if let Some(lock) = record.lock.filter(|l| l.kind != LockKind::Background && !view.is_online(l.host)) {
         let host = host_name(&view.state, lock.host);
         reasons.push(reason(
@@ -235,6 +260,31 @@ fn volume(view: &View, record: &ObjectRecord, reasons: &mut Vec<HealthReason>) {
     for trouble in view.volume_report(record).into_iter().flat_map(|r| &r.troubles) {
         reasons.push(stalled(view, record, *trouble));
     }
+}
+
+/// Copies in one fault domain: nothing moves by itself, because whoever moves racks about has more to change.
+fn shares_domain(view: &View, record: &ObjectRecord, shared: &SharedDomain) -> HealthReason {
+    let places: Vec<String> = shared
+        .disks
+        .iter()
+        .filter_map(|disk| view.state.disks.get(disk))
+        .map(|disk| format!("{} of host {}", disk.path, host_name(&view.state, disk.host)))
+        .collect();
+    let SharedDomain { chunks, domain, .. } = shared;
+    let chunks = if *chunks == 1 { "a chunk".to_owned() } else { format!("{chunks} chunks") };
+    let one = shared.disks.last().map_or_else(String::new, ToString::to_string);
+    reason(
+        HealthLevel::Warning,
+        "copies_share_fault_domain",
+        format!(
+            "volume {} has copies of {chunks} in one fault domain, {domain} ({}): one failure there takes them together",
+            record.name,
+            places.join(", ")
+        ),
+        format!(
+            "move one: `vsanctl disk remove {one}` empties that disk into other fault domains, then add it again; or set the fault domain of its host back with `vsanctl host set`"
+        ),
+    )
 }
 
 fn degraded_next_step(view: &View, record: &ObjectRecord) -> String {
@@ -373,6 +423,46 @@ mod tests {
         let health = of(&view);
         let owner = health.reasons.iter().find(|r| r.code == "owner_offline").unwrap();
         assert!(owner.next_step.contains("vsanctl lock break"), "{owner:?}");
+    }
+
+    #[test]
+    fn a_disk_that_leaves_and_fails_says_both() {
+        let mut view = healthy();
+        let state = Arc::make_mut(&mut view.state);
+        state.leaving_disks.insert(disk_id(3), vsand_core::directory::Departure::WhenEmpty);
+        state.disks.get_mut(&disk_id(3)).unwrap().health = DiskHealth::Dead("EIO".to_owned());
+        view.reports.get_mut(&host_id(3)).unwrap().disks[0].failure = Some("EIO".to_owned());
+        let found = view.disks().into_iter().find(|d| d.id == disk_id(3)).unwrap();
+        assert_eq!((found.state, found.leaving_bytes), (DiskState::Failed, Some(10 << 20)));
+        let health = of(&view);
+        let both = health.reasons.iter().find(|r| r.code == "disk_failed").unwrap();
+        assert!(both.message.contains("is leaving and has failed: EIO"), "{both:?}");
+        assert!(both.next_step.contains("goes by itself"), "{both:?}");
+        kill(&mut view, 3);
+        Arc::make_mut(&mut view.state)
+            .leaving_hosts
+            .insert(host_id(3), vsand_core::directory::Departure::WhenEmpty);
+        let health = of(&view);
+        let host = health.reasons.iter().find(|r| r.code == "host_offline").unwrap();
+        assert!(host.message.contains("host3, which is leaving, is offline"), "{host:?}");
+    }
+
+    #[test]
+    fn copies_in_one_fault_domain_are_named() {
+        let mut view = healthy();
+        for n in [2, 3] {
+            Arc::make_mut(&mut view.state).hosts.get_mut(&host_id(n)).unwrap().fault_domain =
+                "rack".to_owned();
+        }
+        let health = of(&view);
+        assert_eq!(codes(&health), ["copies_share_fault_domain"]);
+        let one = &health.reasons[0];
+        assert!(one.message.contains("copies of a chunk in one fault domain, rack"), "{one:?}");
+        assert!(one.message.contains("/disk of host host2, /disk of host host3"), "{one:?}");
+        // A copy that is leaving is on its way out of it.
+        let leaving = &mut Arc::make_mut(&mut view.state).leaving_disks;
+        leaving.insert(disk_id(3), vsand_core::directory::Departure::WhenEmpty);
+        assert_eq!(codes(&of(&view)), ["disk_leaving"]);
     }
 
     #[test]

@@ -29,9 +29,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferro_protocol::api::{
-    AddedDisk, BootstrapRequest, BrokenLock, ClusterInfo, DiskInfo, Document, DocumentList, HostInfo,
-    JoinRequest, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, PutDocument, Removal, ResyncList, Status,
-    TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
+    AddedDisk, BootstrapRequest, BrokenLock, ChangedHost, ClusterInfo, DiskInfo, Document, DocumentList,
+    HostInfo, JoinRequest, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, PutDocument, Removal,
+    ResyncList, SetHostRequest, Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded,
+    TransferOutcome, VolumeInfo,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -163,6 +164,10 @@ impl ControlPlane for Plane {
     async fn remove_host(&self, host: HostId, force: bool) -> Result<Removal> {
         let member = self.member()?;
         detached(async move { departures::host(&member, host, departures::how(force)).await }).await
+    }
+
+    async fn set_host(&self, host: HostId, request: SetHostRequest) -> Result<ChangedHost> {
+        cluster::set_host(&*self.member()?, host, request).await
     }
 
     async fn keep_host(&self, host: HostId) -> Result<()> {

@@ -42,6 +42,17 @@ pub(super) struct View {
     pub unix_s: u64,
 }
 
+/// Copies that one failure would take together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct SharedDomain {
+    /// How many chunks have copies that share a fault domain.
+    pub chunks: usize,
+    /// The fault domain of the first of them.
+    pub domain: String,
+    /// The disks of the copies that share it there.
+    pub disks: Vec<DiskId>,
+}
+
 /// The API's policy.
 pub(super) fn api_policy(policy: Policy) -> ApiPolicy {
     match policy {
@@ -132,16 +143,22 @@ impl View {
     /// take up there, less what is copied already.
     pub(super) fn bytes_to_move(&self, disk: &DiskRecord) -> u64 {
         let mut bytes = 0;
+        let here = |record: &ObjectRecord| {
+            record.chunks.values().flat_map(|c| &c.components).filter(|c| c.disk == disk.id).count()
+        };
+        let Some(report) = self.disk_report(disk).filter(|r| r.failure.is_none()) else {
+            // It says nothing of its objects any more. As the directory reckons: all its components are alike.
+            let placed: usize = self.state.objects.values().map(|o| here(o)).sum();
+            return if placed > 0 { disk.used_extents.saturating_mul(EXTENT_BYTES) } else { 0 };
+        };
         for record in self.state.objects.values() {
-            let here =
-                record.chunks.values().flat_map(|c| &c.components).filter(|c| c.disk == disk.id).count();
+            let here = here(record);
             if here == 0 {
                 continue;
             }
             // Components that have moved lie there until they are swept out, so a part of what is there may be theirs.
             let most = here as u64 * u64::from(ferro_protocol::units::CHUNK_EXTENTS);
-            let reported =
-                self.disk_report(disk).and_then(|r| r.objects.iter().find(|(id, _)| *id == record.id));
+            let reported = report.objects.iter().find(|(id, _)| *id == record.id);
             let takes = reported.map_or(0, |(_, extents)| (*extents).min(most)) * EXTENT_BYTES;
             let copied: u64 = self
                 .volume_report(record)
@@ -253,6 +270,31 @@ impl View {
             }
         }
         worst
+    }
+
+    /// Whether chunks have fewer fault domains than copies: those of hosts were changed after they were placed. Copies that
+    /// are leaving, or too many, don't count.
+    pub(super) fn shared_domain(&self, record: &ObjectRecord) -> Option<SharedDomain> {
+        let needed = record.policy.components();
+        let mut shared: Option<SharedDomain> = None;
+        for chunk in record.chunks.values() {
+            let mut by_domain: BTreeMap<&str, Vec<DiskId>> = BTreeMap::new();
+            let stays = chunk.components.iter().map(|c| c.disk).filter(|d| !self.state.is_leaving(*d));
+            for disk in stays {
+                if let Some(domain) = self.state.fault_domain(disk) {
+                    by_domain.entry(domain).or_default().push(disk);
+                }
+            }
+            if by_domain.len() >= needed.min(by_domain.values().map(Vec::len).sum()) {
+                continue;
+            }
+            let Some((domain, disks)) = by_domain.into_iter().find(|(_, disks)| disks.len() > 1) else {
+                continue;
+            };
+            let domain = domain.to_owned();
+            shared.get_or_insert(SharedDomain { chunks: 0, domain, disks }).chunks += 1;
+        }
+        shared
     }
 
     /// The host that has it open; a repair in the background gives way to everybody and is nobody's opening.

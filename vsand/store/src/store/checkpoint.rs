@@ -138,6 +138,7 @@ impl Store {
             run.under_way += 1;
             run.wrote = true;
             self.stats.destages += 1;
+            self.stats.destaged_blocks += piece.batches.len() as u64;
             self.tables.alloc.pin(phys);
             let offset = u64::from(phys) * EXTENT_BYTES + (piece.first * BLOCK_BYTES) as u64;
             let purpose = Purpose::Destage { key, first: piece.first, batches: piece.batches, phys };

@@ -130,6 +130,10 @@ pub struct StoreStats {
     pub flush: Histogram,
     /// Writes of blocks to their place.
     pub destages: u64,
+    /// Blocks in them.
+    pub destaged_blocks: u64,
+    /// Blocks that were written again before they had gone to their place, which so many writes to it were spared.
+    pub absorbed_blocks: u64,
     /// Changes whose data went straight to its place.
     pub direct_writes: u64,
     /// Reads of the data file.
@@ -322,6 +326,7 @@ impl Store {
             journal_bytes: self.superblock.journal_bytes,
             journal_used_bytes: self.journal.used(),
             overlay_blocks: self.tables.overlay_blocks,
+            absorbed_blocks: self.tables.absorbed,
             queued: self.queue.len() + self.stalled.len(),
             in_flight: self.files.in_flight(),
             files: self.files.stats(),
