@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::config::{BootSource, CPUS_MAX, ConsoleTarget, CpuCount, DeviceConfig, VmConfig};
+use crate::config::{
+    BootSource, CPUS_MAX, ConsoleLog, ConsoleTarget, CpuCount, CpuList, DeviceConfig, HugePages, VmConfig,
+};
 use crate::layout::{LayoutError, MemorySize};
 use crate::volume::{CONSOLE, ShowBoot, VolumeBoot};
 use device::{parse_disk, parse_nic};
@@ -18,6 +20,12 @@ use device::{parse_disk, parse_nic};
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Arguments {
+    /// What to call it in messages and in the list of processes.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME", value_parser = parse_name)]
+    name: String,
+    /// A socket for the control API: HTTP/1.1 and JSON.
+    #[arg(long, value_name = "SOCKET")]
+    api: Option<PathBuf>,
     /// Virtual processors, 1 to 64.
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     cpus: u8,
@@ -47,6 +55,15 @@ pub struct Arguments {
     /// Where the serial console is: "stdio", "socket:PATH" or "none".
     #[arg(long, default_value = "stdio", value_name = "WHERE", value_parser = parse_console)]
     console: ConsoleTarget,
+    /// A file for all that the guest prints. At its size (4M by default) it is renamed to FILE.1, and a new one is begun.
+    #[arg(long, value_name = "FILE[,size=BYTES]", value_parser = parse_log)]
+    console_log: Option<ConsoleLog>,
+    /// Memory out of the host's huge pages of this size, "2M" or "1G", all of it taken when the VM starts.
+    #[arg(long, value_name = "SIZE", value_parser = parse_huge_pages)]
+    huge_pages: Option<HugePages>,
+    /// Processors of the host to run on: a list like "0-3,8" for all, or one for each virtual processor, as "0-3,8;4".
+    #[arg(long, value_name = "LISTS", value_delimiter = ';', value_parser = parse_cpus)]
+    cpu_affinity: Vec<CpuList>,
     /// A source of random numbers (virtio-rng): the host's own, at most 1 MiB a second.
     #[arg(long)]
     rng: bool,
@@ -64,6 +81,13 @@ pub struct Arguments {
     nics: Vec<DeviceConfig>,
 }
 
+/// Longest name.
+const NAME_BYTES_MAX: usize = 63;
+/// Sizes of a console's log.
+const LOG_BYTES_DEFAULT: u64 = 4 << 20;
+const LOG_BYTES_MIN: u64 = 4 << 10;
+const LOG_BYTES_MAX: u64 = 1 << 30;
+
 /// Why arguments make no VM.
 #[derive(Debug, thiserror::Error)]
 pub enum ArgumentsError {
@@ -76,6 +100,24 @@ pub enum ArgumentsError {
     /// Neither a kernel nor a disk that may have one.
     #[error("there is nothing to boot: give a disk with a system on it (--disk SOCKET), or a --kernel FILE")]
     NothingToBoot,
+    /// Memory that is no whole huge pages.
+    #[error("--memory: {bytes} bytes are no whole pages of {size}, which --huge-pages {size} asks for")]
+    HugePages {
+        /// The memory.
+        bytes: u64,
+        /// The size of a page.
+        size: HugePages,
+    },
+    /// Neither one list nor as many as processors.
+    #[error(
+        "--cpu-affinity: there are {lists} lists for {cpus} processors: give one for all, or one for each"
+    )]
+    Affinity {
+        /// Lists.
+        lists: usize,
+        /// Processors.
+        cpus: u8,
+    },
 }
 
 impl Arguments {
@@ -102,11 +144,27 @@ impl Arguments {
     /// The VM that they describe.
     pub fn config(self) -> Result<VmConfig, ArgumentsError> {
         let boot = self.boot_source()?;
+        let cpus = CpuCount::new(self.cpus).ok_or(ArgumentsError::Cpus(self.cpus))?;
+        let memory = MemorySize::new(self.memory)?;
+        if let Some(size) = self.huge_pages
+            && !memory.bytes().is_multiple_of(size.bytes())
+        {
+            return Err(ArgumentsError::HugePages { bytes: memory.bytes(), size });
+        }
+        let lists = self.cpu_affinity.len();
+        if lists > 1 && lists != usize::from(cpus.get()) {
+            return Err(ArgumentsError::Affinity { lists, cpus: cpus.get() });
+        }
         Ok(VmConfig {
-            cpus: CpuCount::new(self.cpus).ok_or(ArgumentsError::Cpus(self.cpus))?,
-            memory: MemorySize::new(self.memory)?,
+            name: self.name,
+            cpus,
+            memory,
             boot,
             console: self.console,
+            console_log: self.console_log,
+            api: self.api,
+            huge_pages: self.huge_pages,
+            affinity: self.cpu_affinity,
             rng: self.rng,
             balloon: self.balloon,
             devices: self.disks.into_iter().chain(self.nics).collect(),
@@ -123,6 +181,42 @@ fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no size like 512M"))?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too large"))
+}
+
+/// Also a name for the process, so nothing in it that a terminal would obey.
+fn parse_name(text: &str) -> Result<String, String> {
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.len() <= NAME_BYTES_MAX && text.bytes().all(fine) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("a name is up to {NAME_BYTES_MAX} letters, digits, '-', '_' and '.'"))
+    }
+}
+
+fn parse_log(text: &str) -> Result<ConsoleLog, String> {
+    let (path, size) = match text.rsplit_once(",size=") {
+        Some((path, size)) => (path, parse_size(size)?),
+        None => (text, LOG_BYTES_DEFAULT),
+    };
+    if path.is_empty() {
+        return Err("the path of the file is missing".into());
+    }
+    if !(LOG_BYTES_MIN..=LOG_BYTES_MAX).contains(&size) {
+        return Err("a console's log has a size of 4K to 1G".into());
+    }
+    Ok(ConsoleLog { path: path.into(), bytes: size })
+}
+
+fn parse_huge_pages(text: &str) -> Result<HugePages, String> {
+    match text {
+        "2M" => Ok(HugePages::Mib2),
+        "1G" => Ok(HugePages::Gib1),
+        _ => Err(format!("{text:?} is none of 2M and 1G")),
+    }
+}
+
+fn parse_cpus(text: &str) -> Result<CpuList, String> {
+    CpuList::parse(text).ok_or_else(|| format!("{text:?} is no list of processors like 0-3,8"))
 }
 
 fn parse_console(text: &str) -> Result<ConsoleTarget, String> {
@@ -185,6 +279,24 @@ mod tests {
     }
 
     #[test]
+    fn processors_are_kept_where_the_lists_say() {
+        let arguments = ["--kernel", "k", "--cpus", "2", "--cpu-affinity", "0-3,8,2;4"];
+        let vm = config(&arguments).unwrap();
+        let words: Vec<String> = vm.affinity.iter().map(ToString::to_string).collect();
+        assert_eq!(words, ["0-3,8", "4"]);
+        let all = config(&["--kernel", "k", "--cpus", "2", "--cpu-affinity", "1"]).unwrap();
+        assert_eq!((all.affinity_of(0), all.affinity_of(1)), (all.affinity.first(), all.affinity.first()));
+        assert_eq!(vm.affinity_of(1), vm.affinity.last());
+    }
+
+    #[test]
+    fn a_log_has_a_size_and_a_path_that_may_have_commas() {
+        let log = |text| config(&["--kernel", "k", "--console-log", text]).unwrap().console_log.unwrap();
+        assert_eq!(log("a,b"), ConsoleLog { path: "a,b".into(), bytes: 4 << 20 });
+        assert_eq!(log("a,size=64K"), ConsoleLog { path: "a".into(), bytes: 64 << 10 });
+    }
+
+    #[test]
     fn devices_keep_their_order() {
         let vm = config(&[
             "--kernel",
@@ -214,6 +326,16 @@ mod tests {
             (&["--kernel", "k", "--memory", "99999999999G"], "too large"),
             (&["--kernel", "k", "--memory", "lots"], "no size"),
             (&["--kernel", "k", "--console", "socket:"], "none of stdio"),
+            (&["--kernel", "k", "--name", "web 1"], "a name is"),
+            (&["--kernel", "k", "--huge-pages", "4M"], "none of 2M and 1G"),
+            (&["--kernel", "k", "--huge-pages", "1G"], "no whole pages of 1G"),
+            (&["--kernel", "k", "--console-log", "f,size=1K"], "4K to 1G"),
+            (&["--kernel", "k", "--console-log", ",size=1M"], "path of the file"),
+            (&["--kernel", "k", "--cpu-affinity", "3-1"], "no list of processors"),
+            (&["--kernel", "k", "--cpu-affinity", "1;"], "no list of processors"),
+            (&["--kernel", "k", "--cpu-affinity", "+1"], "no list of processors"),
+            (&["--kernel", "k", "--cpu-affinity", "99999999999"], "no list of processors"),
+            (&["--kernel", "k", "--cpu-affinity", "0;1", "--cpus", "3"], "2 lists for 3"),
             (&[], "--kernel FILE"),
         ] {
             let error = config(arguments).unwrap_err();

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   main ──► run ──► config, checked          what the VM is
+//!             ├──► outside                    what it needs that is not in this process
 //!             │
 //!             ├──► volume                     kernel and initrd out of the first disk, unless they are given as files
 //!             ├──► memory, layout             RAM as one sealed memfd
@@ -10,7 +11,8 @@
 //!             ├──► machine ──► devices, pci   what answers when a processor leaves the guest
 //!             ├──► virtio                     devices on the bus, whose queues other processes serve
 //!             ├──► state                      what a guest could find changed, to keep or to send
-//!             └──► events                     one loop: console, signals, the end
+//!             ├──► events                     one loop: console, signals, the end
+//!             └──► api                        pause, resume, reset, state for who manages it
 //! ```
 //!
 //! **Invariants.** A guest is hostile: whatever it writes to ports, registers and memory, no code here panics, reads or
@@ -22,6 +24,7 @@
 #![deny(unsafe_code)]
 
 pub mod acpi;
+pub mod api;
 pub mod args;
 pub mod boot;
 pub mod config;
@@ -32,8 +35,10 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod outside;
 pub mod pci;
 pub mod run;
 pub mod state;
+pub mod threads;
 pub mod virtio;
 pub mod volume;

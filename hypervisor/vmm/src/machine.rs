@@ -22,10 +22,12 @@ use crate::virtio::balloon::BalloonHandle;
 pub enum StopReason {
     /// The guest switched it off.
     Off,
-    /// The guest reset it.
+    /// The guest reset it, or the control API.
     Reset,
     /// The guest's kernel panicked, and said so.
     Panicked,
+    /// The control API ended it.
+    Unplugged,
     /// The guest's processor shut itself down (a triple fault).
     Crashed {
         /// Which.

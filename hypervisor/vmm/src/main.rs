@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing::{Span, info_span};
 use tracing_subscriber::EnvFilter;
 use vmm::args::Arguments;
 use vmm::{run, volume};
@@ -33,7 +34,9 @@ fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
         writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&shown)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let end = run::run(&arguments.config()?)?;
+    let config = arguments.config()?;
+    let span = if config.name.is_empty() { Span::none() } else { info_span!("vm", name = config.name) };
+    let end = span.in_scope(|| run::run_here(&config))?;
     tracing::info!("{end}");
     Ok(ExitCode::from(end.exit_status()))
 }

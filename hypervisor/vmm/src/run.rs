@@ -2,15 +2,14 @@
 
 use std::fmt;
 use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tracing::{debug, info, warn};
+use tracing::{Span, debug, info};
 use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::acpi;
+use crate::api::{Server, VmControl};
 use crate::boot::{self, Boot, BootError, Image, Protocol};
 use crate::config::{BootSource, VmConfig};
 use crate::cpu::cpuid;
@@ -18,14 +17,16 @@ use crate::devices::console::ConsoleOutput;
 use crate::devices::generic_event::{self, GenericEvents};
 use crate::devices::power::RESET_CODE;
 use crate::devices::serial::{self, SerialPort};
-use crate::events::{Console, Signals, serve};
+use crate::events::{Console, Log, RawTerminal, Signals, serve};
 use crate::kvm::interrupts::Interrupts;
-use crate::kvm::processor::{Processor, Running, Start, prepare_signal};
-use crate::kvm::{Host, KvmError, Vm};
+use crate::kvm::processor::{Processor, Start};
+use crate::kvm::{Host, KvmError, Processors, Vm};
 use crate::layout::{ACPI_START, Layout, LayoutError, RESET_VECTOR};
 use crate::machine::{Machine, StopReason};
 use crate::memory::{self, MemoryError};
+use crate::outside::{BackEnd, BackEndIndex, Direct, Given, OpenError, Outside};
 use crate::pci::{BusError, HostBridge, PciBus};
+use crate::threads::Threads;
 use crate::virtio::Device;
 use crate::virtio::balloon::{Balloon, BalloonHandle, PagesError};
 use crate::virtio::pci::{VirtioPci, vectors_of};
@@ -33,22 +34,12 @@ use crate::virtio::rng::Rng;
 use crate::virtio::vhost_user::{VhostUser, VhostUserError};
 use crate::volume::{self, VolumeError};
 
-/// Between two attempts to bring a processor out of the guest.
-const NUDGE_EVERY: Duration = Duration::from_millis(1);
-
 /// Why a VM can't be started, or the process can't go on serving it.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A file of the configuration.
-    #[error("{what} {path}: {source}")]
-    Open {
-        /// What it is for.
-        what: &'static str,
-        /// Where it should be.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
+    /// What the configuration names.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -94,7 +85,7 @@ impl End {
     /// The status of the process.
     pub fn exit_status(&self) -> u8 {
         match self.0 {
-            StopReason::Off => 0,
+            StopReason::Off | StopReason::Unplugged => 0,
             StopReason::Reset => 3,
             StopReason::Crashed { .. } => 4,
             StopReason::Failed { .. } | StopReason::Broken(_) => 5,
@@ -108,7 +99,8 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             StopReason::Off => f.write_str("the guest switched the machine off"),
-            StopReason::Reset => f.write_str("the guest reset the machine"),
+            StopReason::Reset => f.write_str("the machine was reset"),
+            StopReason::Unplugged => f.write_str("the machine was stopped by its control API"),
             StopReason::Panicked => f.write_str("the guest's kernel panicked"),
             StopReason::Crashed { cpu } => write!(f, "the guest crashed processor {cpu} (triple fault)"),
             StopReason::Failed { cpu, what, at } => {
@@ -126,38 +118,66 @@ impl fmt::Display for End {
     }
 }
 
-/// Runs a VM to its end.
-pub fn run(config: &VmConfig) -> Result<End, RunError> {
-    let host = Host::open()?;
+/// Runs a VM to its end, in this process and without confinement.
+pub fn run_here(config: &VmConfig) -> Result<End, RunError> {
+    let (given, _places) = Given::open(config)?;
+    let _terminal = RawTerminal::take(&config.console).map_err(RunError::Console)?;
+    let threads = Threads::unconfined(Span::current());
+    run(config, given, Arc::new(Direct::new(config)), &threads, std::process::id())
+}
+
+/// Runs a VM to its end. `pid` is the process that whoever started the VM knows.
+pub fn run(
+    config: &VmConfig,
+    given: Given,
+    outside: Arc<dyn Outside>,
+    threads: &Threads,
+    pid: u32,
+) -> Result<End, RunError> {
+    let system = |what| move |source| RunError::System { what, source };
+    // Before there are other threads, which have them blocked from now on.
+    let signals = Signals::take_over().map_err(system("taking over signals"))?;
+    let Given { kvm, memory, kernel, initrd, console, console_log, api } = given;
+    let host = Host::new(kvm)?;
     host.check_processors(config.cpus)?;
     let layout = Layout::new(config.memory, cpuid::address_bits(host.supported_cpuid()))?;
-    let vm = Vm::new(&host, memory::allocate(&layout)?)?;
+    let vm = Vm::new(&host, memory::map(&layout, memory)?)?;
 
     write_firmware(config, vm.memory())?;
-    let start = load(&config.boot, &vm, &layout)?;
+    let files = kernel.map(|kernel| (kernel, initrd));
+    let start = load(&config.boot, files, &outside, &vm, &layout)?;
     debug!(entry = ?start.entry, "the kernel is loaded");
 
     let output = ConsoleOutput::new().map_err(RunError::Console)?;
     let serial =
         SerialPort::new(vm.interrupt_line(serial::GSI)?, output.clone()).map_err(RunError::Console)?;
-    let mut console = Console::open(&config.console, output, serial.drained()).map_err(RunError::Console)?;
-    let system = |what| move |source| RunError::System { what, source };
+    let log = match (console_log, &config.console_log) {
+        (Some(file), Some(log)) => {
+            Some(Log::new(file, log.bytes, Arc::clone(&outside)).map_err(RunError::Console)?)
+        }
+        _ => None,
+    };
+    let mut console = Console::new(&config.console, console, log, output, serial.drained());
     let stop_event = EventFd::new(EFD_NONBLOCK).map_err(system("making an eventfd"))?;
     let stop = stop_event.try_clone().map_err(system("making an eventfd"))?;
     let events = GenericEvents::new(vm.interrupt_line(generic_event::GSI)?);
-    let (bus, balloon) = plug_devices(config, &vm)?;
+    let (bus, balloon) = plug_devices(config, &vm, &outside, threads)?;
     let machine = Arc::new(Machine::new(serial, events, bus, stop).with_balloon(balloon));
 
-    let signals = Signals::take_over().map_err(system("taking over signals"))?;
-    let processors = start_processors(config, &host, &vm, &start, &machine)?;
+    let processors = make_processors(config, &host, &vm, &start)?;
+    let processors = Arc::new(Processors::start(processors, config, &machine, threads)?);
     info!(processors = config.cpus.get(), memory_mib = config.memory.bytes() >> 20, "the machine runs");
-    let served = serve(&machine, &stop_event, &signals, &mut console);
-    stop_processors(processors);
-    served.map(End).map_err(system("serving the machine"))
-}
-
-fn open(what: &'static str, path: &Path) -> Result<File, RunError> {
-    File::open(path).map_err(|source| RunError::Open { what, path: path.to_owned(), source })
+    let control = VmControl::new(config, pid, Arc::clone(&machine), Arc::clone(&processors));
+    let api = api.map(|listener| Server::start(listener, Arc::new(control), threads)).transpose();
+    let served = match &api {
+        Ok(_) => serve(&machine, &stop_event, &signals, &mut console).map_err(system("serving the machine")),
+        Err(_) => Ok(StopReason::Told),
+    };
+    processors.stop();
+    if let Some(server) = api.map_err(system("starting the control API"))? {
+        server.finish();
+    }
+    served.map(End)
 }
 
 /// All that is left of a firmware: tables, and an answer to those who jump to its reset vector.
@@ -170,20 +190,26 @@ fn write_firmware(config: &VmConfig, memory: &GuestMemoryMmap) -> Result<(), Boo
 }
 
 /// The bus with its devices. Those at sockets come first, so that disks keep their slots whatever else there is.
-fn plug_devices(config: &VmConfig, vm: &Vm) -> Result<(PciBus, Option<BalloonHandle>), RunError> {
+fn plug_devices(
+    config: &VmConfig,
+    vm: &Vm,
+    outside: &Arc<dyn Outside>,
+    threads: &Threads,
+) -> Result<(PciBus, Option<BalloonHandle>), RunError> {
     let interrupts = Interrupts::new(vm);
     let mut bus = PciBus::new(Box::new(HostBridge::new()));
-    for device in &config.devices {
-        let device = VhostUser::connect(device.socket.clone(), device.role, vm.memory().clone())?;
+    for (index, device) in (0..).map(BackEndIndex).zip(&config.devices) {
+        let back_end = BackEnd::new(Arc::clone(outside), index, device.socket.clone());
+        let device = VhostUser::connect(back_end, device.role, vm.memory().clone(), threads)?;
         plug(&mut bus, &interrupts, Box::new(device))?;
     }
     if config.rng {
         let system = |source| RunError::System { what: "starting the thread of random numbers", source };
-        plug(&mut bus, &interrupts, Box::new(Rng::new(vm.memory().clone()).map_err(system)?))?;
+        plug(&mut bus, &interrupts, Box::new(Rng::new(vm.memory().clone(), threads).map_err(system)?))?;
     }
     let mut handle = None;
     if config.balloon {
-        let balloon = Balloon::new(vm.memory().clone())?;
+        let balloon = Balloon::new(vm.memory().clone(), threads)?;
         handle = Some(balloon.handle());
         plug(&mut bus, &interrupts, Box::new(balloon))?;
     }
@@ -199,17 +225,26 @@ fn plug(bus: &mut PciBus, interrupts: &Interrupts, device: Box<dyn Device>) -> R
 }
 
 /// The kernel and what belongs to it, from wherever it comes.
-fn load(source: &BootSource, vm: &Vm, layout: &Layout) -> Result<Start, RunError> {
-    match source {
-        BootSource::Files { kernel, initrd, command_line } => {
-            let mut kernel = open("kernel", kernel)?;
-            let mut initrd = initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+fn load(
+    source: &BootSource,
+    files: Option<(File, Option<File>)>,
+    outside: &Arc<dyn Outside>,
+    vm: &Vm,
+    layout: &Layout,
+) -> Result<Start, RunError> {
+    match (source, files) {
+        (BootSource::Files { command_line, .. }, Some((mut kernel, mut initrd))) => {
             Ok(prepare_start(&mut kernel, initrd.as_mut(), command_line, vm, layout)?)
         }
-        BootSource::Volume(volume) => volume::with_chosen(volume, |mut chosen| {
-            let (kernel, initrd) = (&mut chosen.kernel, chosen.initrd.as_mut());
-            Ok(prepare_start(kernel, initrd, &chosen.command_line, vm, layout)?)
-        }),
+        (BootSource::Files { kernel, .. }, None) => Err(OpenError::missing("kernel", kernel).into()),
+        (BootSource::Volume(volume), _) => {
+            // The first of the devices is the first disk.
+            let disk = BackEnd::new(Arc::clone(outside), BackEndIndex(0), volume.socket.clone());
+            volume::with_chosen(volume, disk, |mut chosen| {
+                let (kernel, initrd) = (&mut chosen.kernel, chosen.initrd.as_mut());
+                Ok(prepare_start(kernel, initrd, &chosen.command_line, vm, layout)?)
+            })
+        }
     }
 }
 
@@ -229,41 +264,15 @@ fn prepare_start<I: Image>(
     Ok(Start { entry, segments })
 }
 
-fn start_processors(
+fn make_processors(
     config: &VmConfig,
     host: &Host,
     vm: &Vm,
     start: &Start,
-    machine: &Arc<Machine>,
-) -> Result<Vec<Running>, KvmError> {
-    prepare_signal()?;
+) -> Result<Vec<Processor>, KvmError> {
     let made = config
         .cpus
         .indices()
-        .map(|index| Processor::new(host, vm, index, config.cpus, (index == 0).then_some(start)))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut running = Vec::new();
-    for processor in made {
-        match processor.start(Arc::clone(machine)) {
-            Ok(thread) => running.push(thread),
-            Err(error) => {
-                stop_processors(running);
-                return Err(error);
-            }
-        }
-    }
-    Ok(running)
-}
-
-fn stop_processors(processors: Vec<Running>) {
-    processors.iter().for_each(Running::tell_to_stop);
-    // Each is nudged each time, also behind one that has not ended yet.
-    while processors.iter().filter(|processor| !processor.nudge()).count() > 0 {
-        std::thread::sleep(NUDGE_EVERY);
-    }
-    for processor in processors {
-        if !processor.join() {
-            warn!("a processor's thread panicked");
-        }
-    }
+        .map(|index| Processor::new(host, vm, index, config.cpus, (index == 0).then_some(start)));
+    made.collect()
 }

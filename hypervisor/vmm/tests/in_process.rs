@@ -8,6 +8,7 @@ mod driver;
 use driver::{Driver, INDIRECT, NEXT, SIZE, WRITABLE, activate, memory, reset, until};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm::layout::PAGE_BYTES;
+use vmm::threads::Threads;
 use vmm::virtio::Device;
 use vmm::virtio::balloon::{self, Balloon};
 use vmm::virtio::rng::{BURST_BYTES, REQUEST_MAX, Rng};
@@ -15,7 +16,7 @@ use vmm::virtio::rng::{BURST_BYTES, REQUEST_MAX, Rng};
 #[test]
 fn random_numbers_come_into_the_buffers_and_nowhere_else() {
     let memory = memory();
-    let mut device = Rng::new(memory.clone()).unwrap();
+    let mut device = Rng::new(memory.clone(), &Threads::default()).unwrap();
     let mut driver = Driver::new(&memory, 0);
     activate(&mut device, 0, &[&driver]);
     // Two buffers, of which the second is only begun: a request gets no more than its bound.
@@ -42,7 +43,7 @@ fn random_numbers_come_into_the_buffers_and_nowhere_else() {
 #[test]
 fn random_numbers_have_a_rate() {
     let memory = memory();
-    let mut device = Rng::new(memory.clone()).unwrap();
+    let mut device = Rng::new(memory.clone(), &Threads::default()).unwrap();
     let mut driver = Driver::new(&memory, 0);
     activate(&mut device, 0, &[&driver]);
     let burst = (BURST_BYTES / REQUEST_MAX as u64) as u16;
@@ -81,7 +82,7 @@ fn a_broken_ring_costs_the_device_until_its_reset() {
     ];
     for (what, break_it) in ways {
         let memory = memory();
-        let mut device = Rng::new(memory.clone()).unwrap();
+        let mut device = Rng::new(memory.clone(), &Threads::default()).unwrap();
         let mut driver = Driver::new(&memory, 0);
         break_it(&mut driver);
         activate(&mut device, 0, &[&driver]);
@@ -109,7 +110,7 @@ fn byte(memory: &GuestMemoryMmap, page: u64) -> u8 {
 fn balloon() -> (GuestMemoryMmap, Balloon) {
     let memory = memory();
     memory.write_slice(&vec![7; 8 << 20], GuestAddress(8 << 20)).unwrap();
-    let balloon = Balloon::new(memory.clone()).unwrap();
+    let balloon = Balloon::new(memory.clone(), &Threads::default()).unwrap();
     (memory, balloon)
 }
 

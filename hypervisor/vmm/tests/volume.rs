@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use vmm::outside;
 use vmm::virtio::vhost_user::reader::{BlockReader, READ_BYTES_MAX, ReadError};
 
 mod common;
@@ -204,7 +205,7 @@ fn a_reader_waits_for_its_back_end_and_finds_it_again() {
     fs::write(lab.path("image"), &content).unwrap();
     let back_end = BackEnd::serve(&lab, &lab.path("image"));
     let socket = back_end.socket.clone();
-    let mut reader = BlockReader::open(&socket, Duration::ZERO).unwrap();
+    let mut reader = BlockReader::open(outside::BackEnd::at(socket.clone()), Duration::ZERO).unwrap();
     assert_eq!(reader.bytes(), 2 << 20);
     let mut buffer = vec![0; READ_BYTES_MAX];
     reader.read(512, &mut buffer).unwrap();
@@ -224,7 +225,8 @@ fn a_reader_waits_for_its_back_end_and_finds_it_again() {
     drop((back_end, reader));
     // It comes while somebody waits for it.
     fs::remove_file(&socket).unwrap();
-    let waiting = std::thread::spawn(move || BlockReader::open(&socket, Duration::from_secs(60)));
+    let waiting =
+        std::thread::spawn(move || BlockReader::open(outside::BackEnd::at(socket), Duration::from_secs(60)));
     std::thread::sleep(Duration::from_millis(300));
     let _back_end = BackEnd::serve(&lab, &lab.path("image"));
     assert_eq!(waiting.join().unwrap().unwrap().bytes(), 1 << 20);

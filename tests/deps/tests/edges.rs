@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hypervisor-core", &["ferro-protocol"]),
     ("hypervisord", &["hypervisor-core", "ferro-protocol", "ferro-transport"]),
     ("vswitchd", &["vswitch-core", "ferro-protocol", "ferro-transport", "ferro-vhost"]),
-    ("vmm", &["boot-image", "ferro-vhost"]),
+    ("vmm", &["boot-image", "ferro-protocol", "ferro-vhost"]),
     ("ferro-tools", &["ferro-protocol", "ferro-transport"]),
 ];
 

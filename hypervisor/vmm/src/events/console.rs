@@ -1,47 +1,42 @@
-//! The other end of the serial port: this process's terminal, or whoever is connected to a socket.
+//! The other end of the serial port: this process's terminal, or whoever is connected to a socket; and a log.
 //!
-//! What the guest prints while nobody listens waits in the queue and greets the next client. Input waits here, at most
-//! one buffer of it: while the guest does not read, nothing more is taken from the client.
+//! ```text
+//!   guest ──► ConsoleOutput ──┬──► log           all of it
+//!             (bounded)       ├──► recent        the last 4 KiB, with which a client begins
+//!                             └──► backlog ──► client      bounded: what a slow client misses is the oldest
+//! ```
+//!
+//! Input waits here, at most one buffer of it: while the guest does not read, nothing more is taken from the client.
 
-use std::io::{ErrorKind, IsTerminal, Read, Stdin, Write};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::Mode;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::terminal::Terminal;
 
+use super::log::Log;
 use crate::config::ConsoleTarget;
-use crate::devices::console::ConsoleOutput;
+use crate::devices::console::{ConsoleOutput, WAITING_MAX};
 use crate::devices::serial::SerialPort;
 
 /// Bytes written in one go. A pipe that is writable takes as many without making us wait.
 const WRITE_MAX: usize = 4096;
 /// Bytes of input that wait for the guest.
 const INPUT_MAX: usize = 1024;
+/// Bytes that a client gets which were printed before it came.
+const RECENT_MAX: usize = 4096;
 /// How long the last words may take to be written.
-const FINISH_MS: i64 = 500;
-/// The socket is for the service's group.
-const SOCKET_MODE: u32 = 0o660;
+const FINISH_MAX: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 enum Place {
-    Standard { terminal: Option<RawTerminal>, input_open: bool },
-    Socket { listener: UnixListener, path: PathBuf, client: Option<UnixStream> },
+    Standard { input_open: bool },
+    Socket { listener: UnixListener, client: Option<UnixStream> },
     Nowhere,
-}
-
-/// Gives a terminal back as it was.
-#[derive(Debug)]
-struct RawTerminal(Stdin);
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        let _ = self.0.lock().set_canon_mode();
-    }
 }
 
 /// The console.
@@ -49,48 +44,41 @@ impl Drop for RawTerminal {
 pub(crate) struct Console {
     place: Place,
     output: ConsoleOutput,
+    log: Option<Log>,
+    recent: VecDeque<u8>,
+    backlog: VecDeque<u8>,
     input: Vec<u8>,
     drained: Arc<EventFd>,
 }
 
 impl Console {
-    /// Opens the console at its place. `drained` says when the guest has read what it was given.
-    pub(crate) fn open(
+    /// A console at its place; `listener` is the socket, if it is at one. `drained` says when the guest has read what it was
+    /// given.
+    pub(crate) fn new(
         target: &ConsoleTarget,
+        listener: Option<UnixListener>,
+        log: Option<Log>,
         output: ConsoleOutput,
         drained: Arc<EventFd>,
-    ) -> std::io::Result<Self> {
-        let place = match target {
-            ConsoleTarget::Standard => {
-                let stdin = std::io::stdin();
-                let terminal = if stdin.is_terminal() {
-                    stdin
-                        .lock()
-                        .set_raw_mode()
-                        .map_err(|error| std::io::Error::other(format!("{error:?}")))?;
-                    Some(RawTerminal(stdin))
-                } else {
-                    None
-                };
-                Place::Standard { terminal, input_open: true }
-            }
-            ConsoleTarget::Socket(path) => {
-                Place::Socket { listener: listen(path)?, path: path.clone(), client: None }
-            }
-            ConsoleTarget::Nowhere => Place::Nowhere,
+    ) -> Self {
+        let place = match (target, listener) {
+            (ConsoleTarget::Standard, _) => Place::Standard { input_open: true },
+            (ConsoleTarget::Socket(_), Some(listener)) => Place::Socket { listener, client: None },
+            (ConsoleTarget::Socket(_), None) | (ConsoleTarget::Nowhere, _) => Place::Nowhere,
         };
-        Ok(Self { place, output, input: Vec::new(), drained })
+        let (recent, backlog, input) = Default::default();
+        Self { place, output, log, recent, backlog, input, drained }
     }
 
     /// Adds what it waits for now.
     pub(crate) fn wait_for<'a>(&'a self, waited: &mut Vec<PollFd<'a>>) {
-        let printed = !self.output.is_empty();
+        let printed = !self.backlog.is_empty();
         let accepts = self.input.is_empty();
         let mut interest = PollFlags::empty();
         interest.set(PollFlags::IN, accepts);
         interest.set(PollFlags::OUT, printed);
         match &self.place {
-            Place::Standard { input_open, .. } => {
+            Place::Standard { input_open } => {
                 if *input_open && accepts {
                     waited.push(PollFd::from_borrowed_fd(rustix::stdio::stdin(), PollFlags::IN));
                 }
@@ -98,7 +86,7 @@ impl Console {
                     waited.push(PollFd::from_borrowed_fd(rustix::stdio::stdout(), PollFlags::OUT));
                 }
             }
-            Place::Socket { listener, client, .. } => {
+            Place::Socket { listener, client } => {
                 waited.push(PollFd::new(listener, PollFlags::IN));
                 if let Some(client) = client {
                     waited.push(PollFd::new(client, interest));
@@ -119,16 +107,18 @@ impl Console {
         self.take_input();
         let taken = serial.receive(&self.input);
         self.input.drain(..taken);
-        self.write_output();
+        self.spread();
+        self.write_backlog();
         Ok(())
     }
 
     fn accept(&mut self) -> std::io::Result<()> {
-        let Place::Socket { listener, client, .. } = &mut self.place else { return Ok(()) };
+        let Place::Socket { listener, client } = &mut self.place else { return Ok(()) };
         match listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(true)?;
                 *client = Some(stream);
+                self.backlog = self.recent.clone();
                 Ok(())
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {
@@ -144,7 +134,7 @@ impl Console {
         }
         let mut buffer = [0u8; INPUT_MAX];
         match &mut self.place {
-            Place::Standard { input_open, .. } => {
+            Place::Standard { input_open } => {
                 if *input_open && readable(rustix::stdio::stdin()) {
                     match std::io::stdin().lock().read(&mut buffer) {
                         Ok(count) if count > 0 => self.input.extend_from_slice(&buffer[..count]),
@@ -159,95 +149,110 @@ impl Console {
                 match stream.read(&mut buffer) {
                     Ok(count) if count > 0 => self.input.extend_from_slice(&buffer[..count]),
                     Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                    Ok(_) | Err(_) => *client = None,
+                    Ok(_) | Err(_) => {
+                        *client = None;
+                        self.backlog.clear();
+                    }
                 }
             }
             Place::Nowhere => {}
         }
     }
 
-    fn write_output(&mut self) {
-        let bytes = self.output.peek(WRITE_MAX);
-        if bytes.is_empty() {
+    /// Gives what was printed to all who want it.
+    fn spread(&mut self) {
+        let mut moved = 0;
+        loop {
+            let bytes = self.output.peek(WRITE_MAX);
+            self.output.consume(bytes.len());
+            if bytes.is_empty() {
+                return;
+            }
+            if let Some(log) = &mut self.log {
+                log.write(&bytes);
+            }
+            keep_last(&mut self.recent, &bytes, RECENT_MAX);
+            let listens = match &self.place {
+                Place::Standard { .. } => true,
+                Place::Socket { client, .. } => client.is_some(),
+                Place::Nowhere => false,
+            };
+            if listens {
+                keep_last(&mut self.backlog, &bytes, WAITING_MAX);
+            }
+            moved += bytes.len();
+            if moved >= WAITING_MAX {
+                // A guest that never stops printing: others have their turn too. The queue rings only when it was empty.
+                let _ = self.output.filled().write(1);
+                return;
+            }
+        }
+    }
+
+    fn write_backlog(&mut self) {
+        if self.backlog.is_empty() {
             return;
         }
+        let (front, _) = self.backlog.as_slices();
+        let bytes = &front[..front.len().min(WRITE_MAX)];
         let written = match &mut self.place {
             Place::Standard { .. } if writable(rustix::stdio::stdout()) => {
                 let mut stdout = std::io::stdout().lock();
                 // Who closed our output does not want it: the bytes go, the VM stays.
-                let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());
+                let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
                 bytes.len()
             }
-            Place::Socket { client, .. } => match client.as_mut().map(|client| client.write(&bytes)) {
+            Place::Socket { client, .. } => match client.as_mut().map(|client| client.write(bytes)) {
                 Some(Ok(count)) => count,
                 Some(Err(error))
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
                 {
                     0
                 }
-                Some(Err(_)) => {
+                Some(Err(_)) | None => {
                     *client = None;
-                    0
+                    self.backlog.len()
                 }
-                None => 0,
             },
             Place::Standard { .. } => 0,
-            Place::Nowhere => bytes.len(),
+            Place::Nowhere => self.backlog.len(),
         };
-        self.output.consume(written);
+        self.backlog.drain(..written);
     }
 
     /// Writes what is left, as far as somebody takes it soon.
     pub(crate) fn finish(&mut self) {
-        while !self.output.is_empty() {
+        self.spread();
+        let until = Instant::now() + FINISH_MAX;
+        while !self.backlog.is_empty() {
             let taker = match &self.place {
                 Place::Standard { .. } => rustix::stdio::stdout(),
                 Place::Socket { client: Some(client), .. } => client.as_fd(),
                 Place::Socket { client: None, .. } | Place::Nowhere => return,
             };
-            if !ready(taker, PollFlags::OUT, FINISH_MS) {
+            if !ready(taker, PollFlags::OUT, until.saturating_duration_since(Instant::now())) {
                 return;
             }
-            self.write_output();
+            self.write_backlog();
         }
     }
 }
 
-impl Drop for Console {
-    fn drop(&mut self) {
-        match &mut self.place {
-            Place::Socket { path, .. } => {
-                let _ = std::fs::remove_file(path);
-            }
-            Place::Standard { terminal, .. } => drop(terminal.take()),
-            Place::Nowhere => {}
-        }
-    }
+/// Adds bytes; of more than `most`, the oldest go.
+fn keep_last(queue: &mut VecDeque<u8>, bytes: &[u8], most: usize) {
+    queue.extend(bytes);
+    queue.drain(..queue.len().saturating_sub(most));
 }
 
 fn readable(fd: BorrowedFd<'_>) -> bool {
-    ready(fd, PollFlags::IN, 0)
+    ready(fd, PollFlags::IN, Duration::ZERO)
 }
 
 fn writable(fd: BorrowedFd<'_>) -> bool {
-    ready(fd, PollFlags::OUT, 0)
+    ready(fd, PollFlags::OUT, Duration::ZERO)
 }
 
-fn ready(fd: BorrowedFd<'_>, what: PollFlags, wait_ms: i64) -> bool {
-    let time = Timespec { tv_sec: 0, tv_nsec: wait_ms * 1_000_000 };
+fn ready(fd: BorrowedFd<'_>, what: PollFlags, wait: Duration) -> bool {
+    let Ok(time) = Timespec::try_from(wait) else { return false };
     matches!(poll(&mut [PollFd::from_borrowed_fd(fd, what)], Some(&time)), Ok(1..))
-}
-
-/// A socket that another VM listens on is not taken away from it; one that is left over is.
-fn listen(path: &Path) -> std::io::Result<UnixListener> {
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse && UnixStream::connect(path).is_err() => {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)?
-        }
-        result => result?,
-    };
-    rustix::fs::chmod(path, Mode::from_raw_mode(SOCKET_MODE))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }

@@ -3,7 +3,9 @@
 //! It alone waits for slow things, and it waits for all of them at once.
 
 mod console;
+mod log;
 mod signals;
+mod terminal;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -12,7 +14,9 @@ use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use console::Console;
+pub(crate) use log::Log;
 pub(crate) use signals::Signals;
+pub(crate) use terminal::RawTerminal;
 
 use crate::machine::{Machine, StopReason};
 

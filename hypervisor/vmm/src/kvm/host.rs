@@ -1,5 +1,7 @@
 //! What this host's KVM is and can do.
 
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -26,11 +28,26 @@ pub struct Host {
 impl Host {
     /// Opens KVM and looks whether it has what every VM needs.
     pub fn open() -> Result<Self, KvmError> {
-        let kvm = Kvm::new().map_err(|error| match error.errno() {
+        Self::new(Self::open_device()?)
+    }
+
+    /// Opens `/dev/kvm`, and no more.
+    #[allow(unsafe_code)]
+    pub fn open_device() -> Result<OwnedFd, KvmError> {
+        let opened = Kvm::open_with_cloexec(true).map_err(|error| match error.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Absent,
             libc::EACCES | libc::EPERM => KvmError::Forbidden,
             _ => KvmError::Open(error),
         })?;
+        // SAFETY: the call has just made the descriptor and gives it away.
+        Ok(unsafe { OwnedFd::from_raw_fd(opened) })
+    }
+
+    /// Looks whether an opened KVM has what every VM needs.
+    #[allow(unsafe_code)]
+    pub fn new(device: OwnedFd) -> Result<Self, KvmError> {
+        // SAFETY: the descriptor is open and nobody else has it. Of another file than KVM's the first call fails.
+        let kvm = unsafe { Kvm::from_raw_fd(device.into_raw_fd()) };
         let version = kvm.get_api_version();
         if version != API_VERSION {
             return Err(KvmError::Version(version));

@@ -1,22 +1,21 @@
-//! One virtual processor: its set-up, and the thread that runs it.
+//! One virtual processor: its set-up, and what its thread does.
 //!
 //! ```text
 //!   new ──► set up ──► running ◄──► exit, answered by the machine
-//!                         │
-//!                         └──► ended: the guest asked for it, it crashed, KVM gave up, or somebody said stop
+//!                       │   ▲
+//!                       │   └───── paused, between two instructions
+//!                       └──► ended: the guest asked for it, it crashed, KVM gave up, or somebody said stop
 //! ```
 //!
 //! A thread in the guest is brought back by a signal. The signal may come just before the thread enters the guest, where
-//! it has no effect; so whoever stops the processors repeats it until each thread is gone.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+//! it has no effect; so whoever stops or pauses the processors ([`super::Processors`]) repeats it until each thread
+//! has obeyed.
 
 use kvm_bindings::{CpuId, Msrs};
-use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use kvm_ioctls::{Cap, VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use super::gate::{Gate, Wanted};
 use super::{Host, KvmError, Vm};
 use crate::boot::{Entry, Segments};
 use crate::config::CpuCount;
@@ -32,6 +31,16 @@ const SYSTEM_EVENT_RESET: u32 = 2;
 pub struct Processor {
     fd: VcpuFd,
     index: u8,
+    /// Whether KVM can be told to come back at once.
+    comes_back: bool,
+}
+
+/// Why the guest was left.
+enum Step {
+    /// It needed an answer and has it.
+    Answered,
+    /// Nothing is left to do for it.
+    BroughtBack,
 }
 
 /// How the first processor begins; the others wait for it.
@@ -65,46 +74,75 @@ impl Processor {
         let mut state = fd.get_lapic().map_err(KvmError::doing("reading a local APIC"))?;
         lapic::connect_pins(&mut state);
         fd.set_lapic(&state).map_err(KvmError::doing("setting a local APIC"))?;
-        Ok(Self { fd, index })
+        let comes_back = host.kvm.check_extension(Cap::ImmediateExit);
+        Ok(Self { fd, index, comes_back })
     }
 
-    /// Runs it in a thread of its own until it ends or is stopped.
-    pub fn start(self, machine: Arc<Machine>) -> Result<Running, KvmError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name(format!("cpu{}", self.index))
-            .spawn(move || {
-                if let Some(reason) = self.run(&machine, &stopped) {
-                    machine.stop(reason);
-                }
-            })
-            .map_err(KvmError::system("starting a processor's thread"))?;
-        Ok(Running { stop, thread })
+    /// Its number.
+    pub fn index(&self) -> u8 {
+        self.index
     }
 
-    /// `None`: it was told to stop.
-    fn run(mut self, machine: &Machine, stop: &AtomicBool) -> Option<StopReason> {
-        while !stop.load(Ordering::Acquire) {
-            match self.fd.run() {
-                Ok(VcpuExit::IoIn(port, data)) => machine.port_read(port, data),
-                Ok(VcpuExit::IoOut(port, data)) => machine.port_write(port, data),
-                Ok(VcpuExit::MmioRead(address, data)) => machine.memory_read(address, data),
-                Ok(VcpuExit::MmioWrite(address, data)) => machine.memory_write(address, data),
-                Ok(VcpuExit::Shutdown) => return Some(StopReason::Crashed { cpu: self.index }),
-                Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => return Some(StopReason::Off),
-                Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _)) => return Some(StopReason::Reset),
-                // A signal brought it back, or a timer that is handled inside.
-                Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
-                Ok(exit) => {
-                    let what = format!("{exit:?}");
-                    return Some(self.failed(what));
+    /// Runs it in this thread until it ends or is told to. `None`: it was told.
+    pub(super) fn run(mut self, machine: &Machine, gate: &Gate) -> Option<StopReason> {
+        loop {
+            if !gate.is_open() {
+                if let Err(reason) = self.complete(machine) {
+                    return Some(reason);
                 }
-                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
-                Err(error) => return Some(self.failed(error.to_string())),
+                if gate.pass() == Wanted::Stop {
+                    return None;
+                }
+                // The guest's watchdogs are told that time was lost. Without kvm-clock nobody would hear it.
+                let _ = self.fd.kvmclock_ctrl();
+            }
+            match self.step(machine) {
+                Ok(Step::Answered | Step::BroughtBack) => {}
+                Err(reason) => return Some(reason),
             }
         }
-        None
+    }
+
+    /// Runs the guest until it needs an answer, and gives it.
+    fn step(&mut self, machine: &Machine) -> Result<Step, StopReason> {
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => machine.port_read(port, data),
+            Ok(VcpuExit::IoOut(port, data)) => machine.port_write(port, data),
+            Ok(VcpuExit::MmioRead(address, data)) => machine.memory_read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => machine.memory_write(address, data),
+            Ok(VcpuExit::Shutdown) => return Err(StopReason::Crashed { cpu: self.index }),
+            Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => return Err(StopReason::Off),
+            Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _)) => return Err(StopReason::Reset),
+            // A signal brought it back, or a timer that is handled inside.
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => return Ok(Step::BroughtBack),
+            Ok(exit) => {
+                let what = format!("{exit:?}");
+                return Err(self.failed(what));
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                return Ok(Step::BroughtBack);
+            }
+            Err(error) => return Err(self.failed(error.to_string())),
+        }
+        Ok(Step::Answered)
+    }
+
+    /// An instruction that was answered is finished when the guest is entered the next time. To stand still between two
+    /// instructions, it is entered with the order to come back at once (Linux, "KVM API", `immediate_exit`).
+    fn complete(&mut self, machine: &Machine) -> Result<(), StopReason> {
+        if !self.comes_back {
+            return Ok(());
+        }
+        self.fd.set_kvm_immediate_exit(1);
+        let done = loop {
+            match self.step(machine) {
+                Ok(Step::Answered) => {}
+                Ok(Step::BroughtBack) => break Ok(()),
+                Err(reason) => break Err(reason),
+            }
+        };
+        self.fd.set_kvm_immediate_exit(0);
+        done
     }
 
     fn failed(&self, what: String) -> StopReason {
@@ -136,33 +174,4 @@ extern "C" fn brought_back(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc
 /// Makes the signal harmless that brings processors back; once, before any of them runs.
 pub fn prepare_signal() -> Result<(), KvmError> {
     register_signal_handler(SIGRTMIN(), brought_back).map_err(KvmError::doing("installing a signal handler"))
-}
-
-/// A processor's thread.
-#[derive(Debug)]
-pub struct Running {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-}
-
-impl Running {
-    /// Tells it to stop; returns at once.
-    pub fn tell_to_stop(&self) {
-        self.stop.store(true, Ordering::Release);
-    }
-
-    /// Brings it out of the guest, if it is there; whether it has ended.
-    pub fn nudge(&self) -> bool {
-        if self.thread.is_finished() {
-            return true;
-        }
-        // It may end at this moment: then there is nobody to tell.
-        let _ = self.thread.kill(SIGRTMIN());
-        false
-    }
-
-    /// Waits for its end; `false` if the thread panicked.
-    pub fn join(self) -> bool {
-        self.thread.join().is_ok()
-    }
 }

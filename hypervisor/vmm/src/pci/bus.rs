@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use super::{BarIndex, ConfigSpace};
 use crate::layout::{PCI_WINDOW_BYTES, PCI_WINDOW_START};
 use crate::state::{FunctionState, RestoreError, VirtioState};
+use crate::virtio::DeviceKind;
 
 /// First of the ports: address at 0xcf8, data at 0xcfc.
 pub const CONFIG_PORTS: u16 = 0xcf8;
@@ -56,6 +57,27 @@ pub trait PciDevice: Send + Debug {
     }
     /// As it was when it was saved. The state has passed [`Self::check`], and the configuration space is like this one.
     fn restore(&mut self, config: &[u8], state: Option<&VirtioState>) -> Result<(), RestoreError>;
+    /// What to tell an operator of it; `None`: nothing.
+    fn about(&self) -> Option<About> {
+        None
+    }
+    /// The VM is being paused (`true`) or goes on. It may take until [`Self::is_held`] says so.
+    fn hold(&mut self, _: bool) {}
+    /// Whether a device that was told to hold still does.
+    fn is_held(&self) -> bool {
+        true
+    }
+}
+
+/// What to tell an operator of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// What it is.
+    pub kind: DeviceKind,
+    /// What tells it from others of its kind; may be empty.
+    pub id: String,
+    /// Whether its back end is there.
+    pub connected: bool,
 }
 
 /// Why a device can't be plugged in.
@@ -99,6 +121,21 @@ impl PciBus {
         self.window_used = used;
         self.devices.push(device);
         Ok(Slot((self.devices.len() - 1) as u8))
+    }
+
+    /// What there is to tell of the devices.
+    pub fn about(&self) -> impl Iterator<Item = (Slot, About)> {
+        (0..).zip(&self.devices).filter_map(|(slot, device)| Some((Slot(slot), device.about()?)))
+    }
+
+    /// Tells all devices to hold still, or to go on.
+    pub fn hold(&mut self, still: bool) {
+        self.devices.iter_mut().for_each(|device| device.hold(still));
+    }
+
+    /// The first device that was told to hold still and does not yet.
+    pub fn restless(&self) -> Option<Slot> {
+        (0..).zip(&self.devices).find(|(_, device)| !device.is_held()).map(|(slot, _)| Slot(slot))
     }
 
     fn device(&mut self, device: usize, function: usize) -> Option<&mut dyn PciDevice> {

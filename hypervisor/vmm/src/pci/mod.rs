@@ -10,6 +10,8 @@ mod config_space;
 mod host_bridge;
 pub mod msix;
 
-pub use bus::{BusError, CONFIG_PORTS, CONFIG_PORTS_COUNT, DEVICES_MAX, PciBus, PciDevice, Slot, has_port};
+pub use bus::{
+    About, BusError, CONFIG_PORTS, CONFIG_PORTS_COUNT, DEVICES_MAX, PciBus, PciDevice, Slot, has_port,
+};
 pub use config_space::{BARS_MAX, BarIndex, CONFIG_BYTES, Capability, ConfigSpace, Identity, MappedBar};
 pub use host_bridge::HostBridge;

@@ -113,6 +113,20 @@ pub trait Device: Send + Debug {
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
     /// Whether no reset is under way: nothing touches the guest's memory any more.
     fn is_quiet(&self) -> bool;
+    /// What tells it from others of its kind; empty where there is one.
+    fn id(&self) -> String {
+        String::new()
+    }
+    /// Whether its back end is there, if it has one.
+    fn is_connected(&self) -> bool {
+        true
+    }
+    /// The VM is being paused (`true`): requests that were taken are finished and no others are taken. Or it goes on.
+    fn hold(&mut self, _: bool) {}
+    /// Whether no request is under way any more in a device that holds still.
+    fn is_held(&self) -> bool {
+        true
+    }
 }
 
 /// Where the guest's doorbells are.

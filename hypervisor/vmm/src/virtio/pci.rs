@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::transport::{COMMON_BYTES, Effect, Transport};
 use super::{Active, ActiveQueue, ConfigChange, Device, Doorbells};
 use crate::pci::msix::{ENTRY_BYTES, MsixTable, Vectors};
-use crate::pci::{BarIndex, Capability, ConfigSpace, Identity, PciDevice};
+use crate::pci::{About, BarIndex, Capability, ConfigSpace, Identity, PciDevice};
 use crate::state::{RestoreError, VirtioState};
 
 const VENDOR: u16 = 0x1af4;
@@ -314,6 +314,18 @@ impl PciDevice for VirtioPci {
 
     fn bar_write(&mut self, _: BarIndex, offset: u32, data: &[u8]) {
         self.write(offset, data);
+    }
+
+    fn about(&self) -> Option<About> {
+        Some(About { kind: self.device.kind(), id: self.device.id(), connected: self.device.is_connected() })
+    }
+
+    fn hold(&mut self, still: bool) {
+        self.device.hold(still);
+    }
+
+    fn is_held(&self) -> bool {
+        self.device.is_held()
     }
 }
 

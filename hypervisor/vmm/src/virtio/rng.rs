@@ -13,6 +13,7 @@ use super::ring::{Ring, RingFault};
 use super::worker::{Service, Worker};
 use super::{Active, ConfigChange, Device, DeviceKind, IN_PROCESS_FEATURES};
 use crate::state::{DeviceState, RestoreError};
+use crate::threads::Threads;
 use crate::virtio::vhost_user::QUEUE_SIZE;
 
 /// Bytes a second that a guest gets in the long run.
@@ -123,9 +124,9 @@ pub struct Rng {
 
 impl Rng {
     /// A device for a VM with this memory, and its thread.
-    pub fn new(memory: GuestMemoryMmap) -> std::io::Result<Self> {
+    pub fn new(memory: GuestMemoryMmap, threads: &Threads) -> std::io::Result<Self> {
         let change = ConfigChange::default();
-        let worker = Worker::start("virtio-rng", source(), memory, change.clone())?;
+        let worker = Worker::start("virtio-rng", source(), memory, change.clone(), threads)?;
         Ok(Self { worker, change })
     }
 }
@@ -174,6 +175,14 @@ impl Device for Rng {
     }
 
     fn is_quiet(&self) -> bool {
+        self.worker.is_quiet()
+    }
+
+    fn hold(&mut self, still: bool) {
+        self.worker.hold(still);
+    }
+
+    fn is_held(&self) -> bool {
         self.worker.is_quiet()
     }
 }

@@ -24,6 +24,7 @@ use super::ring::{Ring, RingFault};
 use super::{Active, ConfigChange};
 use crate::events::borrow;
 use crate::machine::lock;
+use crate::threads::{ThreadKind, Threads};
 
 /// What a device does with its rings.
 pub trait Service: Send + 'static {
@@ -71,6 +72,7 @@ impl Worker {
         service: impl Service,
         memory: GuestMemoryMmap,
         change: ConfigChange,
+        threads: &Threads,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { order: Mutex::default(), wake: EventFd::new(EFD_NONBLOCK)? });
         let thread = Thread {
@@ -82,7 +84,8 @@ impl Worker {
             rings: Vec::new(),
             seen: 0,
         };
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || thread.run())?;
+        // Nobody waits for its end: it ends when this is dropped.
+        let _ = threads.spawn(ThreadKind::Device, name.to_owned(), None, move || thread.run())?;
         Ok(Self(shared))
     }
 

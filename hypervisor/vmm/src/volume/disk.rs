@@ -2,11 +2,11 @@
 //! request to a back end costs some hundred microseconds.
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::time::Duration;
 
 use boot_image::{BoxedError, ReadAt};
 
+use crate::outside::BackEnd;
 use crate::virtio::vhost_user::reader::{BlockReader, READ_BYTES_MAX, ReadError};
 
 /// Pieces that are kept: 2 MiB.
@@ -39,8 +39,8 @@ pub(super) struct Disk {
 struct SeeFailure;
 
 impl Disk {
-    pub(super) fn open(socket: &Path, patience: Duration) -> Result<Self, ReadError> {
-        let reader = BlockReader::open(socket, patience)?;
+    pub(super) fn open(back_end: BackEnd, patience: Duration) -> Result<Self, ReadError> {
+        let reader = BlockReader::open(back_end, patience)?;
         let state = State { reader, pieces: Vec::new(), failed: None };
         Ok(Self { bytes: state.reader.bytes(), state: RefCell::new(state) })
     }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use boot_image::{BootEntry, BootVolume};
 
+use crate::outside::BackEnd;
 use crate::virtio::vhost_user::reader::ReadError;
 use disk::Disk;
 
@@ -81,12 +82,13 @@ pub struct Chosen<'a> {
     pub command_line: String,
 }
 
-/// Opens a volume, chooses an entry and hands it over. The volume's socket is closed again when this returns.
+/// Opens the volume at this back end, chooses an entry and hands it over. The volume's socket is closed again when this returns.
 pub fn with_chosen<T, E: From<VolumeError>>(
     boot: &VolumeBoot,
+    back_end: BackEnd,
     then: impl FnOnce(Chosen<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let disk = Disk::open(&boot.socket, PATIENCE).map_err(VolumeError::Read)?;
+    let disk = Disk::open(back_end, PATIENCE).map_err(VolumeError::Read)?;
     let result = choose(boot, &disk).map_err(E::from).and_then(|(volume, entry)| {
         let kernel = BootFiles::open(&volume, std::slice::from_ref(&entry.kernel));
         let kernel = kernel.map_err(|source| at(&boot.socket, source))?;

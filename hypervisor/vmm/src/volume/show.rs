@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::outside::BackEnd;
+
 use super::{BootFiles, Chosen, VolumeBoot, VolumeError, with_chosen};
 
 /// Only the owner reads them: an initrd may have keys in it.
@@ -65,7 +67,8 @@ pub enum ShowError {
 /// Finds out what a volume boots, and writes its files if they are wanted. What was there by those names is replaced, and
 /// only by whole files.
 pub fn show(wanted: &ShowBoot) -> Result<Extracted, ShowError> {
-    with_chosen(&wanted.volume, |chosen| match &wanted.extract {
+    let disk = BackEnd::at(wanted.volume.socket.clone());
+    with_chosen(&wanted.volume, disk, |chosen| match &wanted.extract {
         Some(folder) => extract(chosen, folder),
         None => Ok(on_volume(&chosen)),
     })

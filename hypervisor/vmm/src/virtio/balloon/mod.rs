@@ -33,6 +33,7 @@ use super::worker::{Service, Waker, Worker};
 use super::{Active, ConfigChange, Device, DeviceKind, IN_PROCESS_FEATURES};
 use crate::machine::lock;
 use crate::state::{self, DeviceState, RestoreError};
+use crate::threads::Threads;
 use config::Config;
 use pages::Pages;
 pub use pages::PagesError;
@@ -136,14 +137,14 @@ pub struct Balloon {
 
 impl Balloon {
     /// A device for a VM with this memory, which has to be of files, and its thread.
-    pub fn new(memory: GuestMemoryMmap) -> Result<Self, PagesError> {
+    pub fn new(memory: GuestMemoryMmap, threads: &Threads) -> Result<Self, PagesError> {
         let pages = Pages::of(&memory)?;
         let memory_bytes = pages.bytes();
         let shared = Arc::new(Mutex::new(Shared::default()));
         let change = ConfigChange::default();
         let bag = Bag { shared: Arc::clone(&shared), pages, features: 0, kept: None, asked_at: None };
-        let worker =
-            Worker::start("virtio-balloon", bag, memory, change.clone()).map_err(PagesError::Thread)?;
+        let worker = Worker::start("virtio-balloon", bag, memory, change.clone(), threads)
+            .map_err(PagesError::Thread)?;
         Ok(Self { shared, worker, change, memory_bytes })
     }
 
@@ -219,6 +220,14 @@ impl Device for Balloon {
     }
 
     fn is_quiet(&self) -> bool {
+        self.worker.is_quiet()
+    }
+
+    fn hold(&mut self, still: bool) {
+        self.worker.hold(still);
+    }
+
+    fn is_held(&self) -> bool {
         self.worker.is_quiet()
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::notices::{self, Notices};
 use super::role::{PROTOCOL_FEATURES, lacks};
 use super::{QUEUE_SIZE, Role, VhostUserError};
+use crate::outside::BackEnd;
 use crate::virtio::{Active, ActiveQueue};
 
 /// A back end that says nothing for so long is given up, and dialled again.
@@ -50,9 +51,10 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects and agrees on the protocol.
-    pub(super) fn open(path: &Path, role: Role) -> Result<Self, VhostUserError> {
+    pub(super) fn open(back_end: &BackEnd, role: Role) -> Result<Self, VhostUserError> {
+        let path = back_end.path();
         let connect = |source| VhostUserError::Connect { path: path.to_owned(), source };
-        let stream = UnixStream::connect(path).map_err(connect)?;
+        let stream = back_end.dial().map_err(connect)?;
         stream.set_read_timeout(Some(SILENCE_MAX)).map_err(connect)?;
         stream.set_write_timeout(Some(SILENCE_MAX)).map_err(connect)?;
         let other = stream.try_clone().map_err(connect)?;

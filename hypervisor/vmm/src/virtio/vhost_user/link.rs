@@ -1,7 +1,7 @@
 //! The thread that keeps a device connected. It alone talks to the back end, so nobody else ever waits for one.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::role::{self, NET_ANNOUNCE};
 use super::{Role, VhostUserError};
 use crate::events::borrow;
 use crate::machine::lock;
+use crate::outside::BackEnd;
 use crate::virtio::ring::{Ring, RingFault};
 use crate::virtio::{Active, ConfigChange};
 
@@ -37,6 +38,10 @@ pub(super) struct Order {
     pub(super) number: u64,
     /// The last order that was carried out.
     pub(super) done: u64,
+    /// The VM is paused: no rings, whatever is wanted.
+    pub(super) hold: bool,
+    /// The thread has obeyed that.
+    pub(super) held: bool,
     /// The VM has ended.
     pub(super) over: bool,
 }
@@ -52,11 +57,13 @@ pub(super) struct Shared {
     pub(super) in_flight: Mutex<InFlight>,
     /// Pairs of a network card's queues that are in use.
     pub(super) pairs: AtomicU16,
+    /// Whether the back end is there.
+    pub(super) connected: AtomicBool,
 }
 
 /// The thread's state.
 pub(super) struct Link {
-    path: PathBuf,
+    back_end: BackEnd,
     role: Role,
     memory: GuestMemoryMmap,
     shared: Arc<Shared>,
@@ -81,7 +88,7 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(
-        path: PathBuf,
+        back_end: BackEnd,
         role: Role,
         memory: GuestMemoryMmap,
         connection: Connection,
@@ -89,7 +96,7 @@ impl Link {
         change: ConfigChange,
     ) -> Self {
         Self {
-            path,
+            back_end,
             role,
             memory,
             shared,
@@ -119,10 +126,10 @@ impl Link {
         if self.connection.is_none() {
             self.dial();
         }
-        let (wanted, resets, restored, number) = {
+        let (wanted, resets, restored, number, hold) = {
             let mut order = lock(&self.shared.order);
             let restored = std::mem::take(&mut order.restored);
-            (order.wanted.clone(), order.resets, restored, order.number)
+            (order.wanted.clone(), order.resets, restored, order.number, order.hold)
         };
         if number != self.seen {
             // Two orders may have come at once, so each begins by stopping.
@@ -138,14 +145,26 @@ impl Link {
             self.lost = true;
             self.refresh();
         }
-        if let (Some(active), None) = (&wanted, &self.running)
+        if hold {
+            self.stop();
+        } else if let (Some(active), None) = (&wanted, &self.running)
             && self.refused != Some(number)
         {
             self.start(active.clone());
         }
         // A reset is done even if nobody is there: a back end that has gone touches nothing.
-        lock(&self.shared.order).done = number;
-        self.serve_control();
+        {
+            let mut order = lock(&self.shared.order);
+            order.done = number;
+            order.held = hold;
+        }
+        if !hold {
+            self.serve_control();
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.back_end.path()
     }
 
     /// The driver wants everything forgotten, also what was in flight: the next one has its own.
@@ -171,7 +190,7 @@ impl Link {
 
     /// A driver that breaks the rules of its control queue has none until the reset; its other queues go on.
     fn lose_control(&mut self, fault: RingFault) {
-        warn!("{}: control queue: {fault}; it waits for the device's reset", self.path.display());
+        warn!("{}: control queue: {fault}; it waits for the device's reset", self.path().display());
         self.control = None;
         self.change.needs_reset();
     }
@@ -232,7 +251,7 @@ impl Link {
             role::set_announcing(&mut now, true);
         }
         if *config != now {
-            info!("{}: the configuration has changed", self.path.display());
+            info!("{}: the configuration has changed", self.path().display());
             *config = now;
             drop(config);
             self.change.changed();
@@ -240,13 +259,14 @@ impl Link {
     }
 
     fn dial(&mut self) {
-        match Connection::open(&self.path, self.role) {
+        match Connection::open(&self.back_end, self.role) {
             Ok(connection) => {
                 if self.failures > 0 {
-                    info!("{}: connected again", self.path.display());
+                    info!("{}: connected again", self.path().display());
                 }
                 self.failures = 0;
                 self.connection = Some(connection);
+                self.shared.connected.store(true, Ordering::Release);
                 self.meet_again();
             }
             Err(error) => {
@@ -317,6 +337,7 @@ impl Link {
     fn hang_up(&mut self) {
         self.connection = None;
         self.lost |= self.running.take().is_some();
+        self.shared.connected.store(false, Ordering::Release);
     }
 
     /// For an order, the control queue, a notice, the other side's end, or the time to dial again.
@@ -347,7 +368,7 @@ impl Link {
             return;
         }
         if gone {
-            warn!("{}: the back end has gone; the guest waits until it is back", self.path.display());
+            warn!("{}: the back end has gone; the guest waits until it is back", self.path().display());
             self.failures = 1;
             self.hang_up();
         } else if noticed && self.connection.as_mut().is_some_and(Connection::take_notices) {

@@ -9,6 +9,7 @@
 //!   reset    ──► wanted = Nothing   ──── wake ──►  rings are stopped ──► quiet
 //!                                                  back end gone: dial again, for as long as it takes, and start
 //!                                                  the rings where they were
+//!   hold     ──► no rings for now ──── wake ──►  rings are stopped, which finishes what is in flight; then started again
 //!                                                  configuration changed: asked for again, the driver is interrupted
 //!   control queue of a network card ────────────►  served: which pairs of queues are in use, announcements
 //! ```
@@ -25,7 +26,7 @@ pub mod reader;
 mod role;
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU16;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tracing::warn;
@@ -35,7 +36,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::ring::{Ring, RingFault};
 use super::{Active, ConfigChange, Device, DeviceKind};
 use crate::machine::lock;
+use crate::outside::BackEnd;
 use crate::state::{DeviceState, RestoreError};
+use crate::threads::{ThreadKind, Threads};
 use kept::Kept;
 use link::{Link, Order, Shared};
 use role::PROTOCOL_FEATURES;
@@ -107,6 +110,7 @@ pub enum VhostUserError {
 /// The processors' half.
 #[derive(Debug)]
 pub struct VhostUser {
+    path: PathBuf,
     role: Role,
     kept: Kept,
     features: u64,
@@ -116,8 +120,14 @@ pub struct VhostUser {
 
 impl VhostUser {
     /// Connects to the socket, learns what the back end offers, and starts the thread.
-    pub fn connect(path: PathBuf, role: Role, memory: GuestMemoryMmap) -> Result<Self, VhostUserError> {
-        let mut connection = connection::Connection::open(&path, role)?;
+    pub fn connect(
+        back_end: BackEnd,
+        role: Role,
+        memory: GuestMemoryMmap,
+        threads: &Threads,
+    ) -> Result<Self, VhostUserError> {
+        let mut connection = connection::Connection::open(&back_end, role)?;
+        let path = back_end.path().to_owned();
         if matches!(role, Role::Block { .. }) && !connection.tracks_requests() {
             warn!(
                 "{}: no tracking of requests: those in flight are lost if the back end dies",
@@ -135,16 +145,17 @@ impl VhostUser {
             config,
             in_flight: Mutex::default(),
             pairs: AtomicU16::new(1),
+            connected: AtomicBool::new(true),
         });
         let name =
             path.file_stem().map_or_else(|| "vhost".into(), |stem| stem.to_string_lossy().into_owned());
         let kept = Kept::new(memory.clone());
-        let link = Link::new(path.clone(), role, memory, connection, Arc::clone(&shared), change.clone());
-        std::thread::Builder::new()
-            .name(format!("vhost-{name}"))
-            .spawn(move || link.run())
-            .map_err(|source| VhostUserError::System { path, source })?;
-        Ok(Self { role, kept, features, shared, change })
+        let link = Link::new(back_end, role, memory, connection, Arc::clone(&shared), change.clone());
+        // Nobody waits for its end: it may be in the middle of a conversation.
+        let _ = threads
+            .spawn(ThreadKind::Link, format!("vhost-{name}"), None, move || link.run())
+            .map_err(system)?;
+        Ok(Self { path, role, kept, features, shared, change })
     }
 
     fn order(&self, change: impl FnOnce(&mut Order)) {
@@ -232,5 +243,26 @@ impl Device for VhostUser {
     fn is_quiet(&self) -> bool {
         let order = lock(&self.shared.order);
         order.done == order.number
+    }
+
+    fn id(&self) -> String {
+        self.path.to_string_lossy().into_owned()
+    }
+
+    fn is_connected(&self) -> bool {
+        self.shared.connected.load(Ordering::Acquire)
+    }
+
+    fn hold(&mut self, still: bool) {
+        let mut order = lock(&self.shared.order);
+        order.hold = still;
+        order.held = false;
+        // A full counter wakes it too.
+        let _ = self.shared.wake.write(1);
+    }
+
+    fn is_held(&self) -> bool {
+        let order = lock(&self.shared.order);
+        order.held == order.hold
     }
 }

@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::connection::{Connection, InFlight};
 use super::{Role, VhostUserError};
 use crate::events::borrow;
+use crate::outside::BackEnd;
 use crate::virtio::{Active, ActiveQueue, VERSION_1};
 
 /// Bytes that one request reads at most.
@@ -134,7 +135,7 @@ enum Attempt {
 /// A disk.
 #[derive(Debug)]
 pub struct BlockReader {
-    path: PathBuf,
+    back_end: BackEnd,
     patience: Duration,
     bytes: u64,
     session: Option<Session>,
@@ -142,9 +143,9 @@ pub struct BlockReader {
 
 impl BlockReader {
     /// Connects, and goes on trying for so long if nobody is there.
-    pub fn open(path: &Path, patience: Duration) -> Result<Self, ReadError> {
-        let session = dial(path, patience)?;
-        Ok(Self { path: path.to_owned(), patience, bytes: session.bytes, session: Some(session) })
+    pub fn open(back_end: BackEnd, patience: Duration) -> Result<Self, ReadError> {
+        let session = dial(&back_end, patience)?;
+        Ok(Self { back_end, patience, bytes: session.bytes, session: Some(session) })
     }
 
     /// The disk's size.
@@ -159,26 +160,26 @@ impl BlockReader {
         for _ in 0..ATTEMPTS_MAX {
             let session = match &mut self.session {
                 Some(session) => session,
-                None => self.session.insert(dial(&self.path, self.patience)?),
+                None => self.session.insert(dial(&self.back_end, self.patience)?),
             };
             if session.bytes != self.bytes {
                 let (before, now) = (self.bytes, session.bytes);
-                return Err(ReadError::Changed { path: self.path.clone(), before, now });
+                return Err(ReadError::Changed { path: self.back_end.path().to_owned(), before, now });
             }
-            match session.read(&self.path, offset, buf) {
+            match session.read(self.back_end.path(), offset, buf) {
                 Ok(()) => return Ok(()),
                 Err(Attempt::Gone) => self.session = None,
                 Err(Attempt::Failed(error)) => return Err(error),
             }
         }
-        Err(ReadError::Gone { path: self.path.clone() })
+        Err(ReadError::Gone { path: self.back_end.path().to_owned() })
     }
 }
 
-fn dial(path: &Path, patience: Duration) -> Result<Session, ReadError> {
+fn dial(back_end: &BackEnd, patience: Duration) -> Result<Session, ReadError> {
     let from = Instant::now();
     loop {
-        let source = match Session::open(path) {
+        let source = match Session::open(back_end) {
             Ok(session) => return Ok(session),
             Err(ReadError::Connect { source, .. }) => source,
             Err(error) => return Err(error),
@@ -214,11 +215,12 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    fn open(path: &Path) -> Result<Self, ReadError> {
+    fn open(back_end: &BackEnd) -> Result<Self, ReadError> {
+        let path = back_end.path();
         let connect = |source| ReadError::Connect { waited: Duration::ZERO, source };
         let here = |source| ReadError::Here { path: path.to_owned(), source };
         let role = Role::Block { queues: 1, read_only: false };
-        let mut connection = Connection::open(path, role).map_err(connect)?;
+        let mut connection = Connection::open(back_end, role).map_err(connect)?;
         let config = connection.config().map_err(connect)?;
         let sectors = config.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
         let bytes = sectors.and_then(|sectors| sectors.checked_mul(SECTOR_BYTES));
