@@ -9,6 +9,7 @@ use clap::Parser;
 use crate::config::{
     BootSource, CPUS_MAX, ConsoleLog, ConsoleTarget, CpuCount, CpuList, DeviceConfig, HugePages, VmConfig,
 };
+use crate::confine::{Confinement, User};
 use crate::layout::{LayoutError, MemorySize};
 use crate::volume::{CONSOLE, ShowBoot, VolumeBoot};
 use device::{parse_disk, parse_nic};
@@ -64,6 +65,15 @@ pub struct Arguments {
     /// Processors of the host to run on: a list like "0-3,8" for all, or one for each virtual processor, as "0-3,8;4".
     #[arg(long, value_name = "LISTS", value_delimiter = ';', value_parser = parse_cpus)]
     cpu_affinity: Vec<CpuList>,
+    /// Whether the VM runs in a process of its own that can do nothing else: "full" (what root gets) or "none".
+    #[arg(long, value_name = "HOW", value_parser = parse_confine)]
+    confine: Option<bool>,
+    /// Numbers of the user and group that a confined VM becomes. Best none that anything else runs as.
+    #[arg(long, value_name = "UID:GID", value_parser = parse_user)]
+    user: Option<User>,
+    /// This process is the confined one, and its broker is at this descriptor.
+    #[arg(long, hide = true, value_name = "DESCRIPTOR")]
+    jailed: Option<i32>,
     /// A source of random numbers (virtio-rng): the host's own, at most 1 MiB a second.
     #[arg(long)]
     rng: bool,
@@ -108,6 +118,12 @@ pub enum ArgumentsError {
         /// The size of a page.
         size: HugePages,
     },
+    /// Full confinement takes root.
+    #[error("--confine full: only root can confine a VM. Start it as root, or with --confine none")]
+    ConfineNotRoot,
+    /// A user for nothing.
+    #[error("--user {0}: only a confined VM (--confine full) becomes another user")]
+    UserUnconfined(User),
     /// Neither one list nor as many as processors.
     #[error(
         "--cpu-affinity: there are {lists} lists for {cpus} processors: give one for all, or one for each"
@@ -127,6 +143,22 @@ impl Arguments {
             return Ok(None);
         }
         Ok(Some(ShowBoot { volume: self.volume_boot()?, extract: self.extract.clone() }))
+    }
+
+    /// How the VM is confined.
+    pub fn confinement(&self) -> Result<Confinement, ArgumentsError> {
+        let root = rustix::process::geteuid().is_root();
+        match (self.confine.unwrap_or(root), root, self.user) {
+            (true, true, user) => Ok(Confinement::Full(user.unwrap_or_default())),
+            (true, false, _) => Err(ArgumentsError::ConfineNotRoot),
+            (false, _, Some(user)) => Err(ArgumentsError::UserUnconfined(user)),
+            (false, _, None) => Ok(Confinement::None),
+        }
+    }
+
+    /// In the confined process: where its broker is.
+    pub fn jailed(&self) -> Option<i32> {
+        self.jailed
     }
 
     fn boot_source(&self) -> Result<BootSource, ArgumentsError> {
@@ -205,6 +237,20 @@ fn parse_log(text: &str) -> Result<ConsoleLog, String> {
         return Err("a console's log has a size of 4K to 1G".into());
     }
     Ok(ConsoleLog { path: path.into(), bytes: size })
+}
+
+/// Whether it is full.
+fn parse_confine(text: &str) -> Result<bool, String> {
+    match text {
+        "full" => Ok(true),
+        "none" => Ok(false),
+        _ => Err(format!("{text:?} is none of full and none")),
+    }
+}
+
+fn parse_user(text: &str) -> Result<User, String> {
+    let user = text.split_once(':').and_then(|(uid, gid)| User::new(uid.parse().ok()?, gid.parse().ok()?));
+    user.ok_or_else(|| format!("{text:?} is no pair of numbers like 900:900, neither of them root's"))
 }
 
 fn parse_huge_pages(text: &str) -> Result<HugePages, String> {
@@ -290,6 +336,23 @@ mod tests {
     }
 
     #[test]
+    fn a_user_is_for_a_confined_vm() {
+        let parse =
+            |text: &[&str]| Arguments::try_parse_from([&["vmm", "--kernel", "k"], text].concat()).unwrap();
+        let refused = parse(&["--confine", "none", "--user", "900:901"]).confinement().unwrap_err();
+        assert!(refused.to_string().starts_with("--user 900:901"), "{refused}");
+        assert_eq!(parse(&["--confine", "none"]).confinement().unwrap(), Confinement::None);
+        let full = parse(&["--confine", "full", "--user", "900:901"]).confinement();
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(full.unwrap(), Confinement::Full(User::new(900, 901).unwrap()));
+            assert_eq!(parse(&[]).confinement().unwrap(), Confinement::Full(User::default()));
+        } else {
+            assert!(matches!(full, Err(ArgumentsError::ConfineNotRoot)));
+            assert_eq!(parse(&[]).confinement().unwrap(), Confinement::None);
+        }
+    }
+
+    #[test]
     fn a_log_has_a_size_and_a_path_that_may_have_commas() {
         let log = |text| config(&["--kernel", "k", "--console-log", text]).unwrap().console_log.unwrap();
         assert_eq!(log("a,b"), ConsoleLog { path: "a,b".into(), bytes: 4 << 20 });
@@ -326,6 +389,9 @@ mod tests {
             (&["--kernel", "k", "--memory", "99999999999G"], "too large"),
             (&["--kernel", "k", "--memory", "lots"], "no size"),
             (&["--kernel", "k", "--console", "socket:"], "none of stdio"),
+            (&["--kernel", "k", "--confine", "half"], "none of full and none"),
+            (&["--kernel", "k", "--user", "0:0"], "no pair of numbers"),
+            (&["--kernel", "k", "--user", "900"], "no pair of numbers"),
             (&["--kernel", "k", "--name", "web 1"], "a name is"),
             (&["--kernel", "k", "--huge-pages", "4M"], "none of 2M and 1G"),
             (&["--kernel", "k", "--huge-pages", "1G"], "no whole pages of 1G"),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   main ──► run ──► config, checked          what the VM is
+//!             ├──► confine                    a process that can do nothing, and one that asks for it
 //!             ├──► outside                    what it needs that is not in this process
 //!             │
 //!             ├──► volume                     kernel and initrd out of the first disk, unless they are given as files
@@ -28,6 +29,7 @@ pub mod api;
 pub mod args;
 pub mod boot;
 pub mod config;
+pub mod confine;
 pub mod cpu;
 pub mod devices;
 mod events;

@@ -58,11 +58,7 @@ const FOLDER: &str = "/sys/kernel/mm/hugepages";
 pub fn make(size: MemorySize, huge_pages: Option<HugePages>) -> Result<File, MemoryError> {
     let bytes = size.bytes();
     let failed = |source: std::io::Error| MemoryError::File { bytes, source };
-    let Some(size) = huge_pages else {
-        let file = file_of(bytes, MemfdFlags::empty()).map_err(failed)?;
-        seal(&file).map_err(failed)?;
-        return Ok(file);
-    };
+    let Some(size) = huge_pages else { return sealed(bytes) };
     let needed = bytes / size.bytes();
     let free = free(size).ok_or(MemoryError::NoHugePages { size })?;
     if free < needed {
@@ -90,6 +86,18 @@ fn free(size: HugePages) -> Option<u64> {
     let read =
         |name: &str| std::fs::read_to_string(format!("{folder}/{name}")).ok()?.trim().parse::<u64>().ok();
     Some(read("free_hugepages")?.saturating_sub(read("resv_hugepages")?))
+}
+
+/// Makes and maps the RAM of a layout, of ordinary pages.
+pub fn allocate(layout: &Layout) -> Result<GuestMemoryMmap, MemoryError> {
+    let bytes = layout.regions().iter().map(|region| region.bytes).sum();
+    map(layout, sealed(bytes)?)
+}
+
+/// A file of ordinary pages.
+fn sealed(bytes: u64) -> Result<File, MemoryError> {
+    let file = file_of(bytes, MemfdFlags::empty()).and_then(|file| seal(&file).map(|()| file));
+    file.map_err(|source| MemoryError::File { bytes, source })
 }
 
 /// Maps the RAM of a layout; the file has its size.

@@ -169,6 +169,9 @@ pub fn run(
     info!(processors = config.cpus.get(), memory_mib = config.memory.bytes() >> 20, "the machine runs");
     let control = VmControl::new(config, pid, Arc::clone(&machine), Arc::clone(&processors));
     let api = api.map(|listener| Server::start(listener, Arc::new(control), threads)).transpose();
+    threads
+        .confine_main()
+        .map_err(|error| system("confining the first thread")(std::io::Error::other(error)))?;
     let served = match &api {
         Ok(_) => serve(&machine, &stop_event, &signals, &mut console).map_err(system("serving the machine")),
         Err(_) => Ok(StopReason::Told),

@@ -222,7 +222,7 @@ fn a_balloon_that_was_saved_goes_on_elsewhere() {
     let (state, seen) = (device.save(), device.handle().state());
     device.reset();
     drop(device);
-    let mut other = Balloon::new(memory.clone()).unwrap();
+    let mut other = Balloon::new(memory.clone(), &Threads::default()).unwrap();
     other.check(&state).unwrap();
     other.restore(&state).unwrap();
     assert_eq!(other.save(), state);
@@ -236,7 +236,7 @@ fn a_balloon_that_was_saved_goes_on_elsewhere() {
     report.request(9 << 20, 1 << 20, WRITABLE);
     report.wait_used(2);
     assert_eq!(other.handle().state().reported_bytes, 2 << 20);
-    assert!(Rng::new(memory).unwrap().check(&state).is_err());
+    assert!(Rng::new(memory, &Threads::default()).unwrap().check(&state).is_err());
 }
 
 #[test]

@@ -11,7 +11,9 @@ use ferro_vhost::blk::{self, BlkDevice, BlkSettings, Sector};
 use ferro_vhost::net::{self, NetDevice, NetSettings};
 use ferro_vhost::server::{Rendezvous, Server, ServerSettings};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm::outside::BackEnd as Socket;
 use vmm::state::{DeviceState, VhostUserState};
+use vmm::threads::Threads;
 use vmm::virtio::vhost_user::{Mac, Role, VhostUser, VhostUserError};
 use vmm::virtio::{Active, Device, VERSION_1};
 
@@ -23,6 +25,10 @@ const NET_MQ: u64 = 1 << 22;
 const EVENT_INDEX: u64 = 1 << 29;
 
 /// Runs `front` in a thread while this one serves the back end by `turn`; what the front came to.
+fn connect_to(path: PathBuf, role: Role, memory: GuestMemoryMmap) -> Result<VhostUser, VhostUserError> {
+    VhostUser::connect(Socket::at(path), role, memory, &Threads::default())
+}
+
 fn beside<T: Send>(front: impl FnOnce() -> T + Send, mut turn: impl FnMut()) -> T {
     std::thread::scope(|scope| {
         let front = scope.spawn(front);
@@ -73,7 +79,7 @@ fn a_disk_that_grows_is_told_to_the_guest() {
     let folder = tempfile::tempdir().unwrap();
     let (_server, mut back_end, path) = serve_disk(folder.path(), BlkSettings::new(Sector(2048), "disk"));
     let role = Role::Block { queues: 2, read_only: false };
-    let device = beside(|| VhostUser::connect(path, role, memory()), || back_end.control()).unwrap();
+    let device = beside(|| connect_to(path, role, memory()), || back_end.control()).unwrap();
     assert_eq!(u64::from_le_bytes(config(&device, 0)), 2048);
     assert_eq!(u16::from_le_bytes(config(&device, 34)), 2, "fewer queues than the back end has");
     back_end.resize(Sector(4096));
@@ -86,7 +92,7 @@ fn read_only_is_the_back_ends_to_keep() {
     let folder = tempfile::tempdir().unwrap();
     let settings = BlkSettings::new(Sector(2048), "disk");
     let (_server, mut back_end, path) = serve_disk(folder.path(), settings.clone());
-    let connect = |path: &PathBuf| VhostUser::connect(path.clone(), read_only_disk(), memory());
+    let connect = |path: &PathBuf| connect_to(path.clone(), read_only_disk(), memory());
     let error = beside(|| connect(&path), || back_end.control()).unwrap_err();
     assert!(error.to_string().contains("open the volume read-only"), "{error}");
     let settings = BlkSettings { read_only: true, ..settings };
@@ -115,7 +121,7 @@ fn a_card_with_several_pairs_uses_as_many_as_its_driver_wants() {
     let folder = tempfile::tempdir().unwrap();
     let (_server, mut back_end, path) = serve_card(folder.path());
     let memory = memory();
-    let connect = || VhostUser::connect(path.clone(), card(3, Some(1400)), memory.clone());
+    let connect = || connect_to(path.clone(), card(3, Some(1400)), memory.clone());
     let mut device = beside(connect, || back_end.control()).unwrap();
     assert_eq!(device.queue_sizes().len(), 7);
     assert_eq!(config(&device, 0), [0x52, 0x54, 0, 0, 0, 1, 1, 0, 3, 0, 0x78, 5]);
@@ -172,7 +178,7 @@ fn a_back_end_that_comes_back_finds_the_pairs_and_hears_of_the_guest() {
     let folder = tempfile::tempdir().unwrap();
     let (server, mut back_end, path) = serve_card(folder.path());
     let memory = memory();
-    let connect = || VhostUser::connect(path.clone(), card(2, None), memory.clone());
+    let connect = || connect_to(path.clone(), card(2, None), memory.clone());
     let mut device = beside(connect, || back_end.control()).unwrap();
     assert_eq!(config(&device, 10), [0xdc, 5], "the back end's MTU");
     let mut rings: Vec<_> = (0..5).map(|index| Driver::new(&memory, index)).collect();
@@ -199,7 +205,7 @@ fn a_card_that_was_saved_goes_on_elsewhere() {
     let folder = tempfile::tempdir().unwrap();
     let (_server, mut back_end, path) = serve_card(folder.path());
     let memory = memory();
-    let connect = |path: &PathBuf| VhostUser::connect(path.clone(), card(2, None), memory.clone());
+    let connect = |path: &PathBuf| connect_to(path.clone(), card(2, None), memory.clone());
     let mut device = beside(|| connect(&path), || back_end.control()).unwrap();
     let mut rings: Vec<_> = (0..5).map(|index| Driver::new(&memory, index)).collect();
     let features = NET_MQ | NET_CONTROL | NET_STATUS | NET_ANNOUNCE;

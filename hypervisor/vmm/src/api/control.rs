@@ -202,6 +202,9 @@ impl Control for VmControl {
             let message = "the VM runs, and its devices' state is changing";
             return Err(ApiError::new(ErrorCode::NotPaused, message, "pause it first (PUT /v1/pause)"));
         }
-        Err(no_device("device whose state can be read", "use a later version of the vmm"))
+        serde_json::to_vec(&self.machine.save()).map_err(|error| {
+            let next = "this is a fault of the monitor: report it";
+            ApiError::new(ErrorCode::Internal, format!("writing the devices' state: {error}"), next)
+        })
     }
 }

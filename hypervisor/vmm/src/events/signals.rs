@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use vmm_sys_util::signal::{block_signal, create_sigset};
+use vmm_sys_util::signal::{Error, block_signal, create_sigset};
 
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
@@ -17,7 +17,11 @@ impl Signals {
     #[allow(unsafe_code)]
     pub(crate) fn take_over() -> std::io::Result<Self> {
         for signal in ENDING {
-            block_signal(signal).map_err(|error| std::io::Error::other(format!("{error:?}")))?;
+            match block_signal(signal) {
+                // A confined process has the mask of its broker.
+                Ok(()) | Err(Error::SignalAlreadyBlocked(_)) => {}
+                Err(error) => return Err(std::io::Error::other(format!("{error:?}"))),
+            }
         }
         let set = create_sigset(&ENDING)?;
         // SAFETY: the set is valid for the call, and the result is checked before it is owned.

@@ -145,8 +145,10 @@ mod tests {
     const MEMORY: u64 = 8 << 20;
 
     fn memory(bytes: u64) -> (Pages, GuestMemoryMmap) {
-        let layout = Layout::new(MemorySize::new(bytes).unwrap(), 40).unwrap();
-        let memory = crate::memory::allocate(&layout).unwrap();
+        let size = MemorySize::new(bytes).unwrap();
+        let layout = Layout::new(size, 40).unwrap();
+        let file = crate::memory::make(size, None).unwrap();
+        let memory = crate::memory::map(&layout, file).unwrap();
         (Pages::of(&memory).unwrap(), memory)
     }
 
