@@ -184,9 +184,9 @@ fn neither_outlives_the_other() {
 
 #[test]
 fn the_api_pauses_resumes_and_resets() {
-    // Prints for ever, slowly enough for a log that turns: mov ecx, 20000; loop $.
+    // Prints for ever, slowly enough for a log that turns: mov ecx, 500; loop $.
     let mut guest = print("x");
-    guest.extend([0xb9, 0x20, 0x4e, 0, 0, 0xe2, 0xfe]);
+    guest.extend([0xb9, 0xf4, 1, 0, 0, 0xe2, 0xfe]);
     let back = -(i32::try_from(guest.len()).unwrap() + 5);
     guest.push(0xe9);
     guest.extend(back.to_le_bytes());

@@ -70,11 +70,11 @@ fn check_all() -> ExitCode {
 
 /// Locks itself in and tries; the status says what came of it.
 fn trespass(place: &str, attempt: &str) -> u8 {
-    // SAFETY: descriptors are shared as before; only the namespace of children changes.
-    #[allow(unsafe_code)]
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }.expect("a namespace for processes");
     if std::env::var_os("INSIDE").is_none() {
         // As the broker does it: the jailed process is the first of its namespace.
+        // SAFETY: descriptors are shared as before; only the namespace of children changes.
+        #[allow(unsafe_code)]
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }.expect("a namespace for processes");
         let arguments = ["--trespass", place, attempt];
         let status = Command::new("/proc/self/exe").args(arguments).env("INSIDE", "1").status();
         let status = status.expect("the test starts itself");

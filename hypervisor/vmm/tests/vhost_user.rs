@@ -242,7 +242,7 @@ fn requests_in_flight_are_saved() {
     let (_server, mut back_end, path) = serve_disk(folder.path(), BlkSettings::new(Sector(2048), "disk"));
     let role = Role::Block { queues: 1, read_only: false };
     let memory = memory();
-    let connect = || VhostUser::connect(path.clone(), role, memory.clone());
+    let connect = || connect_to(path.clone(), role, memory.clone());
     let mut device = beside(connect, || back_end.control()).unwrap();
     let ring = Driver::new(&memory, 0);
     beside(|| activate(&mut device, 0, &[&ring]), || back_end.control());
@@ -263,7 +263,7 @@ fn requests_in_flight_are_saved() {
 fn an_mtu_that_the_port_has_not_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (_server, mut back_end, path) = serve_card(folder.path());
-    let connect = || VhostUser::connect(path.clone(), card(1, Some(9000)), memory());
+    let connect = || connect_to(path.clone(), card(1, Some(9000)), memory());
     let error = beside(connect, || back_end.control()).unwrap_err();
     assert!(matches!(error, VhostUserError::Mtu { mtu: 9000, .. }), "{error}");
     assert!(error.to_string().contains("refuses an MTU of 9000"));

@@ -56,13 +56,13 @@ fn only(channel: RawFd) -> Result<OwnedFd, ConfineError> {
             _ => Err(failed(std::io::Error::last_os_error())),
         }
     };
-    if number < 3 {
+    // SAFETY: the call looks whether there is a descriptor of this number, and changes nothing.
+    if number < 3 || unsafe { libc::fcntl(channel, libc::F_GETFD) } < 0 {
         return Err(ConfineError::NoBroker(Errno::BADF.into()));
     }
     close(3, number - 1)?;
     close(number + 1, u32::MAX)?;
-    // SAFETY: the number comes from the broker, which has left this descriptor open for us; nobody else here has it. If
-    // somebody else gave a number where there is nothing, the first use of it fails.
+    // SAFETY: the number comes from the broker, which has left this descriptor open for us; nobody else here has it.
     Ok(unsafe { OwnedFd::from_raw_fd(channel) })
 }
 
