@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use ferro_vhost::frontend::{DriverRing, GuestRam, RingDescriptor};
 use vm_memory::GuestAddress;
+use vmm::outside::BackEnd;
+use vmm::threads::Threads;
 use vmm::virtio::vhost_user::{QUEUE_SIZE, Role, VhostUser};
 use vmm::virtio::{Active, ActiveQueue, Device, VERSION_1};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -44,7 +46,8 @@ impl FrontEnd {
         let ring_bytes = DriverRing::bytes(QUEUE_SIZE);
         let buffers = ring_bytes * u64::from(queues);
         let ram = GuestRam::new((buffers + buffer_bytes).next_multiple_of(4096))?;
-        let device = VhostUser::connect(socket.to_owned(), role, ram.mem().clone())?;
+        let device =
+            VhostUser::connect(BackEnd::at(socket.to_owned()), role, ram.mem().clone(), &Threads::default())?;
         let mut made = Vec::new();
         for index in 0..queues {
             let at = GuestAddress(ring_bytes * u64::from(index));

@@ -11,7 +11,6 @@ mod store;
 mod switch;
 mod vhost;
 mod vhost_net;
-mod vmm;
 
 /// Something that reads foreign bytes.
 #[derive(Clone, Copy, Debug)]
@@ -198,20 +197,6 @@ pub const ALL: &[Target] = &[
         seeds: boot::kernel_seeds,
         quick_cases: 20_000,
         len_max: 4096,
-    },
-    Target {
-        name: "vmm_requests",
-        run: vmm::requests,
-        seeds: vmm::request_seeds,
-        quick_cases: 100_000,
-        len_max: 4096,
-    },
-    Target {
-        name: "vmm_connection",
-        run: vmm::connection,
-        seeds: vmm::connection_seeds,
-        quick_cases: 5_000,
-        len_max: 80_000,
     },
 ];
 

@@ -162,8 +162,6 @@ quick! {
     boot_grub
     boot_entries
     boot_kernel
-    vmm_requests
-    vmm_connection
 }
 
 /// The driver itself: a panic and a large allocation are both seen, and what is found is made small.

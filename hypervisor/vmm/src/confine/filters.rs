@@ -90,7 +90,7 @@ const MAIN: &[libc::c_long] = &[
     libc::SYS_statx,
 ];
 
-/// A back end's socket.
+/// A back end's socket, and the pair on which it gives notice.
 const LINK: &[libc::c_long] = &[
     libc::SYS_eventfd2,
     libc::SYS_recvfrom,
@@ -98,6 +98,7 @@ const LINK: &[libc::c_long] = &[
     libc::SYS_sendmsg,
     libc::SYS_sendto,
     libc::SYS_setsockopt,
+    libc::SYS_socketpair,
 ];
 
 /// Holes in the guest's memory.
@@ -130,8 +131,11 @@ const PROCESSOR_IOCTLS: &[u64] = &[
 /// A client's socket does not block.
 const FIONBIO: u64 = 0x5421;
 
-/// `fcntl`: whether a descriptor is open, which unoptimised programs ask before they close one; another one of a socket.
+/// `fcntl`: whether a descriptor is open, which unoptimised programs ask before they close one; another one of a socket,
+/// and one that does not block.
 const F_GETFD: u64 = 1;
+const F_GETFL: u64 = 3;
+const F_SETFL: u64 = 4;
 const F_DUPFD_CLOEXEC: u64 = 1030;
 const PROT_EXEC: u64 = 4;
 /// `prctl`: a thread's name, names of memory, no new privileges (which installing a filter says again).
@@ -164,7 +168,8 @@ impl Filters {
         let mut processor = rules(&[])?;
         processor.insert(libc::SYS_ioctl, one_of(1, PROCESSOR_IOCTLS)?);
         let mut link = rules(&[LINK])?;
-        link.insert(libc::SYS_fcntl, one_of(1, &[F_GETFD, F_DUPFD_CLOEXEC])?);
+        link.insert(libc::SYS_fcntl, one_of(1, &[F_GETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC])?);
+        link.insert(libc::SYS_ioctl, one_of(1, &[FIONBIO])?);
         let mut api = rules(&[API])?;
         api.insert(libc::SYS_tgkill, own()?);
         Ok(Self {
