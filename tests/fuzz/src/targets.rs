@@ -5,6 +5,7 @@ mod directory;
 mod frames;
 mod gateway;
 mod identity;
+mod machine;
 mod mesh;
 mod replica;
 mod store;
@@ -197,6 +198,27 @@ pub const ALL: &[Target] = &[
         seeds: boot::kernel_seeds,
         quick_cases: 20_000,
         len_max: 4096,
+    },
+    Target {
+        name: "vmm_accesses",
+        run: machine::accesses,
+        seeds: machine::access_seeds,
+        quick_cases: 6_000,
+        len_max: 2048,
+    },
+    Target {
+        name: "vmm_states",
+        run: machine::states,
+        seeds: machine::state_seeds,
+        quick_cases: 6_000,
+        len_max: 16_384,
+    },
+    Target {
+        name: "vmm_rings",
+        run: machine::rings,
+        seeds: machine::ring_seeds,
+        quick_cases: 8_000,
+        len_max: 2048,
     },
 ];
 

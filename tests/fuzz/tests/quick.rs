@@ -162,6 +162,9 @@ quick! {
     boot_grub
     boot_entries
     boot_kernel
+    vmm_accesses
+    vmm_states
+    vmm_rings
 }
 
 /// The driver itself: a panic and a large allocation are both seen, and what is found is made small.
