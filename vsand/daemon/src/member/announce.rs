@@ -44,7 +44,8 @@ fn next_step(stored: &Membership, address: SocketAddr, known: Option<&HostRecord
         return if first { Step::Propose(Command::PutHost { host: own() }) } else { Step::Removed };
     };
     let same = known.name == stored.name && known.fault_domain == stored.fault_domain;
-    if !stored.announced && !(same && known.address == address) {
+    let as_stored = same && known.address == address;
+    if !stored.announced && !as_stored {
         return Step::Propose(Command::PutHost { host: own() });
     }
     if known.address != address {
