@@ -1,6 +1,7 @@
 //! A machine while it runs: what it prints and when, what its processes hold. Ended with the whole of its processes when
 //! this is dropped.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
@@ -75,15 +76,16 @@ impl RunningVm {
         }
     }
 
-    /// Resident bytes of all its processes without the guest's memory.
+    /// Resident bytes of all its processes without the guest's memory. What several of them map from one place of a file,
+    /// as the program itself, counts once.
     pub(super) fn resident_bytes(&self) -> anyhow::Result<u64> {
-        let mut bytes = 0;
+        let mut resident = Resident::default();
         for pid in family(self.child.id())? {
             let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))
                 .with_context(|| format!("process {pid} is gone"))?;
-            bytes += resident_without_guest(&smaps);
+            resident.add(&smaps);
         }
-        Ok(bytes)
+        Ok(resident.bytes())
     }
 }
 
@@ -120,19 +122,42 @@ fn family(root: u32) -> anyhow::Result<Vec<u32>> {
     Ok(family)
 }
 
-/// What proc(5)'s `smaps` says is resident, but for shared memory files: guest memory is one.
-fn resident_without_guest(smaps: &str) -> u64 {
-    let mut bytes = 0;
-    let mut guest = false;
-    for line in smaps.lines() {
-        if let Some(rest) = line.strip_prefix("Rss:") {
-            let kib: u64 = rest.trim().trim_end_matches(" kB").parse().unwrap_or(0);
-            bytes += if guest { 0 } else { kib << 10 };
-        } else if line.split(' ').next().is_some_and(|first| first.contains('-')) {
-            guest = line.contains("/memfd:");
+/// What proc(5)'s `smaps` say is resident, but for shared memory files: guest memory is one.
+#[derive(Debug, Default)]
+struct Resident {
+    own: u64,
+    /// By offset and file.
+    shared: BTreeMap<String, u64>,
+}
+
+impl Resident {
+    /// Adds one process.
+    fn add(&mut self, smaps: &str) {
+        let mut place = None;
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next().unwrap_or_default();
+            if !first.ends_with(':') {
+                let file: Vec<&str> = words.skip(1).collect();
+                place = (!line.contains("/memfd:")).then(|| file.join(" "));
+                continue;
+            }
+            let Some(place) = &place else { continue };
+            let bytes = words.next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10;
+            match first {
+                "Private_Clean:" | "Private_Dirty:" => self.own += bytes,
+                "Shared_Clean:" | "Shared_Dirty:" => {
+                    let most = self.shared.entry(format!("{first}{place}")).or_default();
+                    *most = bytes.max(*most);
+                }
+                _ => {}
+            }
         }
     }
-    bytes
+
+    fn bytes(&self) -> u64 {
+        self.own + self.shared.values().sum::<u64>()
+    }
 }
 
 #[cfg(test)]
@@ -141,16 +166,21 @@ mod tests {
 
     const SMAPS: &str = "\
 7f00-7f10 rw-s 00000000 00:01 5 /memfd:guest (deleted)
-Size:    1024 kB
-Rss:      900 kB
-55aa-55bb r-xp 00000000 08:01 9 /usr/bin/vmm
-Rss:      300 kB
-Pss:      200 kB
+Rss:            900 kB
+Private_Dirty:  900 kB
+55aa-55bb r-xp 00002000 08:01 9 /usr/bin/vmm
+Rss:            300 kB
+Shared_Clean:   250 kB
+Private_Clean:   50 kB
 ";
 
     #[test]
-    fn guest_memory_is_not_the_monitors() {
-        assert_eq!(resident_without_guest(SMAPS), 300 << 10);
+    fn guest_memory_is_not_the_monitors_and_what_two_share_counts_once() {
+        let mut resident = Resident::default();
+        resident.add(SMAPS);
+        assert_eq!(resident.bytes(), 300 << 10);
+        resident.add(SMAPS);
+        assert_eq!(resident.bytes(), 350 << 10);
     }
 
     #[test]
