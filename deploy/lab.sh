@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # The laboratory: hosts as network namespaces on bridges, each with its disks (folders), its addresses and its own vsand and
-# vswitchd, and virtual machines under QEMU whose disks and network cards are the daemons' sockets. Sourced after lib.sh.
+# vswitchd, and virtual machines under QEMU whose disks and network cards are the daemons' sockets, or hypervisord's. Sourced after
+# lib.sh.
 #
 #   host 1 ── 10.77.0.1 ─┐                                  ┌─ 10.78.0.N: uplink 1 of host N's switch
 #   host 2 ── 10.77.0.2 ─┼─ bridge (storage, management)    └─ 10.79.0.N: uplink 2, each on a bridge of its own
@@ -11,7 +12,8 @@
 # All names carry LAB_RUN, so that several laboratories live beside each other and one is cleaned up by name. All of its
 # files are in LAB_DIR. Processes are known by their pid files there: nothing is ever ended by its name.
 #
-# Depends on no command of ours but vsand, vsanctl, vswitchd and vswctl in BIN.
+# Depends on no command of ours but vsand, vsanctl, vswitchd and vswctl in BIN; with lab_hypervisord also on hypervisord, vmctl
+# and vmm.
 
 LAB_NET=10.77.0
 LAB_PORT=7400
@@ -61,6 +63,7 @@ lab_namespace() { echo "ferro-$LAB_RUN-h$1"; }
 lab_address() { echo "$LAB_NET.$1"; }
 lab_socket() { echo "$LAB_DIR/h$1/run/api.sock"; }
 lab_switch_socket() { echo "$LAB_DIR/h$1/switch/api.sock"; }
+lab_hypervisor_socket() { echo "$LAB_DIR/h$1/hv/api.sock"; }
 lab_port_socket() { echo "$LAB_DIR/h$1/switch/ports/$2.sock"; }
 
 # lab_host N: host N's namespace, link, address, folders and configuration. No daemon yet.
@@ -81,9 +84,10 @@ lab_host() {
         ip -n "$ns" link set "uplink$k" up
         ip -n "$LAB_BRIDGE" link set "u$k-$n" master "br$k" up
     done
-    mkdir -p "$LAB_DIR/h$n"/{state,run,switch,switch-state} "$LAB_DIR/disks/h$n"
+    mkdir -p "$LAB_DIR/h$n"/{state,run,switch,switch-state,hv,hv-state} "$LAB_DIR/disks/h$n"
     lab_config "$n" >"$LAB_DIR/h$n/vsand.toml"
     lab_switch_config "$n" >"$LAB_DIR/h$n/vswitchd.toml"
+    lab_hypervisor_config "$n" >"$LAB_DIR/h$n/hypervisord.toml"
 }
 
 lab_config() {
@@ -106,6 +110,16 @@ run_dir = "$LAB_DIR/h$1/switch"
 identity_dir = "$LAB_DIR/h$1/state/identity"
 vsand_socket = "$LAB_DIR/h$1/run/api.sock"
 tunnel_addresses = [${addresses%, }]
+TOML
+}
+
+lab_hypervisor_config() {
+    cat <<TOML
+state_dir = "$LAB_DIR/h$1/hv-state"
+run_dir = "$LAB_DIR/h$1/hv"
+vsand_socket = "$LAB_DIR/h$1/run/api.sock"
+vswitchd_socket = "$LAB_DIR/h$1/switch/api.sock"
+vmm = "$BIN/vmm"
 TOML
 }
 
@@ -193,6 +207,22 @@ lab_ctl() {
     ip netns exec "$(lab_namespace "$n")" "$BIN/vsanctl" --socket "$(lab_socket "$n")" "$@"
 }
 
+# lab_hypervisord N: host N's hypervisor; returns when its API answers.
+lab_hypervisord() {
+    lab_start "hypervisord$1" "$1" "$BIN/hypervisord" --config "$LAB_DIR/h$1/hypervisord.toml"
+    if ! lab_wait 60 lab_hv "$1" status; then
+        tail -n 20 "$LAB_DIR/log/hypervisord$1" >&2
+        die "host $1's hypervisord does not answer on $(lab_hypervisor_socket "$1")"
+    fi
+}
+
+# lab_hv N ARGUMENTS...: vmctl on host N.
+lab_hv() {
+    local n=$1
+    shift
+    ip netns exec "$(lab_namespace "$n")" "$BIN/vmctl" --socket "$(lab_hypervisor_socket "$n")" "$@"
+}
+
 # Cutting links. Only what every kernel has: a blackhole queue takes what an interface sends.
 lab_cut_out() { ip netns exec "$(lab_namespace "$1")" tc qdisc replace dev eth0 root blackhole; } # nothing leaves host N
 lab_cut_in() { ip netns exec "$LAB_BRIDGE" tc qdisc replace dev "p$1" root blackhole; }           # nothing reaches host N
@@ -235,8 +265,23 @@ lab_vm() {
         "${disk[@]}" \
         -chardev "socket,id=console,path=$LAB_DIR/$name.console.sock,server=on,wait=off,logfile=$LAB_DIR/log/$name.console" \
         -serial chardev:console \
-        -chardev "socket,id=agent,path=$LAB_DIR/$name.agent.sock,server=on,wait=off,logfile=$LAB_DIR/log/$name.agent" \
+        -chardev "socket,id=agent,path=$LAB_DIR/$name.agent.sock,server=on,wait=off" \
         -serial chardev:agent -monitor "unix:$LAB_DIR/$name.monitor.sock,server=on,wait=off" "$@"
+    lab_wait 10 test -S "$LAB_DIR/$name.agent.sock" || die "QEMU does not start: see $LAB_DIR/log/$name"
+    # Not QEMU's own log: QEMU 7.2 writes to that twice what its socket does not take at once.
+    lab_agent_port "$name" "$n" socat - "UNIX-CONNECT:$LAB_DIR/$name.agent.sock"
+}
+
+# lab_agent_port NAME N COMMAND...: starts what carries the lines to and from a machine's agent: log/NAME.agent has all that it
+# says, and NAME.agent.in takes what is for it.
+lab_agent_port() {
+    local pipe=$LAB_DIR/$1.agent.in name=$1.agent n=$2
+    shift 2
+    rm -f "$pipe"
+    mkfifo "$pipe"
+    # Opened for writing too: otherwise it would end with the first who has written to it.
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    lab_start "$name" "$n" sh -c 'exec "$@" 0<>"$0"' "$pipe" "$@"
 }
 
 # lab_nic N PORT MAC: sets LAB_NIC to the options of a machine on host N whose network card is the switch's port.
@@ -262,17 +307,14 @@ lab_small_vm() {
 lab_console_shows() { lab_wait "$3" grep -aqF -- "$2" "$LAB_DIR/log/$1.console"; }
 
 # lab_guest_send NAME COMMAND: has the machine's agent start a command, prints the request's id, does not wait for its end.
-# Answers are read from the port's log, which loses nothing when nobody is connected.
 lab_guest_send() {
     # From the clock: in a subshell a counter would not count.
     local id=r${EPOCHREALTIME//[.,]/} log=$LAB_DIR/log/$1.agent request
     request=$(printf '%s' "$2" | base64 -w0)
     lab_wait 60 grep -aqs '^agent ready' "$log" || die "machine $1's agent is not up: see $LAB_DIR/log/$1.console"
-    # The connection stays until the command has begun: QEMU drops what it has not read yet when its client hangs up.
-    {
-        printf '%s %s\n' "$id" "$request"
-        lab_wait 30 grep -aq "^<<$id" "$log"
-    } | socat -u - "UNIX-CONNECT:$LAB_DIR/$1.agent.sock" || die "machine $1 does not take commands: see $LAB_DIR/log/$1"
+    # Opened for reading too, so that it is not waited for one who reads, should what carries it have ended.
+    printf '%s %s\n' "$id" "$request" 1<>"$LAB_DIR/$1.agent.in"
+    lab_wait 30 grep -aq "^<<$id" "$log" || die "machine $1 does not take commands: see $log"
     echo "$id"
 }
 
@@ -290,4 +332,67 @@ lab_guest() {
     local id
     id=$(lab_guest_send "$1" "$3")
     lab_guest_result "$1" "$id" "$2"
+}
+
+# --- virtual machines that hypervisord runs ---------------------------------------------------------------------
+
+# lab_at_console NAME N OUT [SEES TYPES]...: what a person does who opens the console of a VM on host N at a terminal: once the
+# text SEES has come since the last keys, TYPES is typed, and so on; at the end the escape key. OUT has what the terminal showed. The status is vmctl's;
+# 98 if it left the terminal in another state than it found it in.
+lab_at_console() {
+    local name=$1 n=$2 out=$3
+    shift 3
+    : >"$out"
+    # shellcheck disable=SC2094 # what is typed depends on what is shown
+    lab_types "$out" "$@" | ip netns exec "$(lab_namespace "$n")" script --quiet --return --command "before=\$(stty -g)
+        $(printf '%q ' "$BIN/vmctl" --socket "$(lab_hypervisor_socket "$n")" console "$name") || exit
+        [ \"\$before\" = \"\$(stty -g)\" ] || exit 98" /dev/null >>"$out"
+}
+
+# lab_types OUT [SEES TYPES]...: its keys.
+lab_types() {
+    local out=$1 from=0 status=0
+    shift
+    # Keys that are pressed before vmctl has the terminal would not be the guest's.
+    lab_wait 30 lab_shows "$out" 0 'leaves it' || return 1
+    while (($#)); do
+        lab_wait 90 lab_shows "$out" "$from" "$1" || {
+            printf '%s does not come\n' "$1" >&2
+            status=1
+            break
+        }
+        if [[ -n $2 ]]; then
+            from=$(stat -c %s "$out")
+            printf '%s' "$2"
+        fi
+        shift 2
+    done
+    printf '\x1d'
+    # The end of this pipe would be a Ctrl-D at the terminal.
+    lab_wait 20 lab_shows "$out" 0 'Left the console' || status=1
+    return "$status"
+}
+
+# lab_shows FILE FROM TEXT: whether the text is in the file behind its first FROM bytes.
+lab_shows() { tail -c "+$(($2 + 1))" "$1" | grep -aF -- "$3"; }
+
+# lab_console_agent NAME N: has a VM on host N, at whose console root is logged in, answer lab_guest as a machine of lab_vm does.
+# `vmctl console` carries it, and has the console from then on.
+lab_console_agent() {
+    local name=$1 n=$2
+    lab_agent_port "$name" "$n" "$BIN/vmctl" --socket "$(lab_hypervisor_socket "$n")" console "$name"
+    # The agent is made for the second serial port; this machine has one. The kernel's messages would be in its answers.
+    echo 'dmesg -n 1; sed s/ttyS1/ttyS0/g /usr/local/sbin/lab-agent >/run/agent; echo; exec sh /run/agent' 1<>"$LAB_DIR/$name.agent.in"
+    lab_wait 60 grep -aq '^agent ready' "$LAB_DIR/log/$name.agent" || {
+        tail -n 20 "$LAB_DIR/log/$name.agent" >&2
+        die "the agent of $name does not start at its console"
+    }
+}
+
+# lab_console_agent_ends NAME: the console is everybody's again, with a login.
+lab_console_agent_ends() {
+    # shellcheck disable=SC2016 # the guest's
+    lab_guest_send "$1" 'kill "$PPID"' >/dev/null
+    lab_kill "$1.agent" TERM
+    rm -f "$LAB_DIR/$1.agent.in"
 }

@@ -22,7 +22,7 @@ NEXTEST_VERSION=0.9.115
 PACKAGES_NEEDED=(
     build-essential:g++ libclang-dev: pkg-config:pkg-config # RocksDB, its bindings, ring
     qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img mmdebstrap:mmdebstrap cpio:cpio e2fsprogs:mke2fs fdisk:sfdisk # guests
-    hostname:hostname iproute2:ip jq:jq socat:socat tshark:tshark util-linux:unshare # the laboratory
+    bsdutils:script hostname:hostname iproute2:ip jq:jq socat:socat tshark:tshark util-linux:unshare # the laboratory
 )
 # What only deploy/test uses.
 PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze xfsprogs:mkfs.xfs dpdk-dev:dpdk-testpmd busybox-static: acpica-tools:iasl

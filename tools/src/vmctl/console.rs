@@ -1,10 +1,10 @@
 //! `console`: a terminal and a guest's serial port, joined.
 //!
 //! ```text
-//!             ┌──────────────────────── reset, restart: a new incarnation ◄──┐
-//!             ▼                                                              │
-//!   asked ─► joined ── connection ends ─► is the VM there? ──────────────────┘
-//!             │                             │ the same incarnation: somebody else has the console
+//!             ┌──────────── reset, restart: a new incarnation, or socket ◄──┐
+//!             ▼                                                             │
+//!   asked ─► joined ── connection ends ─► is the VM there? ─────────────────┘
+//!             │                             │ the same of both: somebody else has the console
 //!             │ escape key, signal, time    │ off
 //!             ▼                             ▼
 //!           left: the VM goes on          ended
@@ -14,6 +14,7 @@
 //! the VM ends, whoever reads it goes away, or the time is over.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -53,7 +54,8 @@ pub(super) async fn console(context: &Context, options: ConsoleOptions) -> Resul
         // For programs: where it is.
         return context.terminal.json(&place);
     }
-    let mut incarnation = context.vm(&name).await?.status.incarnation;
+    let incarnation = context.vm(&name).await?.status.incarnation;
+    let mut at = Place { incarnation, socket: SocketId::of(Path::new(&place.socket)) };
     let mut stream = connect(&name, Path::new(&place.socket)).await?;
     let mut ends = Ends::new()?;
     let quiet = context.terminal.quiet;
@@ -82,15 +84,19 @@ pub(super) async fn console(context: &Context, options: ConsoleOptions) -> Resul
         }
         told.say(&format!("The connection to VM {name} has ended."));
         let again = tokio::select! {
-            again = reattach(context, &name, incarnation) => again,
+            again = reattach(context, &name, at) => again,
             () = ends.wait() => break Ok(format!("Left the console of VM {name}.")),
             () = &mut late => break Ok(format!("Left the console of VM {name}.")),
             () = keys.left(), if keys.at_terminal => break Ok(format!("Left the console of VM {name}.")),
         };
         match again {
             Ok(Some((new, joined_again))) => {
-                told.say(&format!("VM {name} has begun anew."));
-                (incarnation, stream) = (new, joined_again);
+                told.say(&if new.incarnation == at.incarnation {
+                    format!("hypervisord was restarted; this is the console of VM {name} again.")
+                } else {
+                    format!("VM {name} has begun anew.")
+                });
+                (at, stream) = (new, joined_again);
             }
             Ok(None) => break Ok(format!("VM {name} is off.")),
             Err(failure) => break Err(failure),
@@ -105,6 +111,30 @@ async fn sleep(seconds: Option<u32>) {
     match seconds {
         Some(seconds) => tokio::time::sleep(Duration::from_secs(u64::from(seconds))).await,
         None => std::future::pending().await,
+    }
+}
+
+/// What the console is joined with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
+    incarnation: u64,
+    socket: Option<SocketId>,
+}
+
+/// One of the sockets that have lain at a path: its inode, and when it was made. A `hypervisord` that has the console of a VM in its
+/// hands, as QEMU's, makes it anew when it is restarted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct SocketId {
+    inode: u64,
+    made_s: i64,
+    made_ns: i64,
+}
+
+impl SocketId {
+    /// `None` if there is none.
+    fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::metadata(path).ok()?;
+        Some(Self { inode: found.ino(), made_s: found.mtime(), made_ns: found.mtime_nsec() })
     }
 }
 
@@ -140,8 +170,8 @@ async fn connect(name: &VmName, socket: &Path) -> Result<UnixStream> {
     })
 }
 
-/// The VM's next machine, once there is one; `None` if there will be none.
-async fn reattach(context: &Context, name: &VmName, incarnation: u64) -> Result<Option<(u64, UnixStream)>> {
+/// The VM's next machine, once there is one, or the same at a new socket; `None` if it is off.
+async fn reattach(context: &Context, name: &VmName, was: Place) -> Result<Option<(Place, UnixStream)>> {
     let end = tokio::time::Instant::now() + REATTACH_MAX;
     let mut unchanged = 0;
     loop {
@@ -155,18 +185,21 @@ async fn reattach(context: &Context, name: &VmName, incarnation: u64) -> Result<
                 if !vm.here {
                     return Err(elsewhere(&vm));
                 }
-                if status.incarnation != incarnation
-                    && matches!(status.state, VmState::Running | VmState::Paused)
+                // What is refused here is seen at the next look at the VM.
+                if matches!(status.state, VmState::Running | VmState::Paused)
+                    && let Ok(ConsoleInfo { socket, .. }) = place(context, name).await
                 {
-                    let place = place(context, name).await?;
-                    if let Ok(stream) = UnixStream::connect(&place.socket).await {
-                        return Ok(Some((status.incarnation, stream)));
+                    let path = Path::new(&socket);
+                    let now = Place { incarnation: status.incarnation, socket: SocketId::of(path) };
+                    if now == was {
+                        // The daemon may not have seen yet that the machine has ended.
+                        unchanged += 1;
+                    } else if let Ok(stream) = UnixStream::connect(path).await {
+                        return Ok(Some((now, stream)));
                     }
-                }
-                // The daemon may not have seen yet that the machine has ended.
-                unchanged += 1;
-                if status.incarnation == incarnation && status.state == VmState::Running && unchanged > 10 {
-                    return Err(taken(name));
+                    if unchanged > 10 && status.state == VmState::Running {
+                        return Err(taken(name));
+                    }
                 }
             }
             // The daemon may be restarted meanwhile.
