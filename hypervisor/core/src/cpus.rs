@@ -4,8 +4,14 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use ferro_protocol::api::vm::spec::CPUS_MAX;
+
 /// The highest number of a processor that is taken: what Linux can be built for.
 pub const CPU_MAX: u32 = 8191;
+
+/// The longest text that is taken for an [`Affinity`]. A list names up to 8192 processors in 6 bytes, so what a longer text asks for
+/// in memory is out of proportion to it.
+const AFFINITY_BYTES_MAX: usize = 2048;
 
 /// Some of a host's processors.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -15,6 +21,24 @@ pub struct CpuSet(BTreeSet<u32>);
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0:?} is not a list of processors: write numbers and ranges up to {CPU_MAX}, as in 0-3,8")]
 pub struct BadCpuSet(pub String);
+
+/// A text that does not say where virtual processors run.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BadAffinity {
+    /// One of its lists is none.
+    #[error(transparent)]
+    List(#[from] BadCpuSet),
+    /// It is too long.
+    #[error(
+        "it has {bytes} bytes and {lists} lists: at most {AFFINITY_BYTES_MAX} and {CPUS_MAX} are possible"
+    )]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// How many lists it has.
+        lists: usize,
+    },
+}
 
 impl CpuSet {
     /// These.
@@ -103,9 +127,13 @@ impl Affinity {
 }
 
 impl FromStr for Affinity {
-    type Err = BadCpuSet;
-    fn from_str(text: &str) -> Result<Self, BadCpuSet> {
-        text.split(';').map(str::parse).collect::<Result<_, _>>().map(Self)
+    type Err = BadAffinity;
+    fn from_str(text: &str) -> Result<Self, BadAffinity> {
+        let (bytes, lists) = (text.len(), text.split(';').count());
+        if bytes > AFFINITY_BYTES_MAX || lists > CPUS_MAX as usize {
+            return Err(BadAffinity::TooLong { bytes, lists });
+        }
+        Ok(Self(text.split(';').map(str::parse).collect::<Result<_, _>>()?))
     }
 }
 
@@ -134,5 +162,16 @@ mod tests {
         let affinity: Affinity = "0-1;4".parse().unwrap();
         assert_eq!((affinity.to_string().as_str(), affinity.all().to_string().as_str()), ("0-1;4", "0-1,4"));
         assert!("0;;1".parse::<Affinity>().is_err());
+    }
+
+    /// A body of 256 KiB could name every processor 37,000 times: gigabytes.
+    #[test]
+    fn what_takes_memory_out_of_proportion_is_not_read() {
+        let (lists, ranges) = (vec!["0-8191"; 65].join(";"), vec!["0-8191"; 600].join(","));
+        for text in [lists, ranges] {
+            let error = text.parse::<Affinity>().unwrap_err();
+            assert!(matches!(error, BadAffinity::TooLong { .. }), "{error}");
+        }
+        assert!(vec!["0-8191"; 64].join(";").parse::<Affinity>().is_ok());
     }
 }

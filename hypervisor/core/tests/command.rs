@@ -1,7 +1,7 @@
 //! The command lines, word by word.
 
 use ferro_protocol::api::vm::VmSpec;
-use ferro_protocol::api::vm::spec::{DiskSpec, NicSpec};
+use ferro_protocol::api::vm::spec::{BootSpec, DiskSpec, NicSpec, VolumeBoot};
 use hypervisor_core::command::qemu::{self, Kernel};
 use hypervisor_core::command::vmm::{self, Confinement, User};
 use hypervisor_core::command::{DiskSocket, Machine, NicSocket};
@@ -34,13 +34,25 @@ fn the_vmms() {
         .join(" ");
     assert_eq!(
         said,
-        "--name web1 --cpus 2 --memory 512M --api /r/vms/web1/api.sock --console socket:/r/vms/web1/console.sock \
-         --console-log /s/vms/web1/console.log,size=4194304 --cpu-affinity 0-1 --disk /v/root.sock,queues=2,read-only \
-         --nic /p/web1.0.sock,mac=02:00:00:00:00:07,queues=1,mtu=1500 --user 7:8 --confine full --rng --balloon"
+        "--name=web1 --cpus=2 --memory=512M --api=/r/vms/web1/api.sock --console=socket:/r/vms/web1/console.sock \
+         --console-log=/s/vms/web1/console.log,size=4194304 --cpu-affinity=0-1 --disk=/v/root.sock,queues=2,read-only \
+         --nic=/p/web1.0.sock,mac=02:00:00:00:00:07,queues=1,mtu=1500 --user=7:8 --confine=full --rng --balloon"
     );
     let disks = [DiskSocket { path: "/a,b".into(), queues: 1, read_only: false }];
     let comma = with(&vm, |machine| vmm::arguments(Machine { disks: &disks, ..machine }, Confinement::None));
     assert!(comma.unwrap_err().to_string().contains("/a,b"));
+}
+
+/// What begins with a dash is no option: "-- single" goes to the guest's init.
+#[test]
+fn values_are_not_taken_for_options() {
+    let mut vm = vm();
+    let (entry, more) = (Some("-1".to_owned()), Some("-- single".to_owned()));
+    vm.boot = BootSpec::Volume(VolumeBoot { entry, cmdline_append: more });
+    let said = with(&vm, |machine| vmm::arguments(machine, Confinement::None)).unwrap();
+    for word in ["--boot-entry=-1", "--cmdline=-- single"] {
+        assert!(said.iter().any(|it| it == word), "{said:?}");
+    }
 }
 
 #[test]

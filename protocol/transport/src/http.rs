@@ -5,7 +5,7 @@
 
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, JsonRejection};
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{self, FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -60,6 +60,23 @@ fn bad_body(rejection: &JsonRejection) -> Failure {
         _ => "see GET /openapi.json for what this request takes",
     };
     Failure(bad_request(rejection.body_text(), next))
+}
+
+/// The parts of a path that are names.
+#[derive(Debug)]
+pub struct Path<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Failure;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        match extract::Path::from_request_parts(parts, state).await {
+            Ok(extract::Path(value)) => Ok(Self(value)),
+            Err(rejection) => {
+                let next = "write names as they are, and what a path can't have as the %xx of its UTF-8";
+                Err(bad_request(rejection.body_text(), next).into())
+            }
+        }
+    }
 }
 
 /// A query string.

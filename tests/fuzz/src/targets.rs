@@ -4,6 +4,7 @@ mod boot;
 mod directory;
 mod frames;
 mod gateway;
+mod hypervisor;
 mod identity;
 mod machine;
 mod mesh;
@@ -12,6 +13,7 @@ mod store;
 mod switch;
 mod vhost;
 mod vhost_net;
+mod vmm_api;
 
 /// Something that reads foreign bytes.
 #[derive(Clone, Copy, Debug)]
@@ -219,6 +221,41 @@ pub const ALL: &[Target] = &[
         seeds: machine::ring_seeds,
         quick_cases: 8_000,
         len_max: 2048,
+    },
+    Target {
+        name: "vmm_requests",
+        run: vmm_api::requests,
+        seeds: vmm_api::request_seeds,
+        quick_cases: 100_000,
+        len_max: 4096,
+    },
+    Target {
+        name: "vmm_connection",
+        run: vmm_api::connection,
+        seeds: vmm_api::connection_seeds,
+        quick_cases: 5_000,
+        len_max: 80_000,
+    },
+    Target {
+        name: "vm_specs",
+        run: hypervisor::specs,
+        seeds: hypervisor::spec_seeds,
+        quick_cases: 40_000,
+        len_max: 16_384,
+    },
+    Target {
+        name: "vm_documents",
+        run: hypervisor::documents,
+        seeds: hypervisor::document_seeds,
+        quick_cases: 60_000,
+        len_max: 16_384,
+    },
+    Target {
+        name: "vm_requests",
+        run: hypervisor::requests,
+        seeds: hypervisor::request_seeds,
+        quick_cases: 20_000,
+        len_max: 4096,
     },
 ];
 

@@ -165,6 +165,11 @@ quick! {
     vmm_accesses
     vmm_states
     vmm_rings
+    vmm_requests
+    vmm_connection
+    vm_specs
+    vm_documents
+    vm_requests
 }
 
 /// The driver itself: a panic and a large allocation are both seen, and what is found is made small.

@@ -30,7 +30,8 @@ pub struct User {
 pub fn arguments(machine: Machine<'_>, confinement: Confinement) -> Result<Vec<String>, BadArgument> {
     let Machine { vm, paths, .. } = machine;
     let mut all: Vec<String> = Vec::new();
-    let mut add = |option: &str, value: String| all.extend([format!("--{option}"), value]);
+    // In one word: a value of its own that begins with a dash, such as the kernel's "-- single", would be taken for an option.
+    let mut add = |option: &str, value: String| all.push(format!("--{option}={value}"));
     add("name", vm.name.to_string());
     add("cpus", vm.cpus.to_string());
     add("memory", format!("{}M", vm.memory_bytes >> 20));
@@ -109,7 +110,8 @@ pub fn words(status: i32) -> String {
         0 => "the guest switched the machine off".to_owned(),
         3 => "the guest reset the machine".to_owned(),
         4 => "the guest crashed its processor (status 4)".to_owned(),
-        5 => "KVM could not go on (status 5)".to_owned(),
+        5 => "KVM could not go on, or the VM's process was killed (status 5): the last line of its vmm.log says which"
+            .to_owned(),
         7 => "the guest's kernel panicked (status 7)".to_owned(),
         1 => "the vmm could not start the machine (status 1)".to_owned(),
         2 => {

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::vm::{
@@ -12,7 +12,7 @@ use ferro_protocol::api::vm::{
 };
 use ferro_protocol::api::{ApiError, ErrorCode};
 use ferro_protocol::ids::VolumeName;
-use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, bad_request};
+use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, Path, bad_request};
 use hypervisor_core::documents::Verb;
 use serde::Deserialize;
 use utoipa::IntoParams;

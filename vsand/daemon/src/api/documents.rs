@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{self, Body as RawBody};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use ferro_protocol::api::{ApiError, DOCUMENTS_WAIT_MAX_S, Document, DocumentList, ErrorCode, PutDocument};
 use ferro_protocol::document::{DOCUMENT_BYTES_MAX, DocumentName};
-use ferro_transport::http::{Answer, Arguments, Failure, bad_request};
+use ferro_transport::http::{Answer, Arguments, Failure, Path, bad_request};
 use serde::Deserialize;
 use utoipa::IntoParams;
 

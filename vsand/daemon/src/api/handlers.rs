@@ -1,7 +1,7 @@
 //! Requests about the cluster, its hosts, disks, objects, locks and resyncs.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::{
@@ -10,7 +10,7 @@ use ferro_protocol::api::{
     Removal, ResyncList, SetHostRequest, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
 };
 use ferro_protocol::ids::ChunkIndex;
-use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, bad_request};
+use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, Path, bad_request};
 use serde::Deserialize;
 use utoipa::IntoParams;
 

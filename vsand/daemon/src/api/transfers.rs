@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::{self, Body as RawBody, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::{
@@ -11,7 +11,7 @@ use ferro_protocol::api::{
 };
 use ferro_protocol::ids::{TransferId, VolumeName};
 use ferro_protocol::units::BLOCK_BYTES;
-use ferro_transport::http::{Answer, Arguments, Body, Failure, bad_request};
+use ferro_transport::http::{Answer, Arguments, Body, Failure, Path, bad_request};
 use serde::Deserialize;
 use tokio::sync::SemaphorePermit;
 use utoipa::IntoParams;

@@ -1,13 +1,13 @@
 //! Requests about volumes.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use ferro_protocol::api::{
     ApiError, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ResizeVolumeRequest, VolumeInfo,
     VolumeList,
 };
-use ferro_transport::http::{Answer, Body, Failure};
+use ferro_transport::http::{Answer, Body, Failure, Path};
 
 use super::Api;
 use super::control::NewVolume;

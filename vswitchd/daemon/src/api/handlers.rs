@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::switch::{
@@ -11,7 +11,7 @@ use ferro_protocol::api::switch::{
     Transaction, TunnelList, UplinkList, WAIT_SECONDS_MAX,
 };
 use ferro_protocol::api::{ApiError, ErrorCode};
-use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, bad_request};
+use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, Path, bad_request};
 use serde::Deserialize;
 use utoipa::IntoParams;
 

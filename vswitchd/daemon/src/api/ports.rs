@@ -1,11 +1,11 @@
 //! Requests about ports, and what they are attached to on this host.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use ferro_protocol::api::ApiError;
 use ferro_protocol::api::switch::{Attachment, PortInfo, PortList};
-use ferro_transport::http::{Answer, Body, Failure};
+use ferro_transport::http::{Answer, Body, Failure, Path};
 
 use super::Api;
 use super::extract::{attachment, name};
