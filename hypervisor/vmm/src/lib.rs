@@ -14,6 +14,7 @@
 //!             ├──► state                      what a guest could find changed, to keep or to send
 //!             ├──► events                     one loop: console, signals, the end
 //!             └──► api                        pause, resume, reset, state for who manages it
+//!   messages      what it says of itself, bounded
 //! ```
 //!
 //! **Invariants.** A guest is hostile: whatever it writes to ports, registers and memory, no code here panics, reads or
@@ -37,6 +38,7 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod messages;
 pub mod outside;
 pub mod pci;
 pub mod run;

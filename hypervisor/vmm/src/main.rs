@@ -10,6 +10,7 @@ use tracing::{Span, info_span};
 use tracing_subscriber::EnvFilter;
 use vmm::args::Arguments;
 use vmm::confine::{self, Confinement, Ended};
+use vmm::messages::Messages;
 use vmm::{run, threads, volume};
 
 fn main() -> ExitCode {
@@ -18,14 +19,15 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("VMM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(Messages::default())
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     match execute(arguments) {
         Ok(status) => status,
         Err(error) => {
-            tracing::error!("{error:#}");
+            // Each error says in its own words what it comes from.
+            tracing::error!("{error}");
             ExitCode::FAILURE
         }
     }
