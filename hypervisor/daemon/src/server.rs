@@ -27,11 +27,10 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let config = Config::load(config_path)?;
-    for dir in
-        [&config.state_dir, &config.run_dir, &config.state_dir.join("vms"), &config.run_dir.join("vms")]
-    {
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("can't make the directory {}", dir.display()))?;
+    let kept = config.state_dir.join("vms");
+    std::fs::create_dir_all(&kept).with_context(|| format!("can't make the directory {}", kept.display()))?;
+    for dir in [&config.run_dir, &config.run_dir.join("vms")] {
+        local::folder(dir, &config.group)?;
     }
     tracing::info!(config = %config_path.display(), "configuration read");
 

@@ -99,6 +99,26 @@ pub fn give_to_group(path: &Path, group: &str) -> Result<(), LocalError> {
     fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(error("set the mode of", path))
 }
 
+/// Makes a folder for sockets, with those above it, and lets the service group through: a member may use a socket in it and can't
+/// change what is there. One that everybody may pass, or nobody, is left as it is.
+pub fn folder(path: &Path, group: &str) -> Result<(), LocalError> {
+    fs::create_dir_all(path).map_err(error("make the folder", path))?;
+    let meta = fs::metadata(path).map_err(error("look at", path))?;
+    let (mode, passes) = (meta.mode() & 0o7777, |bit| meta.mode() & bit != 0);
+    if rustix::process::geteuid().is_root()
+        && meta.uid() == 0
+        && passes(0o010)
+        && !passes(0o001)
+        && let Some(gid) = group_id(group)
+    {
+        let failed = |action| move |source: rustix::io::Errno| error(action, path)(source.into());
+        rustix::fs::chown(path, None, Some(gid)).map_err(failed("set the group of"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & !0o022))
+            .map_err(error("set the mode of", path))?;
+    }
+    Ok(())
+}
+
 /// Removes a socket that its daemon no longer serves. A path where there is nothing is fine.
 pub fn remove(path: &Path) -> Result<(), LocalError> {
     match fs::symlink_metadata(path) {
@@ -184,6 +204,36 @@ mod tests {
         drop(bind(&path, None).unwrap());
         remove(&path).unwrap();
         remove(&path).unwrap();
+    }
+
+    /// The unit's folder is root's with mode 0750, and its mask takes everything from others: without this no member of the
+    /// group came as far as the socket.
+    #[test]
+    fn the_group_comes_to_the_socket_and_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let nogroup = fs::read_to_string(GROUP_FILE).unwrap();
+        let (group, gid) = ["nogroup", "nobody"]
+            .into_iter()
+            .find_map(|name| Some((name, find_group(&nogroup, name)?)))
+            .expect("a group without rights");
+        for (made, mode, mine) in
+            [(0o750, 0o750, true), (0o770, 0o750, true), (0o755, 0o755, false), (0o700, 0o700, false)]
+        {
+            let path = dir.path().join(format!("{made:o}"));
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(made)).unwrap();
+            folder(&path, group).unwrap();
+            let meta = fs::metadata(&path).unwrap();
+            assert_eq!((meta.mode() & 0o7777, meta.gid() == gid), (mode, mine), "{made:o}");
+            folder(&path, "no such group").unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().gid() == gid, mine);
+        }
+        let below = dir.path().join("a/b");
+        folder(&below, group).unwrap();
+        assert!(below.is_dir());
     }
 
     #[test]

@@ -28,9 +28,10 @@ pub enum End {
 /// Runs the daemon until it is told to stop.
 pub async fn run(config_path: &Path) -> anyhow::Result<End> {
     let config = Arc::new(Config::load(config_path)?);
-    for dir in [&config.state_dir, &config.run_dir, &config.volumes_dir()] {
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("can't make the directory {}", dir.display()))?;
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("can't make the directory {}", config.state_dir.display()))?;
+    for dir in [&config.run_dir, &config.volumes_dir()] {
+        local::folder(dir, &config.group)?;
     }
     tracing::info!(config = %config_path.display(), "configuration read");
 

@@ -59,9 +59,10 @@ pub async fn run(config_path: &Path) -> anyhow::Result<End> {
 
 async fn run_once(config_path: &Path, terminate: &mut Signal, interrupt: &mut Signal) -> anyhow::Result<End> {
     let config = Arc::new(Config::load(config_path)?);
-    for dir in [&config.host.state_dir, &config.host.run_dir, &config.ports_dir()] {
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("can't make the directory {}", dir.display()))?;
+    std::fs::create_dir_all(&config.host.state_dir)
+        .with_context(|| format!("can't make the directory {}", config.host.state_dir.display()))?;
+    for dir in [&config.host.run_dir, &config.ports_dir()] {
+        local::folder(dir, &config.host.group)?;
     }
     tracing::info!(config = %config_path.display(), alone = config.host.alone, "configuration read");
     let memory = Memory::load(&config.host.state_dir)?;

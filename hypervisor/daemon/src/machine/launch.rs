@@ -16,6 +16,7 @@ use std::time::Duration;
 use ferro_protocol::api::switch::spec::PortSpec;
 use ferro_protocol::api::vm::{ExitCause, VmName};
 use ferro_protocol::api::{ApiError, ErrorCode};
+use ferro_transport::local;
 use hypervisor_core::command::{DiskSocket, Machine, NicSocket};
 use hypervisor_core::paths::Paths;
 use hypervisor_core::spec::{Nic, Vm, check};
@@ -101,10 +102,11 @@ impl Launch<'_> {
     fn folders(&mut self, paths: &Paths) -> Result<()> {
         self.record.held.folder = true;
         self.save()?;
-        for folder in [&paths.run, &paths.kept] {
-            fs::create_dir_all(folder)
-                .map_err(|error| fail::io(format!("making the folder {folder}"), error))?;
-        }
+        fs::create_dir_all(&paths.kept)
+            .map_err(|error| fail::io(format!("making the folder {}", paths.kept), error))?;
+        local::folder(Path::new(&paths.run), &self.services.config.group).map_err(|error| {
+            fail::io("making the folder of its sockets".to_owned(), std::io::Error::other(error))
+        })?;
         // What an earlier run has left there would be taken for this one's.
         for file in [paths.api(), paths.console(), paths.pid(), paths.exit()] {
             match fs::remove_file(&file) {
@@ -267,6 +269,7 @@ impl Launch<'_> {
         let mut child = self.spawn(paths, &program)?;
         match self.await_ready(vm, paths, backend, &mut child).await {
             Ok(()) => {
+                self.open_console(paths);
                 self.record.launched = true;
                 self.save()?;
                 self.services.balance().await;
@@ -281,6 +284,18 @@ impl Launch<'_> {
                 let _status = child.wait();
                 Err(error)
             }
+        }
+    }
+
+    /// The console is for the service group, as our own socket is; its control socket is ours alone. The vmm has made both, as its
+    /// user's or root's.
+    fn open_console(&self, paths: &Paths) {
+        let console = paths.console();
+        if !Path::new(&console).exists() {
+            return;
+        }
+        if let Err(error) = local::give_to_group(Path::new(&console), &self.services.config.group) {
+            tracing::warn!(socket = console, %error, "the console stays root's alone");
         }
     }
 

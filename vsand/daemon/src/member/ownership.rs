@@ -74,14 +74,6 @@ pub enum OwnError {
     /// The socket.
     #[error(transparent)]
     Socket(#[from] LocalError),
-    /// The socket's directory.
-    #[error("{path}: {source}")]
-    Directories {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
     /// The vhost-user server.
     #[error("the volume's socket can't be served: {0}")]
     Vhost(#[from] SessionError),
@@ -245,8 +237,7 @@ impl Member {
 
     fn bind(&self, record: &ObjectRecord, read_only: bool) -> Result<GuestSocket, OwnError> {
         let dir = self.config.volumes_dir();
-        std::fs::create_dir_all(&dir)
-            .map_err(|source| OwnError::Directories { path: dir.clone(), source })?;
+        local::folder(&dir, &self.config.group)?;
         let path = dir.join(format!("{}.sock", record.name));
         let listener = local::bind(&path, Some(&self.config.group))?;
         let mut settings = BlkSettings::new(Sector(record.size_bytes / 512), record.name.as_str());

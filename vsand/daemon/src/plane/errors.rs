@@ -211,7 +211,7 @@ pub(super) fn own(state: &State, me: HostId, what: &str, error: &OwnError) -> Ap
         OwnError::Incomplete(name) => fail::volume_incomplete(name),
         OwnError::Refused(error) => refused(state, error),
         OwnError::Directory(error) => directory(what, error),
-        OwnError::Socket(_) | OwnError::Directories { .. } | OwnError::Vhost(_) => ApiError::new(
+        OwnError::Socket(_) | OwnError::Vhost(_) => ApiError::new(
             ErrorCode::Io,
             format!("{what}: {error}"),
             "check the `run_dir` and `group` settings and that this host has file descriptors left",
