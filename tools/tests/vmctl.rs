@@ -2,6 +2,8 @@
 
 mod machines;
 
+use std::process::Command;
+
 use machines::{Ran, Served};
 
 #[test]
@@ -22,7 +24,10 @@ fn a_machine_from_its_making_to_its_end() {
     assert_eq!(made, "created VM web1 with 2 processors, 512 MiB, 1 disk and 1 network card\n");
     let list = served.done(&["list"]);
     assert!(list.starts_with("NAME  STATE  HOST  CPUS   MEMORY"), "{list}");
-    assert!(list.contains("web1  off    -        2  512 MiB") && list.contains("web1-root  blue"), "{list}");
+    assert!(
+        list.contains("web1  off    -        2  512 MiB  -    web1-root") && list.contains("web1-root  blue"),
+        "{list}"
+    );
     assert_eq!(
         served.done(&["start", "web1"]),
         "VM web1 runs on host alpha, under QEMU: KVM runs no stock kernel here\n"
@@ -302,6 +307,24 @@ fn a_console_goes_on_after_a_reset_and_ends_with_its_machine() {
     served.control.begin_anew("web1");
     at.sees("VM web1 is off.");
     assert_eq!(at.ends().0, 0);
+}
+
+#[test]
+fn a_console_outlives_a_restart_of_the_daemon() {
+    let served = Served::with_machine();
+    let mut at = served.at_terminal("vmctl console web1");
+    at.sees("login: ");
+    // The daemon's next run has made the console's socket anew.
+    let place = served.json(&["console", "web1"]);
+    let touched = Command::new("touch").arg(place["socket"].as_str().unwrap()).status().unwrap();
+    assert!(touched.success());
+    served.control.cut_off("web1");
+    at.sees("this is the console of VM web1 again.");
+    at.types("still");
+    at.sees("STILL");
+    at.types("\u{1d}");
+    assert_eq!(at.ends().0, 0);
+    assert_eq!(served.control.state().typed, b"still");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! QEMU is killed when its [`Vm`] is dropped. It runs outside the hosts' namespaces.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -26,8 +26,10 @@ const BOOT_MAX: Duration = Duration::from_secs(120);
 pub struct Vm {
     process: Process,
     console: PathBuf,
+    /// What its agent has said, copied from the port. QEMU's own log of a port won't do: QEMU 7.2 writes to that twice what its
+    /// socket does not take at once.
     agent_log: PathBuf,
-    agent: PathBuf,
+    agent: UnixStream,
     requests: u32,
 }
 
@@ -55,7 +57,7 @@ impl Vm {
         let guest = guest_dir()?;
         let (kernel, initrd) = (guest.join("vmlinuz"), guest.join("testguest.img"));
         let (console, agent_log) = (lab.log(&format!("{name}.console")), lab.log(&format!("{name}.agent")));
-        let agent = lab.dir().join(format!("{name}.agent.sock"));
+        let port = lab.dir().join(format!("{name}.agent.sock"));
         let mut command = process::command(None, Path::new("qemu-system-x86_64"));
         // An old CPU: emulated AVX is slower than none. Shared memory: the disk's back end reads and writes it in place.
         command
@@ -76,20 +78,17 @@ impl Vm {
                 "-serial",
                 "chardev:console",
             ])
-            .args([
-                "-chardev",
-                &format!(
-                    "socket,id=agent,path={},server=on,wait=off,logfile={}",
-                    agent.display(),
-                    agent_log.display()
-                ),
-            ])
+            .args(["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", port.display())])
             .args(["-serial", "chardev:agent", "-kernel"])
             .arg(kernel)
             .arg("-initrd")
             .arg(initrd)
             .args(["-append", "console=ttyS0 panic=-1 mitigations=off"]);
         let process = Process::start(command, &lab.log(name))?;
+        let agent = eventually("the machine's command port is there", Duration::from_secs(30), || {
+            UnixStream::connect(&port).with_context(|| port.display().to_string())
+        })?;
+        keep_what_it_says(&agent, &agent_log)?;
         let mut vm = Self { process, console, agent_log, agent, requests: 0 };
         eventually("the machine takes commands", BOOT_MAX, || {
             vm.alive()?;
@@ -120,9 +119,7 @@ impl Vm {
     pub fn begin(&mut self, command: &str) -> Result<Running> {
         self.requests += 1;
         let id = format!("r{}", self.requests);
-        let mut port = UnixStream::connect(&self.agent).context("the machine's command port")?;
-        writeln!(port, "{id} {}", STANDARD.encode(command))?;
-        // QEMU drops what it has not read when its client hangs up: stay until it has begun.
+        writeln!(self.agent, "{id} {}", STANDARD.encode(command)).context("the machine's command port")?;
         eventually("the machine begins a command", Duration::from_secs(30), || {
             self.alive()?;
             ensure!(self.answers().lines().any(|line| line == format!("<<{id}")), "no sign of {id}");
@@ -161,6 +158,16 @@ impl Vm {
         ensure!(status == 0, "in the machine, `{command}` ended with status {status}: {said}");
         Ok(said.trim().to_owned())
     }
+}
+
+/// Copies what comes from a machine's port into a file, until the machine has ended.
+fn keep_what_it_says(port: &UnixStream, log: &Path) -> Result<()> {
+    let (mut port, mut file) = (port.try_clone()?, File::create(log)?);
+    std::thread::Builder::new().name("agent-port".to_owned()).spawn(move || {
+        // A failure shows as a command that does not end.
+        let _ = std::io::copy(&mut port, &mut file);
+    })?;
+    Ok(())
 }
 
 fn last_line(log: &Path) -> Option<String> {

@@ -5,7 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ferro_protocol::api::format_size;
 use ferro_protocol::api::vm::spec::{BootSpec, DiskSpec, RestartSpec, VmmSpec};
-use ferro_protocol::api::vm::{ExitReport, VmInfo, VmList, VmName, VmPower, VmSpec, VmState, VmmKind};
+use ferro_protocol::api::vm::{
+    ExitReport, VmInfo, VmList, VmName, VmPower, VmSpec, VmState, VmStatus, VmmKind,
+};
 
 use super::Context;
 use crate::failure::Result;
@@ -48,7 +50,7 @@ pub(super) fn vm_table(vms: &[VmInfo], wide: bool) -> Table {
             host_name(vm).into(),
             vm.spec.cpus.to_string().into(),
             format_size(vm.spec.memory_bytes).into(),
-            duration(now.saturating_sub(status.since_unix_s)).into(),
+            since(status).map_or("-".to_owned(), |at| duration(now.saturating_sub(at))).into(),
             joined(vm.spec.disks.iter().map(disk_word)).into(),
             joined(vm.spec.nics.iter().map(|nic| nic.portgroup.clone())).into(),
         ];
@@ -62,6 +64,11 @@ pub(super) fn vm_table(vms: &[VmInfo], wide: bool) -> Table {
         table.row(row);
     }
     table
+}
+
+/// Since when it has been in its state. A VM that was never started has been off since nobody knows when.
+fn since(status: &VmStatus) -> Option<u64> {
+    (status.since_unix_s > 0).then_some(status.since_unix_s)
 }
 
 pub(super) fn host_name(vm: &VmInfo) -> String {
@@ -105,7 +112,13 @@ fn one_vm(vm: &VmInfo, paint: Paint) -> String {
     let here = if vm.here { " (this host)" } else { "" };
     let mut lines = vec![
         ("name", vm.name.to_string()),
-        ("state", format!("{state} for {}, meant {wanted}", ago(status.since_unix_s))),
+        (
+            "state",
+            format!(
+                "{state}{}, meant {wanted}",
+                since(status).map_or(String::new(), |at| format!(" for {}", ago(at)))
+            ),
+        ),
     ];
     if let Some(detail) = &status.detail {
         lines.push(("detail", paint.text(Style::Warn, &printable(detail))));

@@ -77,6 +77,13 @@ impl Memory {
         state.consoles[&name.parse().unwrap()].send_replace(now);
     }
 
+    /// The console's connection ends, and the machine goes on.
+    pub(crate) fn cut_off(&self, name: &str) {
+        let state = self.state();
+        let name: VmName = name.parse().unwrap();
+        state.consoles[&name].send_replace(state.vms[&name].status.incarnation);
+    }
+
     /// A console: it greets, gives everything back in capitals, and ends with its machine or when a newer client comes.
     fn serve_console(self: &Arc<Self>, name: &VmName) {
         let socket = self.socket(name);
@@ -232,7 +239,7 @@ async fn create(Shared(memory): Memories, Body(mut spec): Body<VmSpec>) -> Answe
             incarnation: 0,
             epoch: None,
             process: None,
-            since_unix_s: 1_000,
+            since_unix_s: 0,
             detail: None,
             last_exit: None,
             restarts: 0,
