@@ -120,11 +120,11 @@ impl Qemu {
         })?;
         let mut command = Command::new(&self.vmm);
         command.arg("--show-boot").arg("--extract").arg(&folder).arg("--disk").arg(path);
+        // One word each, because they may begin with a hyphen.
         if let Some(entry) = &boot.entry {
-            command.arg("--boot-entry").arg(entry);
+            command.arg(format!("--boot-entry={entry}"));
         }
         if let Some(more) = &boot.cmdline_append {
-            // One word, because it may begin with a hyphen.
             command.arg(format!("--cmdline={more}"));
         }
         if let Some((user, group)) = identity {
