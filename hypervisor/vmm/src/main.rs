@@ -16,10 +16,12 @@ use vmm::{run, threads, volume};
 fn main() -> ExitCode {
     threads::share_heap();
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("VMM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let asked = EnvFilter::try_from_env("VMM_LOG").ok();
+    let messages = if asked.is_some() { Messages::all() } else { Messages::bounded() };
+    let filter = asked.unwrap_or_else(|| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(Messages::default())
+        .with_writer(messages)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();

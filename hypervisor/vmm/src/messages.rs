@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(30);
 
 /// Standard error, for so many messages.
 #[derive(Debug, Clone)]
-pub struct Messages(Arc<Mutex<Budget>>);
+pub struct Messages(Option<Arc<Mutex<Budget>>>);
 
 #[derive(Debug)]
 struct Budget {
@@ -46,16 +46,25 @@ impl Budget {
     }
 }
 
-impl Default for Messages {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Budget::new(Instant::now()))))
+impl Messages {
+    /// Bounded.
+    pub fn bounded() -> Self {
+        Self(Some(Arc::new(Mutex::new(Budget::new(Instant::now())))))
+    }
+
+    /// All of them, for who has asked for more and looks at it.
+    pub fn all() -> Self {
+        Self(None)
     }
 }
 
 impl<'a> MakeWriter<'a> for Messages {
     type Writer = Message;
     fn make_writer(&'a self) -> Message {
-        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+        let taken = match &self.0 {
+            Some(budget) => budget.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()),
+            None => Some(0),
+        };
         Message { to: taken.map(|missed| (io::stderr(), missed)) }
     }
 }
