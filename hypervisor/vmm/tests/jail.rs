@@ -107,7 +107,16 @@ fn the_vms_process_has_nothing_and_may_do_nothing() {
     let vm = Vm::start(&code(&[print("up")]), "16M", &["--rng", "--balloon"]);
     let pid = vm.jailed();
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let file = task.unwrap().path().join("status");
+        // The API answers a moment before the first thread has its own filter.
+        let until = Instant::now() + PATIENCE;
+        let status = loop {
+            let status = std::fs::read_to_string(&file).unwrap();
+            if status.contains("Seccomp_filters:\t2") || Instant::now() > until {
+                break status;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
             line.split_whitespace().collect::<Vec<_>>().join(" ")
