@@ -15,6 +15,7 @@ use ferro_protocol::api::ApiError;
 use ferro_protocol::api::vm::{HostCapacity, VmName, VmPower, VmSpec, VmStatus};
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{Epoch, HostId};
+use ferro_protocol::net::NetName;
 use serde::{Deserialize, Serialize};
 
 /// What all of them begin with.
@@ -79,6 +80,9 @@ pub struct RunDocument {
     /// The last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verb: Option<Verb>,
+    /// The switch ports that were made for it. Whoever has it takes them away at its end, also after a host that could not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<NetName>,
 }
 
 /// What a host says of one VM.

@@ -1,11 +1,15 @@
 //! Whose a VM is. Two things say so: `vm/run` in the directory, and the lock of the VM's first disk. The lock is what keeps two
-//! hosts from writing; the document is what people see, and all there is for a VM without disks.
+//! hosts from writing, so it decides; the document is what people see, and all there is for a VM without disks.
 //!
 //! ```text
-//!   directory and lock: this host          → it is ours
-//!   either names another host              → lost: the vmm is killed
-//!   either can't be asked                  → as before: a running VM does not depend on the directory
+//!   the lock is this host's                → it is ours, and a document that names another is put right
+//!   the lock is another's, or nobody's     → lost: the vmm is killed
+//!   there is no lock (yet)                 → the document decides
+//!   what decides can't be asked            → as before: a running VM does not depend on the directory
 //! ```
+//!
+//! A document can name a host that never had the VM: one that was told to start it while this host's daemon was away, and
+//! could not, since the lock was ours.
 
 use ferro_protocol::ids::{Epoch, HostId};
 
@@ -46,15 +50,17 @@ pub enum Verdict {
 
 /// Whose a VM is that this host runs under the epoch `ours`.
 pub fn verdict(me: HostId, ours: Option<Epoch>, claimed: Claimed<'_>, lock: Lock) -> Verdict {
-    match claimed {
-        Claimed::By(run) if run.host != me => {
-            return Verdict::Lost(format!("host {} has taken the VM over", run.host));
-        }
-        Claimed::Nobody => return Verdict::Lost("the cluster directory no longer has it".to_owned()),
-        Claimed::By(_) | Claimed::Unknown => {}
+    if matches!(claimed, Claimed::Nobody) {
+        return Verdict::Lost("the cluster directory no longer has it".to_owned());
     }
     match lock {
-        Lock::NoDisk | Lock::Unknown => Verdict::Ours(ours),
+        Lock::Unknown if ours.is_some() => Verdict::Ours(ours),
+        Lock::NoDisk | Lock::Unknown => match claimed {
+            Claimed::By(run) if run.host != me => {
+                Verdict::Lost(format!("host {} has taken the VM over", run.host))
+            }
+            _ => Verdict::Ours(ours),
+        },
         // Who answers may be behind: what it says is of a time before we took the lock.
         Lock::Nobody(epoch) | Lock::Held(_, epoch) if ours.is_some_and(|ours| epoch < ours) => {
             Verdict::Ours(ours)
@@ -63,9 +69,14 @@ pub fn verdict(me: HostId, ours: Option<Epoch>, claimed: Claimed<'_>, lock: Lock
         Lock::Held(host, _) if host != me => {
             Verdict::Lost(format!("host {host} has taken the lock of its first disk"))
         }
-        // A daemon of ours that was started again takes the same lock up under the next epoch. That nobody had it in between
-        // is what the document says.
-        Lock::Held(_, epoch) => Verdict::Ours(Some(epoch)),
+        // A vsand of ours that was started again takes the same lock up under the next epoch. That nobody had it in between is
+        // what the document says, or that there is no epoch between.
+        Lock::Held(_, epoch) => match (claimed, ours) {
+            (Claimed::By(run), Some(ours)) if run.host != me && epoch.0 > ours.0 + 1 => {
+                Verdict::Lost(format!("host {} had taken the VM over", run.host))
+            }
+            _ => Verdict::Ours(Some(epoch)),
+        },
     }
 }
 
@@ -81,11 +92,20 @@ mod tests {
 
     fn run(host: HostId) -> RunDocument {
         let (epoch, wanted) = (Some(Epoch(3)), VmPower::On);
-        RunDocument { format: FORMAT, host, epoch, wanted, incarnation: 1, order: 1, verb: None }
+        RunDocument {
+            format: FORMAT,
+            host,
+            epoch,
+            wanted,
+            incarnation: 1,
+            order: 1,
+            verb: None,
+            ports: Vec::new(),
+        }
     }
 
     #[test]
-    fn either_word_that_names_another_takes_it_away() {
+    fn the_lock_decides_and_the_document_where_there_is_none() {
         let (mine, theirs) = (run(ME), run(OTHER));
         let ours = Some(Epoch(3));
         for (claimed, lock, lost) in [
@@ -95,8 +115,13 @@ mod tests {
             (Claimed::By(&mine), Lock::NoDisk, false),
             (Claimed::Unknown, Lock::Unknown, false),
             (Claimed::Unknown, Lock::Held(ME, Epoch(3)), false),
-            (Claimed::By(&theirs), Lock::Held(ME, Epoch(3)), true),
-            (Claimed::By(&theirs), Lock::Unknown, true),
+            (Claimed::By(&theirs), Lock::Held(ME, Epoch(3)), false),
+            (Claimed::By(&theirs), Lock::Held(ME, Epoch(4)), false),
+            (Claimed::By(&theirs), Lock::Held(ME, Epoch(5)), true),
+            (Claimed::By(&mine), Lock::Held(ME, Epoch(5)), false),
+            (Claimed::By(&theirs), Lock::Held(OTHER, Epoch(4)), true),
+            (Claimed::By(&theirs), Lock::Nobody(Epoch(3)), true),
+            (Claimed::By(&theirs), Lock::Unknown, false),
             (Claimed::By(&theirs), Lock::NoDisk, true),
             (Claimed::By(&mine), Lock::Held(OTHER, Epoch(4)), true),
             (Claimed::By(&mine), Lock::Nobody(Epoch(3)), true),
@@ -110,5 +135,8 @@ mod tests {
         }
         let next = verdict(ME, ours, Claimed::By(&mine), Lock::Held(ME, Epoch(5)));
         assert_eq!(next, Verdict::Ours(Some(Epoch(5))));
+        // Before it has the lock, a start is ended by a document that names another.
+        assert!(matches!(verdict(ME, None, Claimed::By(&theirs), Lock::Unknown), Verdict::Lost(_)));
+        assert_eq!(verdict(ME, None, Claimed::By(&mine), Lock::Unknown), Verdict::Ours(None));
     }
 }

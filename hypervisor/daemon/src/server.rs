@@ -41,6 +41,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let groups = Groups::find();
     let backends = Backends::find(&config);
     tracing::info!(kvm = backends.kvm().detail, groups = groups.describe().0, "what this host has is known");
+    let (whose, questions) = tokio::sync::mpsc::channel(64);
     let services = Arc::new(Services {
         vsand: Vsand::new(&config.vsand_socket),
         vswitchd: Vswitchd::new(&config.vswitchd_socket),
@@ -49,9 +50,10 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         claims: Claims::default(),
         program: std::env::current_exe().context("can't find this program's own file")?,
         name: Mutex::new("this host".to_owned()),
+        whose,
         config,
     });
-    let plane = Plane::start(services).await.context("can't read the state directory")?;
+    let plane = Plane::start(services, questions).await.context("can't read the state directory")?;
     plane.ready().await;
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

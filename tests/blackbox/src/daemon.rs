@@ -33,7 +33,7 @@ pub struct Daemon {
     pub(crate) process: Mutex<Option<Process>>,
 }
 
-/// What A tool says when it did not do what it was asked.
+/// What a tool says when it did not do what it was asked.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Refusal {
     /// The kind of failure.
@@ -89,6 +89,11 @@ impl Daemon {
     /// `kill -9`.
     pub fn kill9(&self) -> Result<()> {
         self.take()?.kill()
+    }
+
+    /// Its process id, if it was started.
+    pub fn pid(&self) -> Option<u32> {
+        self.process().as_ref().map(Process::pid)
     }
 
     /// `kill -9`, if it runs.

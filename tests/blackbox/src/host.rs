@@ -50,6 +50,11 @@ impl Host {
         &self.namespace
     }
 
+    /// The folder with all that is this host's.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The daemon's state directory.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.join("state")

@@ -100,7 +100,7 @@ pub fn guest_dir() -> Result<PathBuf> {
 }
 
 /// The folder with our programs: beside this test's own, unless told otherwise.
-fn bin_dir() -> Result<PathBuf> {
+pub(crate) fn bin_dir() -> Result<PathBuf> {
     let dir = if let Some(dir) = std::env::var_os("FERRO_BIN_DIR") {
         dir.into()
     } else {

@@ -12,12 +12,14 @@
 //! * [`checker`] keeps the possible values of every sector; [`workload`] reads and writes a volume against it.
 //! * [`vm`] is a virtual machine on a volume; [`front_end`] is a device of our own vmm without a machine around it. [`network`] is switches, machines on them, and traffic between those; [`cabling`]
 //!   is the physical network that a switch's uplinks lead to.
+//! * [`hypervisor`] is `hypervisord` on a host, [`bare`] what its virtual machines boot.
 //! * [`bridge`] is one switch with frames in hand, ours or Open vSwitch; [`frames`] makes such frames.
 //!
 //! Everything here stands outside the daemons: it sees their sockets, their command line tool, their logs and their exit
 //! codes, and nothing of their insides. Programs are taken from `FERRO_BIN_DIR`, or beside the test's own program.
 #![forbid(unsafe_code)]
 
+pub mod bare;
 pub mod bridge;
 pub mod cabling;
 pub mod checker;
@@ -27,6 +29,7 @@ pub mod frames;
 pub mod front_end;
 pub mod held;
 pub mod host;
+pub mod hypervisor;
 pub mod lab;
 pub mod network;
 pub mod process;

@@ -254,6 +254,28 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_set_as_far_as_its_controllers_are_there() {
+        let (dir, cpus) = (tempfile::tempdir().unwrap(), "0-1".parse().unwrap());
+        for file in ["cpu.weight", "cpu.max", "memory.min", "memory.low", "memory.max"] {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        let limits = Limits {
+            cpu_weight: 500,
+            cpu_max_percent: Some(150),
+            cpus: Some(cpus),
+            memory_min: 1 << 20,
+            memory_low: 2 << 20,
+            memory_max: None,
+        };
+        let own = Groups::Own { root: "/x".into(), missing: Vec::new() };
+        own.set(&Group::Folder(dir.path().to_owned()), &limits).unwrap();
+        let read = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
+        let all = ["cpu.weight", "cpu.max", "memory.min", "memory.low", "memory.max"].map(read);
+        assert_eq!(all, ["500", "150000 100000", "1048576", "2097152", "max"]);
+        assert!(!dir.path().join("cpuset.cpus").exists(), "there is no such controller");
+    }
+
+    #[test]
     fn what_is_not_kept_is_said() {
         let (words, kept) = Groups::None("no".to_owned()).describe();
         assert!(!kept && words.contains("not kept"));

@@ -16,6 +16,7 @@ use std::time::Duration;
 use ferro_protocol::api::switch::spec::PortSpec;
 use ferro_protocol::api::vm::{ExitCause, VmName};
 use ferro_protocol::api::{ApiError, ErrorCode};
+use ferro_protocol::net::NetName;
 use ferro_transport::local;
 use hypervisor_core::command::{DiskSocket, Machine, NicSocket};
 use hypervisor_core::paths::Paths;
@@ -47,6 +48,8 @@ pub(super) struct Launch<'a> {
     pub(super) record: &'a mut Record,
     /// What is held is this VM's own, of the run before: a reset, a restart.
     pub(super) holding: bool,
+    /// Switch ports that were made for it by a host that had it before.
+    pub(super) inherits: &'a [NetName],
 }
 
 impl Launch<'_> {
@@ -206,7 +209,8 @@ impl Launch<'_> {
         let at = if let Some(at) = held {
             at
         } else {
-            let port = HeldPort { name: name.clone(), made: there.is_none(), socket: None, mtu: 1500 };
+            let made = there.is_none() || self.inherits.contains(name);
+            let port = HeldPort { name: name.clone(), made, socket: None, mtu: 1500 };
             self.record.held.ports.push(port);
             self.save()?;
             self.record.held.ports.len() - 1
@@ -374,8 +378,7 @@ impl Launch<'_> {
 
     fn vmm_failed(&self, why: &str, paths: &Paths) -> ApiError {
         let said = tail(Path::new(&paths.vmm_log()), SAID_BYTES_MAX);
-        let last =
-            said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned();
+        let last = last_words(&said).unwrap_or("it said nothing");
         ApiError::new(
             ErrorCode::VmmFailed,
             format!("VM {} did not start: {why}: {last}", self.name),
@@ -432,7 +435,12 @@ impl Launch<'_> {
         for port in std::mem::take(&mut self.record.held.ports).into_iter().rev() {
             let mut given = self.services.vswitchd.detach(&port.name).await;
             if given.is_ok() && port.made {
-                given = self.services.vswitchd.remove(&port.name).await;
+                given = match self.services.is_elsewhere(self.name).await {
+                    // It goes with the VM, and the host that has that takes it away.
+                    Some(true) => Ok(()),
+                    Some(false) => self.services.vswitchd.remove(&port.name).await,
+                    None => Err(fail::no_directory(format!("removing switch port {}", port.name))),
+                };
             }
             if let Err(error) = given {
                 problems.push(error);
@@ -498,6 +506,16 @@ async fn end_all(processes: Processes) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The last line of a log, without its time, level and span.
+fn last_words(log: &str) -> Option<&str> {
+    let line = log.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    let words = line.split_once(" ERROR ").map_or(line, |(_, words)| words.trim_start());
+    match words.split_once("}: ") {
+        Some((span, words)) if span.starts_with("vm{") => Some(words),
+        _ => Some(words),
+    }
+}
+
 /// The end of a file.
 pub(crate) fn tail(path: &Path, bytes_max: usize) -> String {
     use std::io::{Read, Seek, SeekFrom};
@@ -510,4 +528,17 @@ pub(crate) fn tail(path: &Path, bytes_max: usize) -> String {
         std::io::Result::Ok(bytes)
     };
     String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_log_the_last_words_are_told() {
+        let log = "2026-01-01T00:00:00Z  INFO vm{name=\"a\"}: begun\n2026-01-01T00:00:01Z ERROR vm{name=\"a\"}: no kernel\n\n";
+        assert_eq!(last_words(log), Some("no kernel"));
+        assert_eq!(last_words("qemu: {no}: ERROR\n"), Some("qemu: {no}: ERROR"));
+        assert_eq!(last_words(" \n"), None);
+    }
 }

@@ -15,174 +15,41 @@
 //! What it must not know: HTTP, the directory, other hosts.
 
 pub mod claims;
+mod handle;
 mod launch;
 pub mod process;
 pub mod record;
+mod services;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Child;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ferro_protocol::api::vm::{
-    ExitCause, ExitReport, VmName, VmPower, VmSpec, VmState, VmStatus, VmmProcess,
-};
+use ferro_protocol::api::vm::{ExitCause, ExitReport, VmName, VmPower, VmState, VmStatus, VmmProcess};
 use ferro_protocol::api::{ApiError, ErrorClass, ErrorCode};
-use ferro_protocol::ids::Epoch;
+use ferro_protocol::net::NetName;
 use ferro_protocol::time::Instant;
 use hypervisor_core::documents::Verb;
 use hypervisor_core::life::{Action, Event, Found, Incarnation, Life, OrderId, Refusal};
-use hypervisor_core::paths::Paths;
 use hypervisor_core::spec::check;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use self::claims::Claims;
+pub use self::handle::{Asker, MachineHandle, Request, Snapshot};
 use self::launch::Launch;
 pub(crate) use self::launch::tail;
 use self::process::Handle;
 use self::record::Record;
-use crate::backend::Backends;
-use crate::config::Config;
-use crate::host::capacity;
-use crate::host::groups::Groups;
+pub use self::services::{Services, Whose};
 use crate::keep;
-use crate::peers::{Vsand, Vswitchd};
 use crate::plane::fail;
 
 /// Requests that wait for a VM.
 const REQUESTS_MAX: usize = 64;
 /// What could not be given back is tried again so often.
 const LEFTOVERS_EVERY: Duration = Duration::from_secs(3);
-
-/// What all VMs of this host share.
-#[derive(Debug)]
-pub struct Services {
-    /// The settings.
-    pub config: Config,
-    /// Volumes.
-    pub vsand: Vsand,
-    /// Ports.
-    pub vswitchd: Vswitchd,
-    /// What runs VMs.
-    pub backends: Backends,
-    /// Control groups.
-    pub groups: Groups,
-    /// What was promised.
-    pub claims: Claims,
-    /// This program.
-    pub program: PathBuf,
-    /// What people call this host.
-    pub name: Mutex<String>,
-}
-
-impl Services {
-    /// What people call this host.
-    pub fn host_name(&self) -> String {
-        self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Where a VM's files are.
-    pub fn paths(&self, name: &VmName) -> Result<Paths, ApiError> {
-        let text = |path: &Path| path.display().to_string();
-        Paths::new(&text(&self.config.run_dir), &text(&self.config.state_dir), name).map_err(|bad| {
-            let next = "give the VM a shorter name, or hypervisord a shorter run_dir";
-            ApiError::new(ErrorCode::BadPath, format!("VM {name}: {bad}"), next)
-        })
-    }
-
-    /// Sets each VM's group to what it is entitled to beside the others.
-    async fn balance(&self) {
-        let limits = self.claims.limits(&capacity::room(&self.config));
-        let groups = self.groups.clone();
-        let set = move || {
-            for (name, (group, limits)) in limits {
-                if let Some(Err(error)) = group.map(|group| groups.set(&group, &limits)) {
-                    tracing::warn!(vm = %name, %error, "its control group could not be set");
-                }
-            }
-        };
-        if let Err(error) = tokio::task::spawn_blocking(set).await {
-            tracing::error!(%error, "control groups could not be set");
-        }
-    }
-}
-
-/// What is asked of a VM.
-#[derive(Debug)]
-pub enum Request {
-    /// Do something. The specification is what a start starts.
-    Do {
-        /// What.
-        verb: Verb,
-        /// What the VM is made of now.
-        spec: Box<VmSpec>,
-        /// Who wants to know.
-        asker: Asker,
-    },
-    /// The VM is another host's; why.
-    Lost(String),
-    /// The lock of its first disk is ours under this epoch.
-    Epoch(Epoch),
-    /// The VM is deleted: forget it, if nothing of it is left. The answer says whether it is forgotten.
-    Forget(oneshot::Sender<bool>),
-}
-
-/// Who wants to know how an order ends.
-#[derive(Debug)]
-pub enum Asker {
-    /// Somebody who waits.
-    Here(oneshot::Sender<Result<(), ApiError>>),
-    /// Whoever wrote the order with this number into the directory.
-    Directory(u64),
-}
-
-/// How a VM is on this host.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Snapshot {
-    /// For people.
-    pub status: VmStatus,
-    /// What it is meant to do.
-    pub wanted: VmPower,
-    /// What the present run was started with.
-    pub spec: VmSpec,
-    /// The last order out of the directory that came to its end.
-    pub order: u64,
-    /// Why that was not done, if it was not.
-    pub refused: Option<ApiError>,
-    /// What is held still has to be given back.
-    pub leftovers: bool,
-}
-
-/// A hold on a VM's task.
-#[derive(Clone, Debug)]
-pub struct MachineHandle {
-    requests: mpsc::Sender<Request>,
-    snapshot: watch::Receiver<Snapshot>,
-}
-
-impl MachineHandle {
-    /// How it is.
-    pub fn snapshot(&self) -> Snapshot {
-        self.snapshot.borrow().clone()
-    }
-
-    /// Follows how it is.
-    pub fn watch(&self) -> watch::Receiver<Snapshot> {
-        self.snapshot.clone()
-    }
-
-    /// Asks something of it unless it is too busy to take it.
-    pub fn try_ask(&self, request: Request) -> bool {
-        self.requests.try_send(request).is_ok()
-    }
-
-    /// Asks something of it; false if its task has ended.
-    pub async fn ask(&self, request: Request) -> bool {
-        self.requests.send(request).await.is_ok()
-    }
-}
 
 /// Seconds since 1970.
 pub fn unix_s() -> u64 {
@@ -229,6 +96,8 @@ struct Machine {
     watched: Option<(Handle, Option<Handle>)>,
     child: Option<Child>,
     problems: Vec<ApiError>,
+    /// Switch ports that were made for it elsewhere.
+    inherits: Vec<NetName>,
     since: (VmState, u64),
     /// What is held belongs to the present run.
     holding: bool,
@@ -271,6 +140,7 @@ pub async fn start(
         watched,
         child: None,
         problems: Vec::new(),
+        inherits: Vec::new(),
         since,
         holding,
         doom: None,
@@ -342,6 +212,7 @@ fn snapshot(life: &Life, record: &Record, problems: &[ApiError], since: (VmState
         status,
         wanted: life.wanted(),
         spec: record.spec.clone(),
+        ports: record.held.ports.iter().filter(|port| port.made).map(|port| port.name.clone()).collect(),
         order: record.order,
         refused: record.refused.clone(),
         leftovers: !record.held.is_empty() && !state.is_active(),
@@ -406,13 +277,18 @@ impl Machine {
     }
 
     fn launch(&mut self) -> Launch<'_> {
-        let holding = self.holding;
-        Launch { services: &self.services, name: &self.name, record: &mut self.record, holding }
+        Launch {
+            services: &self.services,
+            name: &self.name,
+            record: &mut self.record,
+            holding: self.holding,
+            inherits: &self.inherits,
+        }
     }
 
     async fn asked(&mut self, request: Request) {
         match request {
-            Request::Do { verb, spec, asker } => {
+            Request::Do { verb, spec, inherits, asker } => {
                 if let Asker::Directory(order) = asker {
                     if order <= self.taken {
                         return;
@@ -422,6 +298,7 @@ impl Machine {
                 self.life.set_policy(spec.restart);
                 if verb == Verb::Start && !self.life.state().is_active() {
                     self.record.spec = *spec;
+                    self.inherits = inherits;
                 }
                 let id = OrderId(self.next_order);
                 self.next_order += 1;

@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use ferro_protocol::api::vm::{VmName, VmState};
 use ferro_protocol::api::{ApiError, ErrorCode, FaultLine};
+use ferro_protocol::ids::VolumeName;
 use hypervisor_core::life::Refusal;
 
 /// A VM can't be like this: every fault, and nothing was changed.
@@ -65,6 +66,21 @@ pub fn host_unreachable(name: &VmName, host: &str) -> ApiError {
         ErrorCode::HostUnreachable,
         format!("VM {name} is on host {host}, and the hypervisord there does not answer"),
         format!("see `systemctl status hypervisord` on {host}, and `vsanctl status` for the host itself"),
+    )
+    .with("host", host)
+}
+
+/// The host that had the VM does not answer, and has the lock of its first disk.
+pub fn may_run_elsewhere(name: &VmName, volume: &VolumeName, host: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::ObjectInUse,
+        format!(
+            "VM {name} may still run on host {host}: that does not answer, and has the lock of volume {volume}"
+        ),
+        format!(
+            "if host {host} is dead or cut off, break the lock (`vsanctl lock break {volume}`) and start the VM again; if only its \
+             hypervisord is, start that"
+        ),
     )
     .with("host", host)
 }

@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::cluster::Cluster;
 use crate::host::capacity;
 use crate::machine::record::{Record, load_all};
-use crate::machine::{self, Asker, MachineHandle, Request, Services, Snapshot};
+use crate::machine::{self, Asker, MachineHandle, Request, Services, Snapshot, Whose};
 
 /// How long the first look at the directory may take before the API answers without it.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(3);
@@ -59,7 +59,10 @@ pub struct Plane {
 
 impl Plane {
     /// Takes up the VMs of this host and begins to follow the directory.
-    pub async fn start(services: Arc<Services>) -> std::io::Result<Arc<Self>> {
+    pub async fn start(
+        services: Arc<Services>,
+        questions: mpsc::Receiver<Whose>,
+    ) -> std::io::Result<Arc<Self>> {
         let (changed, changes) = mpsc::channel(1);
         let directory = Directory::new(&services.config.vsand_socket, PREFIX);
         let (cluster, _) = watch::channel(None);
@@ -72,6 +75,7 @@ impl Plane {
             changed,
             making: tokio::sync::Mutex::new(()),
         });
+        tokio::spawn(guard::answer(Arc::clone(&plane), questions));
         for (name, record) in load_all(&plane.services.config.state_dir)? {
             plane.take_up(name, record).await;
         }
@@ -171,7 +175,8 @@ impl Plane {
             let machine = self.machine_for(name, &spec.it).await;
             let asker = Asker::Directory(run.it.order);
             // One that is too busy is asked again with the next view.
-            machine.try_ask(Request::Do { verb, spec: Box::new(spec.it.clone()), asker });
+            let (spec, inherits) = (Box::new(spec.it.clone()), run.it.ports.clone());
+            machine.try_ask(Request::Do { verb, spec, inherits, asker });
         }
     }
 

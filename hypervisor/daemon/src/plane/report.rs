@@ -92,6 +92,7 @@ async fn say_of_vms(
             epoch: snapshot.status.epoch,
             wanted,
             incarnation: snapshot.status.incarnation,
+            ports: snapshot.ports.clone(),
             ..run.clone()
         };
         if now != *run {

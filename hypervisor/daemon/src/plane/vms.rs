@@ -74,7 +74,7 @@ fn completed(mut spec: VmSpec) -> Result<VmSpec> {
 }
 
 impl Plane {
-    async fn put<T: serde::Serialize>(
+    pub(super) async fn put<T: serde::Serialize>(
         &self,
         what: &str,
         name: &DocumentName,
@@ -196,6 +196,7 @@ impl Plane {
             let target = Self::host_by_name(&cluster, host.as_deref())?;
             let info = self.info_of(&cluster, name)?;
             may_start(&cluster, &info, target)?;
+            self.may_take_over(&cluster, &info, target).await?;
             if info.host == Some(target) && info.status.state == VmState::Running {
                 return Ok(info);
             }
@@ -208,6 +209,7 @@ impl Plane {
                 incarnation: run.map_or(0, |run| run.it.incarnation),
                 order: self.next_order(&cluster, name, target),
                 verb: Some(Verb::Start),
+                ports: run.map_or_else(Vec::new, |run| run.it.ports.clone()),
             };
             let what = format!("starting VM {name}");
             let basis = run.map_or(0, |run| run.revision);
@@ -219,6 +221,21 @@ impl Plane {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Whether a VM can be started on this host while nobody can say whether it runs on another, which does not answer: as long
+    /// as that has the lock of its first disk, it may run there.
+    async fn may_take_over(&self, cluster: &Cluster, info: &VmInfo, target: HostId) -> Result<()> {
+        let (Some(host), Some(disk)) = (info.host, info.spec.disks.first()) else { return Ok(()) };
+        let Ok(volume) = disk.volume.parse() else { return Ok(()) };
+        if host == target || cluster.answers(host) {
+            return Ok(());
+        }
+        let owner = self.services.vsand.volume(&volume).await?.owner;
+        match owner.filter(|owner| owner.host != target) {
+            Some(owner) => Err(fail::may_run_elsewhere(&info.name, &volume, &owner.host_name)),
+            None => Ok(()),
         }
     }
 
@@ -243,7 +260,8 @@ impl Plane {
         {
             let spec = Box::new(machine.snapshot().spec);
             let (answer, answered) = oneshot::channel();
-            let asked = machine.ask(Request::Do { verb, spec, asker: Asker::Here(answer) }).await;
+            let (inherits, asker) = (Vec::new(), Asker::Here(answer));
+            let asked = machine.ask(Request::Do { verb, spec, inherits, asker }).await;
             let what = format!("VM {name}");
             let gone = || fail::internal(&what, "its task has ended");
             if !asked {
