@@ -7,6 +7,7 @@
 //! | `first_instruction` | from the monitor's start to the guest kernel's first instruction: a kernel that is marked there (`marker.rs`) |
 //! | `init` | from the monitor's start to the first line that the guest's init prints |
 //! | `resident` | memory of the monitor's processes beyond the guest's own, with the guest idle |
+//! | `randread_4k_qd32`, … | with `--disk` and `--nic`: what fio and iperf3 in the guest get, and the monitor's processor time meanwhile (`throughput.rs`) |
 //!
 //! A stock kernel needs KVM on VT-x or AMD-V. Where there is none, `tests/lab/bench` runs this inside the nested lab.
 //!
@@ -15,6 +16,7 @@
 mod marker;
 mod monitor;
 mod running;
+mod throughput;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,13 +31,20 @@ use serde::Serialize;
 use crate::process::{Stop, own_directory};
 use crate::report::{Machine as Host, write_json};
 use crate::usage::mib;
-use monitor::{MEMORY_MIB, Machine, Monitor, Programs, command};
+use monitor::{Machine, Monitor, Nic, Programs, command};
 use running::RunningVm;
+use throughput::{DISK, NET};
 
 /// The most that a start may take. Emulated twice over it is seconds.
 const START_MAX: Duration = Duration::from_secs(60);
 /// What init prints first.
 const INIT: &[u8] = b"guest: init";
+/// Memory of a machine whose start and size are measured.
+const MEMORY_MIB: u32 = 128;
+/// And of one that holds fio and iperf3 in its initial RAM disk.
+const THROUGHPUT_MEMORY_MIB: u32 = 512;
+/// For every machine.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off";
 /// Resident memory aimed at, MiB.
 const RESIDENT_MAX_MIB: f64 = 8.0;
 
@@ -67,12 +76,43 @@ pub struct VmArgs {
     /// How often each is measured; the median counts.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: u32,
+    /// A volume's vhost-user socket: measure fio's throughput in the guest. What is on the volume is overwritten.
+    #[arg(long, value_name = "SOCKET", requires = "throughput_initrd")]
+    disk: Option<PathBuf>,
+    /// A switch port's vhost-user socket and address: measure iperf3's throughput to a server that listens at 10.9.0.2.
+    #[arg(long, value_name = "SOCKET,MAC", requires = "throughput_initrd")]
+    nic: Option<Nic>,
+    /// The initial RAM disk for these two, with fio and iperf3, whose init does what test=throughput asks for.
+    #[arg(long, value_name = "FILE")]
+    throughput_initrd: Option<PathBuf>,
     /// Write the figures as JSON; - is standard output.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// One figure; smaller is better.
+/// What a figure is to be against a peer's.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Target {
+    fn value(self) -> f64 {
+        match self {
+            Self::AtMost(value) | Self::AtLeast(value) => value,
+        }
+    }
+
+    fn is_reached(self, ratio: f64) -> bool {
+        match self {
+            Self::AtMost(most) => ratio <= most,
+            Self::AtLeast(least) => ratio >= least,
+        }
+    }
+}
+
+/// One figure: of a time or a size smaller is better, of a rate greater.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
 pub struct Figures {
     /// Milliseconds, the median.
@@ -81,21 +121,60 @@ pub struct Figures {
     /// MiB, the median.
     #[serde(skip_serializing_if = "Option::is_none")]
     mib: Option<f64>,
+    /// Requests a second, the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iops: Option<f64>,
+    /// 10^6 bytes a second, the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mb_s: Option<f64>,
+    /// 10^6 bits a second, the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mbit_s: Option<f64>,
+    /// Processor time of the monitor's processes meanwhile, the guest's included, in percent of one processor, the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_percent: Option<f64>,
 }
 
 impl Figures {
     fn value(self) -> Option<f64> {
-        self.ms.or(self.mib)
+        self.ms.or(self.mib).or(self.rate())
+    }
+
+    fn rate(self) -> Option<f64> {
+        self.iops.or(self.mb_s).or(self.mbit_s)
+    }
+
+    /// The middle of each.
+    fn median(all: &[Self]) -> Self {
+        let middle = |figure: fn(&Self) -> Option<f64>| {
+            let all: Vec<_> = all.iter().filter_map(figure).collect();
+            (!all.is_empty()).then(|| median(all))
+        };
+        Self {
+            ms: middle(|it| it.ms),
+            mib: middle(|it| it.mib),
+            iops: middle(|it| it.iops),
+            mb_s: middle(|it| it.mb_s),
+            mbit_s: middle(|it| it.mbit_s),
+            cpu_percent: middle(|it| it.cpu_percent),
+        }
     }
 }
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.ms, self.mib) {
-            (Some(ms), _) => write!(f, "{ms:.1} ms"),
-            (None, Some(mib)) => write!(f, "{mib:.2} MiB"),
-            (None, None) => f.write_str("-"),
+        let units = [
+            (self.ms, "ms"),
+            (self.mib, "MiB"),
+            (self.iops, "IOPS"),
+            (self.mb_s, "MB/s"),
+            (self.mbit_s, "Mbit/s"),
+        ];
+        match units.into_iter().find_map(|(value, unit)| Some((value?, unit))) {
+            Some((value, unit)) => write!(f, "{value:.1} {unit}")?,
+            None => f.write_str("-")?,
         }
+        self.cpu_percent.map_or(Ok(()), |percent| write!(f, " at {percent:.0} % of a processor"))
     }
 }
 
@@ -112,14 +191,17 @@ struct Report {
     machine: Host,
 }
 
-/// What a ratio is to be at most.
-fn target(name: &str) -> Option<f64> {
+/// What a ratio is to be.
+fn target(name: &str) -> Option<Target> {
     match name {
-        "first_instruction_microvm" => Some(0.3),
-        "init_microvm" => Some(0.8),
-        "first_instruction_pc" => Some(0.2),
-        "init_pc" => Some(0.7),
-        _ => None,
+        "first_instruction_microvm" => Some(Target::AtMost(0.3)),
+        "init_microvm" => Some(Target::AtMost(0.8)),
+        "first_instruction_pc" => Some(Target::AtMost(0.2)),
+        "init_pc" => Some(Target::AtMost(0.7)),
+        _ => {
+            let is_rate = DISK.iter().chain(&NET).any(|work| name.starts_with(work.name));
+            is_rate.then_some(Target::AtLeast(1.0))
+        }
     }
 }
 
@@ -191,21 +273,23 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Everything of one monitor.
     fn measure(&self, monitor: Monitor) -> anyhow::Result<BTreeMap<String, Figures>> {
-        let (mut first, mut init, mut resident) = (Vec::new(), Vec::new(), Vec::new());
+        let mut all: BTreeMap<String, Vec<Figures>> = BTreeMap::new();
+        let mut seen = |name: &str, figures| all.entry(name.to_owned()).or_default().push(figures);
+        let time = |ms| Figures { ms: Some(ms), ..Figures::default() };
         for _ in 0..self.args.rounds {
             let mut vm = self.start(monitor, self.marked)?;
-            first.push(millis(vm.printed(&[marker::LETTER], START_MAX, self.stop)?));
+            seen("first_instruction", time(millis(vm.printed(&[marker::LETTER], START_MAX, self.stop)?)));
             drop(vm);
             let mut vm = self.start(monitor, &self.args.kernel)?;
-            init.push(millis(vm.printed(INIT, START_MAX, self.stop)?));
-            resident.push(mib(vm.resident_bytes()?));
+            seen("init", time(millis(vm.printed(INIT, START_MAX, self.stop)?)));
+            seen("resident", Figures { mib: Some(mib(vm.resident_bytes()?)), ..Figures::default() });
+            drop(vm);
+            for (name, figures) in self.throughput(monitor)? {
+                seen(&name, figures);
+            }
         }
-        let time = |all| Figures { ms: Some(median(all)), ..Figures::default() };
-        let figures = BTreeMap::from([
-            ("first_instruction".to_owned(), time(first)),
-            ("init".to_owned(), time(init)),
-            ("resident".to_owned(), Figures { mib: Some(median(resident)), ..Figures::default() }),
-        ]);
+        let figures: BTreeMap<_, _> =
+            all.into_iter().map(|(name, all)| (name, Figures::median(&all))).collect();
         for (name, it) in &figures {
             eprintln!("{}, {name}: {it}", monitor.name());
         }
@@ -213,12 +297,33 @@ impl Bench<'_> {
     }
 
     fn start(&self, monitor: Monitor, kernel: &Path) -> anyhow::Result<RunningVm> {
-        let machine = Machine {
-            kernel,
-            initrd: &self.args.initrd,
-            command_line: "console=ttyS0 panic=-1 quiet mitigations=off test=wait",
-        };
+        let command_line = format!("{COMMAND_LINE} test=wait");
+        let initrd = &self.args.initrd;
+        let memory_mib = MEMORY_MIB;
+        let machine =
+            Machine { memory_mib, kernel, initrd, command_line: &command_line, disk: None, nic: None };
         RunningVm::start(command(monitor, &self.programs, &machine))
+    }
+
+    /// Disk and card, as far as there are any.
+    fn throughput(&self, monitor: Monitor) -> anyhow::Result<BTreeMap<String, Figures>> {
+        let VmArgs { kernel, disk, nic, throughput_initrd: Some(initrd), .. } = self.args else {
+            return Ok(BTreeMap::new());
+        };
+        let mut works = Vec::new();
+        works.extend(disk.iter().flat_map(|_| DISK));
+        works.extend(nic.iter().flat_map(|_| NET));
+        let command_line = format!("{COMMAND_LINE} {}", throughput::words(&works));
+        let machine = Machine {
+            memory_mib: THROUGHPUT_MEMORY_MIB,
+            kernel,
+            initrd,
+            command_line: &command_line,
+            disk: disk.as_deref(),
+            nic: nic.as_ref(),
+        };
+        let mut vm = RunningVm::start(command(monitor, &self.programs, &machine))?;
+        throughput::measure(&mut vm, &works, self.stop)
     }
 }
 
@@ -234,8 +339,8 @@ impl Report {
             };
             self.ratio.insert(name.clone(), round(ours / theirs));
             if let Some(target) = target(name) {
-                self.target.insert(name.clone(), target);
-                self.pass.insert(name.clone(), ours / theirs <= target);
+                self.target.insert(name.clone(), target.value());
+                self.pass.insert(name.clone(), target.is_reached(ours / theirs));
             }
         }
         if let Some(resident) = self.ours.get("resident").and_then(|figures| figures.mib) {
@@ -245,10 +350,12 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let verdict = |name: &str| match (self.target.get(name), self.pass.get(name)) {
-            (Some(target), Some(true)) => format!(" (at most {target}: reached)"),
-            (Some(target), Some(false)) => format!(" (at most {target}: MISSED)"),
-            _ => String::new(),
+        let verdict = |name: &str| {
+            let Some((wanted, &passed)) = self.target.get(name).zip(self.pass.get(name)) else {
+                return String::new();
+            };
+            let side = if matches!(target(name), Some(Target::AtLeast(_))) { "least" } else { "most" };
+            format!(" (at {side} {wanted}: {})", if passed { "reached" } else { "MISSED" })
         };
         let mut lines = Vec::new();
         for (name, figures) in &self.ours {
@@ -307,5 +414,8 @@ mod tests {
         assert!(!report(71.0, 100.0).pass["init_pc"]);
         assert!(!reached.pass["resident"]);
         assert!(reached.text().contains("x0.7 (at most 0.7: reached)"), "{}", reached.text());
+        assert!(
+            target("net_send_pc").is_some_and(|target| target.is_reached(1.0) && !target.is_reached(0.99))
+        );
     }
 }

@@ -54,12 +54,16 @@ impl RunningVm {
         timeout: Duration,
         stop: &Stop,
     ) -> anyhow::Result<Duration> {
+        // It may have come together with what was waited for before.
+        if self.take(text) {
+            return Ok(self.began.elapsed());
+        }
         loop {
             stop.check()?;
             match self.output.recv_timeout(POLL) {
                 Ok((when, bytes)) => {
                     self.console.extend_from_slice(&bytes);
-                    if self.console.windows(text.len()).any(|window| window == text) {
+                    if self.take(text) {
                         return Ok(when - self.began);
                     }
                     let surplus = self.console.len().saturating_sub(CONSOLE_MAX);
@@ -74,6 +78,43 @@ impl RunningVm {
                 ),
             }
         }
+    }
+
+    /// Forgets the console up to the end of this text, if it is there.
+    fn take(&mut self, text: &[u8]) -> bool {
+        let found = self.console.windows(text.len()).position(|window| window == text);
+        if let Some(at) = found {
+            self.console.drain(..at + text.len());
+        }
+        found.is_some()
+    }
+
+    /// What stands between what was last waited for and the end of its line.
+    pub(super) fn rest_of_line(&mut self, timeout: Duration, stop: &Stop) -> anyhow::Result<String> {
+        let began = Instant::now();
+        loop {
+            stop.check()?;
+            if let Some(end) = self.console.iter().position(|&byte| byte == b'\n') {
+                let line = self.console.drain(..=end).collect::<Vec<_>>();
+                return Ok(String::from_utf8_lossy(&line).into_owned());
+            }
+            match self.output.recv_timeout(POLL) {
+                Ok((_, bytes)) => self.console.extend_from_slice(&bytes),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if began.elapsed() < timeout => {}
+                Err(_) => bail!("the machine ended in the middle of a line: {:?}", self.console),
+            }
+        }
+    }
+
+    /// Processor time of all its processes until now, that of its guest included.
+    pub(super) fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let mut ticks = 0;
+        for pid in family(self.child.id())? {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+                .with_context(|| format!("process {pid} is gone"))?;
+            ticks += ticks_of(&stat).with_context(|| format!("the times of process {pid}"))?;
+        }
+        Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
     }
 
     /// Resident bytes of all its processes without the guest's memory. What several of them map from one place of a file,
@@ -99,6 +140,12 @@ impl Drop for RunningVm {
             eprintln!("ferro-bench: waiting for a machine: {error}");
         }
     }
+}
+
+/// `utime` and `stime` of proc(5)'s `stat`.
+fn ticks_of(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
 /// A process and all that come from it.
@@ -173,6 +220,12 @@ Rss:            300 kB
 Shared_Clean:   250 kB
 Private_Clean:   50 kB
 ";
+
+    #[test]
+    fn processor_time_is_that_of_user_and_system() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 100 0 0 0 30 12 5 5 20 0 1 0 1 1 1";
+        assert_eq!(ticks_of(stat), Some(42));
+    }
 
     #[test]
     fn guest_memory_is_not_the_monitors_and_what_two_share_counts_once() {
