@@ -231,13 +231,23 @@ pub fn vm(args: &VmArgs, stop: &Stop) -> anyhow::Result<bool> {
         rounds: args.rounds,
         machine: Host::read(),
     };
-    report.ours = bench.measure(Monitor::Ours)?;
-    if args.peer == Some(Peer::Qemu) {
-        for monitor in Monitor::PEERS {
-            let figures = bench.measure(monitor)?;
-            report
-                .peer
-                .extend(figures.into_iter().map(|(name, it)| (format!("{name}_{}", monitor.name()), it)));
+    let peers: &[Monitor] = if args.peer == Some(Peer::Qemu) { &Monitor::PEERS } else { &[] };
+    let mut seen: BTreeMap<Monitor, Seen> = BTreeMap::new();
+    // In turn, so that a machine that gets busier is so for all.
+    for round in 1..=args.rounds {
+        for &monitor in [Monitor::Ours].iter().chain(peers) {
+            eprintln!("round {round} of {}: {}", args.rounds, monitor.name());
+            bench.measure(monitor, seen.entry(monitor).or_default())?;
+        }
+    }
+    for (monitor, seen) in seen {
+        for (name, all) in seen {
+            let middle = Figures::median(&all);
+            if monitor == Monitor::Ours {
+                report.ours.insert(name, middle);
+            } else {
+                report.peer.insert(format!("{name}_{}", monitor.name()), middle);
+            }
         }
     }
     report.compare();
@@ -263,6 +273,9 @@ fn check_host() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What was seen of one monitor, each as often as there were rounds.
+type Seen = BTreeMap<String, Vec<Figures>>;
+
 struct Bench<'a> {
     args: &'a VmArgs,
     programs: Programs,
@@ -271,29 +284,21 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Everything of one monitor.
-    fn measure(&self, monitor: Monitor) -> anyhow::Result<BTreeMap<String, Figures>> {
-        let mut all: BTreeMap<String, Vec<Figures>> = BTreeMap::new();
-        let mut seen = |name: &str, figures| all.entry(name.to_owned()).or_default().push(figures);
+    /// Everything of one monitor, once.
+    fn measure(&self, monitor: Monitor, seen: &mut Seen) -> anyhow::Result<()> {
+        let mut add = |name: &str, figures| seen.entry(name.to_owned()).or_default().push(figures);
         let time = |ms| Figures { ms: Some(ms), ..Figures::default() };
-        for _ in 0..self.args.rounds {
-            let mut vm = self.start(monitor, self.marked)?;
-            seen("first_instruction", time(millis(vm.printed(&[marker::LETTER], START_MAX, self.stop)?)));
-            drop(vm);
-            let mut vm = self.start(monitor, &self.args.kernel)?;
-            seen("init", time(millis(vm.printed(INIT, START_MAX, self.stop)?)));
-            seen("resident", Figures { mib: Some(mib(vm.resident_bytes()?)), ..Figures::default() });
-            drop(vm);
-            for (name, figures) in self.throughput(monitor)? {
-                seen(&name, figures);
-            }
+        let mut vm = self.start(monitor, self.marked)?;
+        add("first_instruction", time(millis(vm.printed(&[marker::LETTER], START_MAX, self.stop)?)));
+        drop(vm);
+        let mut vm = self.start(monitor, &self.args.kernel)?;
+        add("init", time(millis(vm.printed(INIT, START_MAX, self.stop)?)));
+        add("resident", Figures { mib: Some(mib(vm.resident_bytes()?)), ..Figures::default() });
+        drop(vm);
+        for (name, figures) in self.throughput(monitor)? {
+            add(&name, figures);
         }
-        let figures: BTreeMap<_, _> =
-            all.into_iter().map(|(name, all)| (name, Figures::median(&all))).collect();
-        for (name, it) in &figures {
-            eprintln!("{}, {name}: {it}", monitor.name());
-        }
-        Ok(figures)
+        Ok(())
     }
 
     fn start(&self, monitor: Monitor, kernel: &Path) -> anyhow::Result<RunningVm> {
