@@ -8,6 +8,9 @@ use tracing::{Span, error};
 
 use crate::confine::Filters;
 
+/// A thread's stack: much less than 2 MiB, or a kernel that gives out huge pages unasked backs all of it with the first touch.
+const STACK_BYTES: usize = 512 << 10;
+
 /// What a thread does, and so what it may ask of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadKind {
@@ -66,7 +69,7 @@ impl Threads {
         body: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<JoinHandle<()>> {
         let (span, filters) = (self.span.clone(), self.filters.clone());
-        std::thread::Builder::new().name(name).spawn(move || {
+        std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
             let _entered = span.enter();
             if let Some(cpus) = cpus
                 && let Err(failed) = rustix::thread::sched_setaffinity(None, &cpus)
