@@ -25,7 +25,7 @@ PACKAGES_NEEDED=(
     bsdutils:script hostname:hostname iproute2:ip jq:jq socat:socat tshark:tshark util-linux:unshare # the laboratory
 )
 # What only deploy/test uses.
-PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze xfsprogs:mkfs.xfs dpdk-dev:dpdk-testpmd busybox-static: acpica-tools:iasl
+PACKAGES_CHECKS=(shellcheck:shellcheck systemd:systemd-analyze xfsprogs:mkfs.xfs dpdk-dev:dpdk-testpmd busybox-static: acpica-tools:iasl libisal-dev:
     openvswitch-switch:ovs-vswitchd fio:fio iperf3:iperf3 xz-utils:xz) # the last three: in the nested lab
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then

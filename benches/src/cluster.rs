@@ -30,7 +30,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// How many copies of the data, in the words of `vsanctl volume create --policy`.
+/// How the data is kept, in the words of `vsanctl volume create --policy`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     text: String,
@@ -41,6 +41,11 @@ impl Policy {
     /// How many daemons it needs: one for one copy; three otherwise, since two cannot outvote each other.
     pub fn hosts(&self) -> usize {
         self.hosts
+    }
+
+    /// Whether it is RAID-5 or RAID-6.
+    pub fn has_parity(&self) -> bool {
+        self.text.starts_with("raid")
     }
 
     /// The words.
@@ -55,8 +60,13 @@ impl FromStr for Policy {
     fn from_str(text: &str) -> anyhow::Result<Self> {
         let hosts = match text {
             "mirror:1" => 1,
-            "mirror:2" | "mirror:3" => 3,
-            _ => bail!("no such policy: {text:?} (mirror:1, mirror:2 or mirror:3)"),
+            "mirror:2" | "mirror:3" | "raid5" | "raid5:2+1" => 3,
+            "raid6:2+2" => 4,
+            "raid5:4+1" => 5,
+            "raid6" | "raid6:4+2" => 6,
+            _ => bail!(
+                "no such policy: {text:?} (mirror:1 to mirror:3, raid5:2+1, raid5:4+1, raid6:2+2, raid6:4+2)"
+            ),
         };
         Ok(Self { text: text.to_owned(), hosts })
     }

@@ -11,6 +11,7 @@
 #[allow(unsafe_code)]
 pub mod client;
 pub mod cluster;
+pub mod coding;
 pub mod congestion;
 pub mod idle;
 pub mod measure;

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ferro_bench::coding::{CodingArgs, coding};
 use ferro_bench::congestion::{CongestionArgs, ProbeArgs, congestion};
 use ferro_bench::idle::{IdleArgs, idle};
 use ferro_bench::process::Stop;
@@ -36,6 +37,8 @@ enum What {
     Congestion(CongestionArgs),
     /// Our virtual machine monitor beside QEMU: how fast a guest starts, and what the monitor itself takes.
     Vm(VmArgs),
+    /// The erasure code beside another crate's and ISA-L's.
+    Coding(CodingArgs),
     /// Sends UDP packets back: the other end of a latency measurement.
     #[command(hide = true)]
     UdpEcho(UdpArgs),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         What::Switch(args) => switch(args, &stop),
         What::Congestion(args) => congestion(args, &stop).map(|()| true),
         What::Vm(args) => vm(args, &stop),
+        What::Coding(args) => coding(args, &stop),
         What::UdpEcho(args) => args.echo(&stop).map(|()| true),
         What::UdpPing(args) => args.ping().map(|()| true),
         What::UdpProbe(args) => args.send().map(|()| true),

@@ -58,13 +58,15 @@ fn missing_packages(path: &str) -> Vec<&'static str> {
 }
 
 /// Runs the peer from nothing to nothing; each line is shown as it comes. [`check`] comes first.
-pub fn bench(script: &Path, directory: &Path, stop: &Stop) -> anyhow::Result<Table> {
+pub fn bench(script: &Path, pool: Option<&str>, directory: &Path, stop: &Stop) -> anyhow::Result<Table> {
     ensure_space(directory, SPACE_BYTES)?;
     let ceph = Ceph { script, directory: temp_dir(directory)? };
     eprintln!("peer: starting Ceph in {}", ceph.directory.path().display());
     process::output(&mut ceph.command("up"), UP_TIMEOUT, stop)?;
     let mut table = Table::new();
-    process::run(&mut ceph.command("bench"), BENCH_TIMEOUT, stop, |line| {
+    let mut bench = ceph.command("bench");
+    bench.args(pool);
+    process::run(&mut bench, BENCH_TIMEOUT, stop, |line| {
         let (name, figures) = parse_line(line).with_context(|| format!("the script printed {line:?}"))?;
         eprintln!("peer: {name:<20} {:>9.0} IOPS", figures.iops);
         table.insert(name, figures);

@@ -102,12 +102,13 @@ impl Report {
     }
 
     fn compare(&mut self, peer: Peer) {
+        let parity = self.subject.contains(" raid");
         for (name, ours) in &self.ours {
             let Some(theirs) = self.peer.get(name).filter(|theirs| theirs.iops > 0.0) else { continue };
             let ratio = ours.iops / theirs.iops;
             self.ratio.insert(name.clone(), (ratio * 1000.0).round() / 1000.0);
             // The targets are for a client that sleeps.
-            if let (Some(target), ClientMode::Sleeping) = (target_ratio(peer, name), self.client) {
+            if let (Some(target), ClientMode::Sleeping) = (target_ratio(peer, parity, name), self.client) {
                 self.target.insert(name.clone(), target);
                 self.pass.insert(name.clone(), ratio >= target);
             }

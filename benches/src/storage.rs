@@ -87,7 +87,7 @@ impl Plan {
 /// `ferro-bench storage`'s arguments.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StorageArgs {
-    /// How the volume is kept: mirror:1, mirror:2 or mirror:3.
+    /// How the volume is kept: mirror:1, mirror:2, mirror:3, raid5:2+1, raid5:4+1, raid6:2+2 or raid6:4+2.
     #[arg(long, default_value = "mirror:3", value_parser = str::parse::<Policy>)]
     pub policy: Policy,
     /// Whom to compare with, in the same run.
@@ -99,6 +99,9 @@ pub struct StorageArgs {
     /// The script that runs the Ceph peer [default: ../shared/peers/ceph.sh beside the checkout].
     #[arg(long, value_name = "PATH")]
     pub peer_script: Option<PathBuf>,
+    /// The Ceph peer's pool: rbd (three replicas) or ec21 (two data chunks and one of parity) [default: what is like the policy].
+    #[arg(long, requires = "peer")]
+    pub pool: Option<String>,
     /// How the qsd peer reaches its file.
     #[arg(long, value_enum, default_value_t = Aio::IoUring)]
     pub qsd_aio: Aio,
@@ -126,13 +129,17 @@ pub fn storage(args: &StorageArgs, stop: &Stop) -> anyhow::Result<bool> {
     if args.peer == Some(Peer::Ceph) {
         peer_ceph::check(&script)?;
     }
+    let like = (args.policy.has_parity()).then_some("ec21");
+    let pool = args.pool.as_deref().or(like);
     let directory = args.dir.clone().map_or_else(default_directory, Ok)?;
     let workloads = args.plan.workloads(args.peer == Some(Peer::Qsd));
     let (ours, ours_polling) =
         if args.peer_only { Default::default() } else { run_ours(args, &workloads, &directory, stop)? };
     let (peer, peer_polling) = match args.peer {
         None => (None, Table::new()),
-        Some(Peer::Ceph) => (Some((Peer::Ceph, peer_ceph::bench(&script, &directory, stop)?)), Table::new()),
+        Some(Peer::Ceph) => {
+            (Some((Peer::Ceph, peer_ceph::bench(&script, pool, &directory, stop)?)), Table::new())
+        }
         Some(Peer::Qsd) => {
             let qsd = Qsd::start(args.qsd_aio, &directory, stop)?;
             let (main, polling) =

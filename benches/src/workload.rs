@@ -106,9 +106,15 @@ pub const WORKLOADS: [Workload; 7] = [
 pub const FLUSHED_WRITES: Workload =
     Workload { flush_each: true, ..small_random("randwrite_4k_qd32_flush", 0, 32) };
 
-/// The least ratio of our IOPS to the peer's that the project aims at for a workload, if it set one.
-pub fn target_ratio(peer: Peer, workload: &str) -> Option<f64> {
+/// The least ratio of our IOPS to the peer's that the project aims at for a workload, if it set one; `parity`: of RAID-5 beside
+/// the peer's erasure code.
+pub fn target_ratio(peer: Peer, parity: bool, workload: &str) -> Option<f64> {
     match (peer, workload) {
+        (Peer::Ceph, "randwrite_4k_qd1") if parity => Some(6.0),
+        (Peer::Ceph, "randwrite_4k_qd32") if parity => Some(15.0),
+        (Peer::Ceph, "randread_4k_qd1") if parity => Some(3.0),
+        (Peer::Ceph, "randread_4k_qd32") if parity => Some(8.0),
+        (Peer::Ceph, "read_1m_qd8") if parity => None,
         (Peer::Ceph, "randwrite_4k_qd1") => Some(4.0),
         (Peer::Ceph, "randwrite_4k_qd32") => Some(12.0),
         (Peer::Ceph, "randread_4k_qd1") => Some(1.8),

@@ -122,7 +122,7 @@ fn the_ceph_script_is_read_and_always_brought_down() {
         let directory = tempfile::tempdir().unwrap();
         let disks = directory.path().join("disks");
         let (script, calls) = fake_script(directory.path(), bench);
-        let result = peer_ceph::bench(&script, &disks, &Stop::default());
+        let result = peer_ceph::bench(&script, None, &disks, &Stop::default());
         match error {
             None => assert_eq!(result.unwrap()["randwrite_4k_qd1"].p50_us, 1811.5),
             Some(expected) => {

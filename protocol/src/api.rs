@@ -10,20 +10,29 @@
 //! Versions of the API (the first element of each path):
 //! - `v1`: the first.
 
+mod capacity;
 mod cluster;
 mod disk;
 mod document;
 mod error;
+mod event;
+mod health;
+mod maintenance;
 mod object;
 mod policy;
+mod scrub;
 mod size;
 mod status;
+mod support;
 pub mod switch;
 mod transfer;
 pub mod vm;
 pub mod vmm;
 mod volume;
 
+pub use capacity::{
+    CapacityReport, CapacityTotals, HostCapacity, LOSS_VOLUMES_MAX, LossForecast, LossKind, PolicyCapacity,
+};
 pub use cluster::{
     BootstrapRequest, ChangedHost, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest,
     JoinToken, Removal, SetHostRequest, TOKEN_SECONDS_DEFAULT, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest,
@@ -31,22 +40,30 @@ pub use cluster::{
 pub use disk::{AddDiskRequest, AddedDisk, DiskInfo, DiskList, DiskState};
 pub use document::{DOCUMENTS_WAIT_MAX_S, Document, DocumentInfo, DocumentList, PutDocument};
 pub use error::{ApiError, ErrorClass, ErrorCode, FaultLine};
+pub use event::{EVENTS_MAX, EventInfo, EventKind, EventLevel, EventList, EventWitness};
+pub use health::{
+    HealthCheck, HealthMute, HealthReport, MUTE_REASON_BYTES_MAX, MUTE_SECONDS_MAX, MUTE_SECONDS_MIN,
+    MuteRequest,
+};
+pub use maintenance::{MaintenanceInfo, MaintenanceMode, MaintenanceRequest, PossibleAction, Safety};
 pub use object::{
-    BrokenLock, CHUNKS_PAGE_MAX, ChunkInfo, ComponentInfo, ComponentState, LockInfo, LockList, ObjectDetails,
-    ObjectInfo, ObjectList,
+    BrokenLock, CHUNKS_PAGE_MAX, ChunkInfo, ChunkPart, ComponentInfo, ComponentState, LockInfo, LockList,
+    ObjectDetails, ObjectInfo, ObjectList,
 };
 pub use policy::{BadPolicy, MIRROR_COPIES_MAX, Policy, PolicySpec};
+pub use scrub::{ScrubAction, ScrubInfo, ScrubList, ScrubRequest, ScrubState};
 pub use size::{BadSize, format_size, parse_size};
 pub use status::{
     Capacity, DiskCounters, Health, HealthLevel, HealthReason, OperationCounters, ResyncInfo, ResyncKind,
     ResyncList, ResyncState, ResyncTotals, Status, TopSample, VolumeCounters,
 };
+pub use support::{HostSupport, MissingPart, SupportFile};
 pub use transfer::{
     BeginTransferRequest, DiscardRequest, Transfer, TransferDirection, TransferEnded, TransferOutcome,
 };
 pub use volume::{
-    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, Redundancy, ResizeVolumeRequest, VolumeInfo,
-    VolumeList, VolumeOwner,
+    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, Redundancy, ResizeVolumeRequest, SetPolicyRequest,
+    VolumeInfo, VolumeList, VolumeOwner,
 };
 
 /// Where the daemon's socket is unless configured otherwise.

@@ -87,6 +87,65 @@ uuid_id!(
 #[serde(transparent)]
 pub struct ChunkIndex(pub u32);
 
+/// What a record of a chunk keeps, told by the top 8 bits of its [`ChunkIndex`].
+///
+/// A mirrored chunk is one record under its plain index. One of an object with parity is kept as several: a shard each, and
+/// the log in which writes wait until they are put into the shards. To disks they are chunks like any other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Role {
+    /// The chunk itself, mirrored.
+    Whole,
+    /// Shard `n`, counted from 0: the data shards first, then those of parity.
+    Shard(u8),
+    /// The log.
+    Log,
+}
+
+impl ChunkIndex {
+    const ROLE_SHIFT: u32 = 24;
+    const LOG: u32 = 0xff;
+    /// The most shards that an index can tell apart.
+    pub const SHARDS_MAX: u8 = 0xfe;
+
+    /// The chunk of the address space that this record belongs to.
+    #[must_use]
+    pub const fn base(self) -> Self {
+        Self(self.0 & ((1 << Self::ROLE_SHIFT) - 1))
+    }
+
+    /// The record of shard `n` (below [`Self::SHARDS_MAX`]) of this chunk.
+    #[must_use]
+    pub const fn shard(self, n: u8) -> Self {
+        Self(self.base().0 | (n as u32 + 1) << Self::ROLE_SHIFT)
+    }
+
+    /// The record of this chunk's log.
+    #[must_use]
+    pub const fn log(self) -> Self {
+        Self(self.base().0 | Self::LOG << Self::ROLE_SHIFT)
+    }
+
+    /// What the record keeps.
+    pub const fn role(self) -> Role {
+        match self.0 >> Self::ROLE_SHIFT {
+            0 => Role::Whole,
+            Self::LOG => Role::Log,
+            n => Role::Shard((n - 1) as u8),
+        }
+    }
+}
+
+impl fmt::Display for ChunkIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let chunk = self.base().0;
+        match self.role() {
+            Role::Whole => write!(f, "{chunk}"),
+            Role::Shard(n) => write!(f, "{chunk} shard {n}"),
+            Role::Log => write!(f, "{chunk} log"),
+        }
+    }
+}
+
 /// One chunk of one object. Together with a disk it names a component.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct ChunkId {
@@ -98,7 +157,7 @@ pub struct ChunkId {
 
 impl fmt::Display for ChunkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.object, self.index.0)
+        write!(f, "{}/{}", self.object, self.index)
     }
 }
 

@@ -4,8 +4,12 @@
 //! frame says how long each is ([`crate::frame`]). Every request names the epoch it is made under, and a disk that has
 //! promised a higher one refuses it (DESIGN.md, Storage, rule 2).
 //!
-//! Versions of the channel ([`CHANNEL_VERSION`]), exchanged in the preamble of each connection:
+//! Versions of the channel ([`CHANNEL_VERSION`]), in the head of each frame:
 //! 1: the first.
+//!
+//! Added since, at the end of their enums: [`Request::Verify`] and [`Reply::Verified`]. To a peer that does not know them
+//! the frame is one that does not decode, and it drops the connection; so nothing that a guest waits for may depend on
+//! them, and who asks does not ask again soon.
 
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +110,16 @@ pub enum Request {
         /// Begin at this block.
         from_block: u32,
     },
+    /// Read the first blocks that there are from a block on, up to the end of their extent, and look at their checksums; the
+    /// data stays where it is. Answered by [`Reply::Verified`], or [`Refusal::BadBlocks`].
+    Verify {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The asking owner's epoch.
+        epoch: Epoch,
+        /// Begin at this block.
+        from_block: u32,
+    },
 }
 
 /// The answer to a [`Request`] that was carried out.
@@ -128,6 +142,13 @@ pub enum Reply {
     Sealed {
         /// One entry a chunk.
         chunks: Vec<ChunkSummary>,
+    },
+    /// All of the blocks are good.
+    Verified {
+        /// How many of them hold data, and were read.
+        blocks: u32,
+        /// Where to go on; nothing if there is nothing more.
+        next_block: Option<u32>,
     },
 }
 
@@ -200,7 +221,7 @@ impl Request {
             Self::Write { range, .. } => bounded(range).map(|()| range.bytes()),
             Self::Read { range, .. } | Self::Fetch { range, .. } => bounded(range).map(|()| 0),
             Self::Install { runs, .. } => mapped_bytes(runs),
-            Self::Seal { .. } | Self::Zero { .. } | Self::List { .. } => Ok(0),
+            Self::Seal { .. } | Self::Zero { .. } | Self::List { .. } | Self::Verify { .. } => Ok(0),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! What it must not know: anything of a daemon but its API.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod client;
 pub mod common;
 pub mod docs;

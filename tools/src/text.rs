@@ -141,6 +141,21 @@ pub fn duration(seconds: u64) -> String {
     }
 }
 
+/// A time in UTC, as ISO 8601 has it, to the second: `2026-11-21 20:15:03Z`.
+pub fn utc(unix_ms: u64) -> String {
+    let (days, second) = (unix_ms / 86_400_000, unix_ms / 1_000 % 86_400);
+    // Days since 0000-03-01, so that a leap day is the last of its year; an era has 400 years.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", second / 3_600, second / 60 % 60, second % 60)
+}
+
 /// A rate for people.
 pub fn rate(bytes_per_second: u64) -> String {
     format!("{}/s", format_size(bytes_per_second))
@@ -216,6 +231,20 @@ mod tests {
     #[test]
     fn nothing_from_the_wire_drives_the_terminal() {
         assert_eq!(Cell::from("a\x1b[2Jb\n"), Cell::from("a\u{fffd}[2Jb\u{fffd}"));
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        // By `date -u -d @N`.
+        for (unix_s, text) in [
+            (0, "1970-01-01 00:00:00Z"),
+            (951_782_400, "2000-02-29 00:00:00Z"),
+            (1_709_251_199, "2024-02-29 23:59:59Z"),
+            (1_795_291_200, "2026-11-21 20:00:00Z"),
+            (4_107_542_400, "2100-03-01 00:00:00Z"),
+        ] {
+            assert_eq!(utc(unix_s * 1_000), text);
+        }
     }
 
     #[test]

@@ -4,12 +4,19 @@
 //! check is made on this side only to ask a person a better question.
 
 pub mod args;
+mod capacity;
 mod cluster;
+mod events;
+mod health;
 mod image;
 mod leaving;
+mod maintenance;
+pub mod policy;
 mod resolve;
+mod scrub;
 mod status;
 mod storage;
+mod support;
 mod top;
 mod transfer;
 mod volume;
@@ -42,6 +49,9 @@ pub fn main() -> ExitCode {
 async fn run(noun: Noun, context: Context) -> Result<()> {
     match noun {
         Noun::Status(options) => status::status(&context, options).await,
+        Noun::Health { verb } => health::health(&context, verb).await,
+        Noun::Capacity { disks } => capacity::capacity(&context, disks).await,
+        Noun::Events(options) => events::events(&context, &options).await,
         Noun::Cluster { verb } => match verb {
             ClusterVerb::Bootstrap(options) => cluster::bootstrap(&context, options).await,
             ClusterVerb::Token { valid } => cluster::token(&context, valid).await,
@@ -52,9 +62,13 @@ async fn run(noun: Noun, context: Context) -> Result<()> {
         Noun::Disk { verb } => storage::disk(&context, verb).await,
         Noun::Object { verb } => storage::object(&context, verb).await,
         Noun::Volume { verb } => volume::volume(&context, verb).await,
+        Noun::Policy { verb } => policy::policy(&context, verb).await,
         Noun::Lock { verb } => storage::lock(&context, verb).await,
         Noun::Resync { .. } => status::resyncs(&context).await,
+        Noun::Scrub { verb } => scrub::scrub(&context, verb).await,
+        Noun::SafeToRemove { what } => maintenance::safety(&context, what).await,
         Noun::Top(options) => top::top(&context, options).await,
+        Noun::SupportBundle { file } => support::bundle(&context, &file).await,
         Noun::Completion { shell } => docs::completion(context.terminal, Args::command(), shell),
         Noun::Man { dir } => docs::man(context.terminal, Args::command(), dir.as_deref()),
     }

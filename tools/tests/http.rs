@@ -88,7 +88,7 @@ fn what_can_be_refused_without_looking_is() {
         (
             "/v1/volumes",
             json!({"name": "a", "size_bytes": 4096, "policy": {"method": "raid6"}}),
-            "policy_not_available",
+            "policy_unsatisfiable",
         ),
         ("/v1/volumes/web/resize", json!({"size_bytes": 1}), "bad_size"),
         ("/v1/disks", json!({"path": "relative"}), "bad_path"),

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
+
 use common::{Ran, Served, command};
 
 #[test]
@@ -61,8 +63,9 @@ fn bad_input_has_an_exit_code_and_a_next_step() {
         (&create("a", "10X", "mirror:1"), 2, &["not a size"]),
         (&create("a", "2T", "mirror:1"), 5, &["volume a needs 2 TiB", "disk add"]),
         (&create("a", "1G", "mirror:3"), 5, &["3 fault domains and there are 2", "add hosts"]),
-        (&create("a", "1G", "mirror:4"), 2, &["1, 2 or 3 copies"]),
-        (&create("a", "1G", "raid5"), 2, &["not available yet"]),
+        (&create("a", "1G", "mirror:5"), 2, &["1 to 4 copies"]),
+        (&create("a", "1G", "raid5"), 5, &["3 fault domains and there are 2", "add hosts"]),
+        (&create("a", "1G", "raid5:3+1"), 2, &["raid5:2+1 or raid5:4+1"]),
         (&create("a", "1G", "raid1"), 2, &["not a policy"]),
         (&create("A/b", "1G", "mirror:1"), 2, &["not a volume name"]),
         (&["volume", "show", "nobody"], 3, &["no volume nobody"]),
@@ -152,6 +155,48 @@ fn a_disk_that_is_not_empty_is_erased_only_by_its_name() {
 }
 
 #[test]
+fn policies_have_names() {
+    let served = Served::start();
+    let out = served.done(&["policy", "create", "safe", "--method", "mirror", "--about", "what matters"]);
+    assert_eq!(out, "created policy safe (mirror:2)\n");
+    served.done(&["policy", "create", "wide", "-m", "raid6", "--stripe", "2"]);
+    assert_eq!(
+        served.done(&["policy", "list"]),
+        "\
+NAME  POLICY     SURVIVES    FAULT DOMAINS  1 GIB TAKES  ABOUT
+safe  mirror:2   1 failure               2        2 GiB  what matters
+wide  raid6:2+2  2 failures              4        2 GiB  -
+"
+    );
+    assert_eq!(served.json(&["policy", "show", "wide"])["policy"]["parity"], 2);
+    let out = served.done(&["volume", "create", "web", "--size", "1G", "--policy", "safe"]);
+    assert_eq!(out, "created volume web of 1 GiB (mirror:2)\n");
+    served
+        .run(&["policy", "create", "safe", "--method", "raid5"])
+        .refused(4, &["policy safe already", "policy delete"]);
+    served.run(&["policy", "create", "a", "-m", "raid5", "-f", "2"]).refused(2, &["survives 1 failure"]);
+    served
+        .run(&["volume", "create", "b", "-s", "1G", "-p", "gold"])
+        .refused(3, &["no policy gold", "policy list"]);
+    // One disk is too few for two copies.
+    served.done(&["disk", "add", "/srv/d", "--size", "100G"]);
+    let check = served.run(&["policy", "check", "safe"]);
+    check.refused(5, &["usable disks in 2 fault domains", "add hosts"]);
+    assert!(served.done(&["policy", "check", "mirror:1"]).contains("can be made"));
+    let out = served.done(&["policy", "apply", "mirror:3", "web"]);
+    assert_eq!(out, "volume web is mirror:3 now: all copies are there\n");
+    served.run(&["policy", "apply", "mirror:4", "web"]).refused(5, &["volume web", "4 fault domains"]);
+    served.run(&["policy", "apply", "mirror:1", "web", "nix"]).refused(3, &["no volume nix"]);
+    served.run(&["policy", "apply", "mirror:1"]).refused(2, &["VOLUMES"]);
+    let out = served.done(&["policy", "apply", "--no-wait", "safe", "web"]);
+    assert_eq!(out, "volume web is mirror:2 now: all copies are there\n");
+    let out = served.done(&["policy", "delete", "safe"]);
+    assert!(out.contains("deleted policy safe"), "{out}");
+    served.run(&["policy", "delete", "safe"]).refused(3, &["no policy safe"]);
+    assert_eq!(served.json(&["volume", "show", "web"])["policy"]["copies"], 2);
+}
+
+#[test]
 fn status_says_what_is_wrong_and_what_to_do() {
     let served = Served::start();
     served.done(&["volume", "create", "web", "--size", "10G", "--policy", "mirror:2"]);
@@ -182,6 +227,145 @@ resync    1 running, 0 waiting: 1 GiB of 4 GiB (25%), 128 MiB/s, 24s left
     let rounds: Vec<serde_json::Value> =
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rounds.len(), 2);
+}
+
+#[test]
+fn a_check_is_muted_for_a_while() {
+    let served = Served::start();
+    let expected = "\
+health    WARNING: 1 check with findings, 0 muted, 1 passed
+
+WARNING  host_offline: hosts are online
+  - host beta does not answer for 2m 5s\u{fffd}[2J
+    next: start it, or take it out with `vsanctl host remove beta`
+";
+    assert_eq!(served.done(&["health"]), expected);
+    assert!(served.done(&["health", "-o", "wide"]).contains("disk_failed  disks work"));
+    assert!(served.done(&["health", "explain", "host_offline"]).contains("What it means."));
+    let mute = |code, time| ["health", "mute", code, "--for", time, "--reason", "new\u{a0}fan"];
+    served.run(&mute("host_offline", "30s")).refused(2, &["1m to 30d"]);
+    served.run(&mute("nothing", "2h")).refused(3, &["no health check", "health -o wide"]);
+    served.run(&mute("../status", "2h")).refused(3, &["no health check"]);
+    served.run(&["health", "mute", "host_offline"]).refused(2, &["--for"]);
+    served.run(&["health", "unmute", "host_offline"]).refused(3, &["not muted"]);
+    assert_eq!(served.done(&mute("host_offline", "2h")), "host_offline is muted for 2h: 1 finding\n");
+    let out = served.done(&["health"]);
+    assert!(
+        out.contains("OK: 0 checks with findings, 1 muted") && out.contains("muted on alpha for another 2h"),
+        "{out}"
+    );
+    let out = served.done(&["status"]);
+    assert!(out.starts_with("health    OK\n          muted: host_offline (`vsanctl health`)\n"), "{out}");
+    assert_eq!(served.json(&["health"])["checks"][0]["mute"]["in_force"], true);
+    assert_eq!(served.done(&["health", "unmute", "host_offline"]), "host_offline is shown again\n");
+    assert!(!served.done(&["status"]).contains("muted"));
+}
+
+#[test]
+fn events_are_told_with_times() {
+    let served = Served::start();
+    let expected = "\
+2026-11-21 20:00:01Z  info      host_joined          host beta was let into the cluster
+2026-11-21 20:00:02Z  warning   host_down            host beta is offline\u{fffd}[2J
+2026-11-21 20:00:03Z  warning   health_raised host_offline  host beta is offline
+1 host did not answer, what only they saw is missing: beta
+";
+    assert_eq!(served.done(&["events"]), expected);
+    let newest = served.done(&["events", "-n", "1", "--local"]);
+    assert!(newest.starts_with("older events are left out") && newest.lines().count() == 2, "{newest}");
+    assert_eq!(served.json(&["events"])["events"][1]["kind"], "host_down");
+    assert!(!served.done(&["events", "--level", "warning"]).contains("host_joined"));
+    assert_eq!(served.done(&["events", "--level", "critical", "--local"]), "nothing happened\n");
+    let followed = served.done(&["events", "--follow", "--stop-after", "2", "-o", "json"]);
+    assert_eq!(followed.lines().count(), 3, "none is told twice: {followed}");
+    served.run(&["events", "-n", "0"]).refused(2, &["1..=10000"]);
+    served.run(&["events", "--since", "yesterday"]).refused(2, &["30m, 2h or 7d"]);
+}
+
+#[test]
+fn a_support_bundle_has_what_there_is_and_says_what_is_missing() {
+    let served = Served::start();
+    let path = served.path("bundle.tar.gz");
+    let name = path.to_str().unwrap();
+    served.run(&["support-bundle", "/tmp/bundle.zip"]).refused(2, &["ends in .tar.gz"]);
+    served.run(&["support-bundle", "/nowhere/b.tar.gz"]).refused(3, &["/nowhere/b.tar.gz", "check the path"]);
+    let out = served.done(&["support-bundle", name]);
+    assert!(out.contains("from 1 host; 2 parts missing"), "{out}");
+    served.run(&["support-bundle", name]).refused(4, &["is there already"]);
+    // As everybody's tar reads it.
+    let tar = |args: &[&str]| {
+        let output = std::process::Command::new("tar").args(args).arg("-zf").arg(name).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let files = tar(&["-t"]);
+    for file in ["status.json", "health.json", "events.json", "hosts/alpha/version.txt", "MISSING.txt"] {
+        assert!(files.lines().any(|line| line.ends_with(file)), "no {file} in {files}");
+    }
+    assert!(files.lines().all(|line| line.split('/').all(|part| part != "..")), "{files}");
+    let all = tar(&["-x", "-O"]);
+    assert!(all.contains("vsand 0.1.0") && all.contains("\"host_offline\""), "{all}");
+    assert!(all.contains("journal.txt of host alpha: no journald"), "{all}");
+    assert!(all.contains("host beta: host beta does not give its part"), "{all}");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn capacity_says_what_a_loss_would_mean() {
+    let served = Served::start();
+    let out = served.done(&["capacity"]);
+    let expected = "
+IF LOST  VOLUMES  TO REBUILD  USED AFTER  THEN
+alpha          4      12 GiB         24%  4 volumes can't be read: a, b, c, 1 more
+";
+    assert!(out.ends_with(expected), "{out}");
+    for words in ["24 GiB (12%), all copies", "savings", "mirror:2        4       40 GiB  24 GiB    80 GiB"] {
+        assert!(out.contains(words), "no {words:?} in {out}");
+    }
+    assert!(served.done(&["capacity", "--disks"]).contains("/disk0 of host alpha"));
+    assert_eq!(served.json(&["capacity"])["losses"][1]["kind"], "disk");
+}
+
+#[test]
+fn a_host_stands_aside_and_comes_back() {
+    let served = Served::start();
+    let enter = ["host", "maintenance", "enter"];
+    served
+        .run(&[&enter[..], &["beta", "--mode", "most"]].concat())
+        .refused(2, &["ensure-access, full or none"]);
+    served.run(&[&enter[..], &["alpha"]].concat()).refused(5, &["web", "wait for the resync"]);
+    let out = served.done(&[&enter[..], &["beta", "--mode", "full", "--no-wait"]].concat());
+    assert_eq!(out, "host beta is in maintenance: full, not ready: 3 GiB to move\n");
+    assert!(served.done(&["host", "list"]).contains("offline for 2m 5s, entering maintenance"));
+    let out = served.done(&[&enter[..], &["beta"]].concat());
+    assert_eq!(out, "host beta is in maintenance: ensure-access, it may be switched off\n");
+    assert!(
+        served
+            .done(&["host", "show", "beta"])
+            .contains("maintenance   ensure-access, it may be switched off")
+    );
+    assert_eq!(served.json(&["host", "show", "beta"])["maintenance"]["mode"], "ensure-access");
+    assert_eq!(
+        served.done(&["host", "maintenance", "exit", "beta"]),
+        "host beta is no longer in maintenance\n"
+    );
+    served.run(&["host", "maintenance", "exit", "beta"]).refused(4, &["not in maintenance"]);
+
+    let safe = served.done(&["safe-to-remove", "host", "beta"]);
+    assert!(safe.contains("could go now  yes") && safe.contains("12 GiB of 4 volumes"), "{safe}");
+    let ran = served.run(&["safe-to-remove", "host", "alpha"]);
+    ran.refused(5, &["host alpha can't go now", "vsanctl host maintenance enter alpha --mode full"]);
+    for words in [
+        "not readable  web",
+        "no: nothing could be changed",
+        "is not possible: it holds the last copy",
+        "next: add disks",
+    ] {
+        assert!(ran.out.contains(words), "no {words:?} in {ran:?}");
+    }
+    served.run(&["safe-to-remove", "disk", "ffff"]).refused(3, &["no disk"]);
+    served.done(&["disk", "add", "/disk0"]);
+    served.done(&["safe-to-remove", "disk", "d1d1"]);
 }
 
 #[test]
@@ -229,6 +413,11 @@ fn the_other_nouns_have_tables_and_json() {
     assert!(served.done(&["lock", "break", "dead", "--yes"]).contains("taken from host alpha"));
     assert_eq!(served.json(&["resync", "list"])["resyncs"][0]["kind"], "delta");
     assert!(served.done(&["resync", "status"]).contains("24s left"));
+    assert_eq!(served.json(&["scrub", "status"])["scrubs"][0]["bad_blocks"], 4);
+    let shown = served.done(&["scrub", "list"]);
+    assert!(shown.contains("running") && shown.contains("4/10") && shown.contains("never"), "{shown}");
+    assert!(served.done(&["scrub", "start", "data"]).contains("volume data"));
+    assert!(served.done(&["scrub", "stop"]).contains("2 volumes"));
     let top = served.done(&["top", "--count", "1", "--interval", "1", "-o", "json"]);
     let top: serde_json::Value = serde_json::from_str(&top).unwrap();
     assert_eq!(top["volumes"][0]["read_iops"], 1000.0);

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ferro_transport::startup::{ConfigError, read_config};
 use serde::Deserialize;
 
 /// The largest file that is read.
@@ -55,39 +56,6 @@ impl Default for Config {
     }
 }
 
-/// Why a configuration can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// It can't be read.
-    #[error(
-        "can't read the configuration {path}: {source}; write it (see /usr/share/doc/hypervisord/hypervisord.toml) or name another with --config"
-    )]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is not TOML, or not ours.
-    #[error("the configuration {path} is not right: {message}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        message: String,
-    },
-    /// A setting makes no sense.
-    #[error("the configuration {path}: {key} {problem}")]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// The setting.
-        key: &'static str,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
-}
-
 impl Config {
     /// Every setting, as the manual page names them.
     pub const KEYS: &[&str] = &[
@@ -105,13 +73,7 @@ impl Config {
 
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        let length = std::fs::metadata(path).map_err(read)?.len();
-        if length > FILE_BYTES_MAX {
-            let message = format!("it has {length} bytes, at most {FILE_BYTES_MAX} are read");
-            return Err(ConfigError::Parse { path: path.to_owned(), message });
-        }
-        Self::parse(path, &std::fs::read_to_string(path).map_err(read)?)
+        Self::parse(path, &read_config("hypervisord", path, FILE_BYTES_MAX)?)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {

@@ -1,13 +1,12 @@
 //! `hypervisord`: the hypervisor's daemon of a Ferrosphere host.
 #![forbid(unsafe_code)]
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ferro_transport::startup;
 use hypervisord::keep::{self, Keep};
-use tracing_subscriber::EnvFilter;
 
 /// Runs the virtual machines of a Ferrosphere host.
 #[derive(Parser)]
@@ -35,17 +34,8 @@ fn main() -> ExitCode {
     if let Some(Mode::Keep(keep)) = arguments.mode {
         return keep::run(&keep);
     }
-    let filter = EnvFilter::try_from_env("HYPERVISORD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    if arguments.log_json {
-        log.json().init();
-    } else {
-        log.with_target(false).init();
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    startup::log_to_stderr("HYPERVISORD_LOG", "info", arguments.log_json);
+    let runtime = startup::threads();
     let result = match &runtime {
         Ok(runtime) => runtime.block_on(hypervisord::server::run(&arguments.config)),
         Err(error) => Err(anyhow::anyhow!("starting threads: {error}")),

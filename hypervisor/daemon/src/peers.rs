@@ -23,6 +23,14 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 type Result<T> = std::result::Result<T, ApiError>;
 
+/// What was not there to be given back, as these codes say, is as good.
+fn given_back<T>(done: Result<T>, not_there: [ErrorCode; 2]) -> Result<()> {
+    match done {
+        Err(error) if !not_there.contains(&error.code) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// This host's `vsand`.
 #[derive(Debug)]
 pub struct Vsand(LocalClient);
@@ -50,13 +58,10 @@ impl Vsand {
     pub async fn close(&self, name: &VolumeName) -> Result<()> {
         let path = format!("/v1/volumes/{name}/close");
         let closed = self.0.ask_within(Method::POST, &path, None, ANSWER_MAX).await;
-        match closed.map_err(|error| error.into_api(&format!("closing volume {name}"))) {
-            Ok(_) => Ok(()),
-            Err(error) if matches!(error.code, ErrorCode::VolumeNotOpen | ErrorCode::VolumeNotFound) => {
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
+        given_back(
+            closed.map_err(|error| error.into_api(&format!("closing volume {name}"))),
+            [ErrorCode::VolumeNotOpen, ErrorCode::VolumeNotFound],
+        )
     }
 
     /// What volumes have done.
@@ -141,12 +146,9 @@ impl Vswitchd {
     pub async fn detach(&self, name: &NetName) -> Result<()> {
         let path = format!("/v1/ports/{name}/attachment");
         let gone = self.0.ask_within(Method::DELETE, &path, None, ANSWER_MAX).await;
-        match gone.map_err(|error| error.into_api(&format!("detaching switch port {name}"))) {
-            Ok(_) => Ok(()),
-            Err(error) if matches!(error.code, ErrorCode::PortNotAttached | ErrorCode::PortNotFound) => {
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
+        given_back(
+            gone.map_err(|error| error.into_api(&format!("detaching switch port {name}"))),
+            [ErrorCode::PortNotAttached, ErrorCode::PortNotFound],
+        )
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::maintenance::MaintenanceInfo;
 use crate::ids::{ClusterId, HostId, VolumeName};
 
 /// How long a join token is good for unless asked otherwise: one hour.
@@ -152,6 +153,9 @@ pub struct HostInfo {
     /// How much of that is still to be copied elsewhere, of one that is leaving, whatever its state is.
     #[serde(default)]
     pub leaving_bytes: Option<u64>,
+    /// How it is in maintenance, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<MaintenanceInfo>,
     /// How long ago it was last seen, unless it is online.
     pub last_seen_seconds: Option<u64>,
     /// When its certificate ends, in seconds since 1970 (UTC), where known.

@@ -90,8 +90,6 @@ pub enum ErrorCode {
     BadSize,
     /// Not a policy.
     BadPolicy,
-    /// A policy that a later version brings.
-    PolicyNotAvailable,
     /// Not a path that a disk can be at.
     BadPath,
     /// The network can't be configured like this. `faults` has all that is wrong.
@@ -115,6 +113,8 @@ pub enum ErrorCode {
     LockNotFound,
     /// No such document in the cluster directory.
     DocumentNotFound,
+    /// No such health check, or it is not muted.
+    CheckNotFound,
     /// No such import or export; it may have ended because nobody used it.
     TransferNotFound,
     /// No such switch.
@@ -175,6 +175,8 @@ pub enum ErrorCode {
 
     /// Not enough hosts, fault domains or disks for the policy.
     PolicyUnsatisfiable,
+    /// A volume that is kept as this one can't become one that is kept so.
+    PolicyNotConvertible,
     /// The disks have no room for this.
     ClusterFull,
     /// The disk is below the least size.
@@ -250,7 +252,6 @@ impl ErrorCode {
             | Self::BadName
             | Self::BadSize
             | Self::BadPolicy
-            | Self::PolicyNotAvailable
             | Self::BadPath
             | Self::InvalidNetwork
             | Self::BadAttachment
@@ -262,6 +263,7 @@ impl ErrorCode {
             | Self::VolumeNotFound
             | Self::LockNotFound
             | Self::DocumentNotFound
+            | Self::CheckNotFound
             | Self::TransferNotFound
             | Self::SwitchNotFound
             | Self::GroupNotFound
@@ -291,6 +293,7 @@ impl ErrorCode {
             | Self::VmNotRunning
             | Self::VmElsewhere => ErrorClass::Conflict,
             Self::PolicyUnsatisfiable
+            | Self::PolicyNotConvertible
             | Self::ClusterFull
             | Self::DiskTooSmall
             | Self::ShrinkRefused

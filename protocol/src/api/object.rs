@@ -1,5 +1,7 @@
 //! Objects with their chunks and components, and locks.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -57,7 +59,38 @@ pub enum ComponentState {
     Absent,
 }
 
-/// One copy of one chunk.
+/// What a part of a chunk is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ChunkPart {
+    /// All of it, mirrored.
+    Whole,
+    /// One of its data shards.
+    Data {
+        /// Which, from 0.
+        number: u8,
+    },
+    /// One of its parity shards.
+    Parity {
+        /// Which, from 0.
+        number: u8,
+    },
+    /// What was written and is not in the shards yet, mirrored.
+    Log,
+}
+
+impl fmt::Display for ChunkPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole => f.write_str("whole"),
+            Self::Data { number } => write!(f, "data {number}"),
+            Self::Parity { number } => write!(f, "parity {number}"),
+            Self::Log => f.write_str("log"),
+        }
+    }
+}
+
+/// One copy of one part of a chunk.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ComponentInfo {
     /// The disk it is on.
@@ -72,12 +105,14 @@ pub struct ComponentInfo {
     pub stale_seq: Option<Seq>,
 }
 
-/// One chunk.
+/// One chunk, or with parity one part of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ChunkInfo {
-    /// Which.
+    /// Which chunk.
     pub index: ChunkIndex,
-    /// Its copies.
+    /// Which part of it.
+    pub part: ChunkPart,
+    /// Its copies: of a shard one, or none while it has no place.
     pub components: Vec<ComponentInfo>,
 }
 
@@ -86,7 +121,7 @@ pub struct ChunkInfo {
 pub struct ObjectDetails {
     /// The object.
     pub object: ObjectInfo,
-    /// At most [`CHUNKS_PAGE_MAX`] of its chunks, ascending.
+    /// At most [`CHUNKS_PAGE_MAX`] of its chunks, ascending, each with all its parts.
     pub chunks: Vec<ChunkInfo>,
     /// Where to go on, if there are more.
     pub next_chunk: Option<ChunkIndex>,

@@ -61,8 +61,11 @@ pub struct Capacity {
 pub struct Status {
     /// The version of the `vsand` that answers.
     pub version: String,
-    /// How well the cluster is.
+    /// How well the cluster is, without what is muted.
     pub health: Health,
+    /// The codes of the checks that found something and are muted.
+    #[serde(default)]
+    pub muted: Vec<String>,
     /// The cluster; absent before `cluster bootstrap` or `cluster join`.
     pub cluster: Option<ClusterInfo>,
     /// The hosts, by name.

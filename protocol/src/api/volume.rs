@@ -35,6 +35,14 @@ pub struct ResizeVolumeRequest {
     pub size_bytes: u64,
 }
 
+/// Have a volume kept in another way.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetPolicyRequest {
+    /// How its data is to be kept: another number of copies of a mirror.
+    pub policy: PolicySpec,
+}
+
 /// How much of what the policy asks for is there.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -45,7 +53,7 @@ pub enum Redundancy {
     Resyncing,
     /// Some are not, and nothing is being done about it yet.
     Degraded,
-    /// Of some chunk no good copy can be reached.
+    /// Of some chunk no good copy can be reached; with parity, too few of its shards, or no copy of its log.
     Unavailable,
 }
 
@@ -67,13 +75,16 @@ pub struct VolumeInfo {
     pub object: ObjectId,
     /// Its size as the guest sees it.
     pub size_bytes: u64,
-    /// What one copy takes of the disks, where known.
+    /// What the guest's data takes, where known: of a mirror what one copy takes of the disks; with parity the data's part
+    /// of what all shards take, which is an estimate.
     pub used_bytes: Option<u64>,
     /// How its data is kept.
     #[schema(value_type = PolicySpec)]
     pub policy: Policy,
     /// How much of that is there.
     pub redundancy: Redundancy,
+    /// How many more hosts or disks may fail now before data can't be reached.
+    pub failures_left: u8,
     /// Who has it open.
     pub owner: Option<VolumeOwner>,
     /// How often it has changed hands.

@@ -3,12 +3,12 @@
 //!
 //! What it must not know: routes, and what any of them does.
 
-use axum::Json;
 use axum::extract::rejection::{BytesRejection, JsonRejection};
-use axum::extract::{self, FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{self, DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use ferro_protocol::api::{ApiError, ErrorCode};
 use serde::de::DeserializeOwned;
 
@@ -102,8 +102,7 @@ pub fn bad_request(message: impl Into<String>, next: &str) -> ApiError {
 }
 
 /// The fallback of a router.
-#[expect(clippy::unused_async, reason = "the framework takes asynchronous handlers only")]
-pub async fn no_such_route(uri: Uri) -> Failure {
+async fn no_such_route(uri: Uri) -> Failure {
     Failure(ApiError::new(
         ErrorCode::NoSuchRoute,
         format!("there is nothing at {}", uri.path()),
@@ -112,12 +111,36 @@ pub async fn no_such_route(uri: Uri) -> Failure {
 }
 
 /// The fallback for a route's other methods.
-#[expect(clippy::unused_async, reason = "the framework takes asynchronous handlers only")]
-pub async fn no_such_method(method: Method, uri: Uri) -> (StatusCode, Failure) {
+async fn no_such_method(method: Method, uri: Uri) -> (StatusCode, Failure) {
     let error = ApiError::new(
         ErrorCode::NoSuchRoute,
         format!("{method} can't be used on {}", uri.path()),
         "see GET /openapi.json for what can",
     );
     (StatusCode::METHOD_NOT_ALLOWED, Failure(error))
+}
+
+/// A daemon's routes, `method "path" => handler,` each: makes `ROUTES`, which a test holds against the API's description, and
+/// `routes()`, a router over the `Api` in scope.
+#[macro_export]
+macro_rules! routes {
+    ($($method:ident $path:literal => $handler:path,)*) => {
+        /// Every route: the method in lower case and the path, as the description writes them.
+        pub const ROUTES: &[(&str, &str)] = &[$((stringify!($method), $path)),*];
+
+        fn routes() -> axum::Router<Api> {
+            axum::Router::new()$(.route($path, axum::routing::$method($handler)))*
+        }
+    };
+}
+
+/// Routes with what belongs around all of them: how unknown ones are refused, and the largest body.
+pub fn with_refusals<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    body_bytes_max: usize,
+) -> Router<S> {
+    routes
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(body_bytes_max))
 }

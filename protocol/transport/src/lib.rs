@@ -21,7 +21,7 @@
 //! - [`control`]: request and response over one connection, for the directory, Raft and management.
 //! - [`local`]: the daemons' Unix sockets; [`http`]: what their APIs have in common; [`client`]: the other end.
 //! - [`directory`]: the cluster directory as the local `vsand` shows it; [`documents`]: the form of what daemons keep there.
-//! - [`notify`]: what systemd is told; [`files`]: small files that survive a power cut; [`stored`]: such files of a daemon's
+//! - [`startup`]: how a daemon begins; [`notify`]: what systemd is told; [`files`]: small files that survive a power cut; [`stored`]: such files of a daemon's
 //!   state, with their version and a checksum.
 //!
 //! What it must not know: what a request means, who is a member of the cluster (the directory says so: a peer that
@@ -42,6 +42,7 @@ pub mod join;
 pub mod local;
 pub mod notify;
 pub mod renew;
+pub mod startup;
 pub mod stored;
 pub mod tls;
 pub mod token;

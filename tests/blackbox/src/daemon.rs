@@ -122,9 +122,9 @@ impl Daemon {
         Ok(status)
     }
 
-    /// `SIGSTOP`.
+    /// `SIGSTOP`; when this returns it stands still.
     pub fn stop(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        self.process().as_ref().with_context(|| format!("{} does not run", self.name))?.pause()
     }
 
     /// `SIGCONT`.

@@ -1,15 +1,19 @@
 //! One program that was started here, known by its process id and ended with its owner.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::eventually;
 
 /// How long a program may take to end after it was told to.
 const END_MAX: Duration = Duration::from_secs(30);
+/// How long it may take to stand still.
+const STOP_MAX: Duration = Duration::from_secs(10);
 
 /// A running program. Dropped, it is killed.
 #[derive(Debug)]
@@ -57,6 +61,20 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).with_context(|| format!("signal {signal:?} to process {pid:?}"))
+    }
+
+    /// `SIGSTOP`, and waits until all its threads stand still: the others go on until the one that got the signal has had its turn.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        eventually("the process stands still", STOP_MAX, || {
+            for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+                let stat = fs::read_to_string(thread?.path().join("stat"))?;
+                // The state is behind the name, which may have anything in it.
+                let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+                ensure!(state == Some('T'), "a thread is in state {state:?}");
+            }
+            Ok(())
+        })
     }
 
     /// `SIGKILL`, and waits until it is gone.

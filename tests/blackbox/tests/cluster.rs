@@ -233,7 +233,7 @@ fn what_is_asked_wrongly_is_refused_with_the_next_step() {
         )?;
         host.ctl_usage(&["volume", "create", "zero", "--size", "0", "--policy", "mirror:2"])?;
         host.ctl_usage(&["volume", "create", "Bad Name", "--size", "1G", "--policy", "mirror:2"])?;
-        host.ctl_usage(&["volume", "create", "four", "--size", "1G", "--policy", "mirror:4"])?;
+        host.ctl_usage(&["volume", "create", "five", "--size", "1G", "--policy", "mirror:5"])?;
         host.ctl_refused(
             &["volume", "create", "huge", "--size", "65T", "--policy", "mirror:1"],
             "bad_size",

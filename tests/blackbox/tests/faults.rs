@@ -1,11 +1,9 @@
 //! Hosts, links and disks fail under a client that writes: no request fails, none waits long, nothing is lost.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ferro_blackbox::checker::Checker;
-use ferro_blackbox::disk::LoopDisk;
+use ferro_blackbox::endure::{HEAL_MAX, begin, form_with_loop_disk, read_everywhere, survive};
 use ferro_blackbox::held::HeldFile;
 use ferro_blackbox::workload::{Workload, WorkloadOptions};
 use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
@@ -13,61 +11,20 @@ use ferro_protocol::api::{ComponentState, DiskList, DiskState, ObjectDetails};
 use ferro_vhost::blk::Sector;
 use ferro_vhost::frontend::{BlkClient, ClientOptions, Op};
 
+const POLICY: &str = "mirror:3";
 /// What a fault may cost at most: the aim is 2 s. A busy test machine gets twice that.
 const STALL_MAX: Duration = Duration::from_secs(4);
 /// What a request may cost at most that a disk never answers while all copies of it are in sync: a large write is waited for
 /// longest, because only this disk owes it and load may be why (`owner/stuck.rs`).
 const STUCK_MAX: Duration = Duration::from_secs(12);
-/// A fault lasts at least so long: longer than any time-out for silence and than a lease is renewed.
-const FAULT: Duration = Duration::from_secs(6);
-const HEAL_MAX: Duration = Duration::from_secs(60);
 
-/// A mirrored volume of two chunks, open on `owner`, with a client.
-fn begin(owner: &Host, seed: u64) -> Result<Workload> {
-    owner.create("data", "2G", "mirror:3")?;
-    let socket = owner.open("data")?;
-    let mut load = Workload::start(&socket, Checker::new(), WorkloadOptions::new(seed))?;
-    load.progress(300, Duration::from_secs(30))?;
-    Ok(load)
-}
-
-/// Brings a fault about, measures what the client sees of it, ends the fault, and waits until all copies are good again.
-fn survive(
-    lab: &Lab,
-    load: &mut Workload,
-    what: &str,
-    fault: impl FnOnce() -> Result<()>,
-    mend: impl FnOnce() -> Result<()>,
-) -> Result<()> {
-    load.take_longest();
-    let began = Instant::now();
-    fault().context(what.to_owned())?;
-    load.progress(200, Duration::from_secs(30)).context(what.to_owned())?;
-    std::thread::sleep(FAULT.saturating_sub(began.elapsed()));
-    load.progress(50, Duration::from_secs(10)).context(what.to_owned())?;
-    let stall = load.take_longest();
-    println!("{what}: the longest request took {} ms", stall.as_millis());
-    mend()?;
-    lab.wait_healthy(HEAL_MAX).with_context(|| format!("after: {what}"))?;
-    load.verify().with_context(|| format!("after: {what}"))?;
-    ensure!(stall < STALL_MAX, "{what}: a request took {stall:?}");
-    Ok(())
-}
-
-/// Reads everything on every host, so that every copy is read where it is local.
+/// Reads everything on every host, and looks whether every copy counts.
 fn every_copy_is_right(lab: &Lab, owner: &Host, load: Workload) -> Result<()> {
-    let mut checker = load.finish()?;
-    owner.ctl_ok(&["volume", "close", "data"])?;
-    for host in lab.hosts() {
-        let socket = host.open("data")?;
-        checker = Workload::start(&socket, checker, WorkloadOptions::new(1))?.finish()?;
-        host.ctl_ok(&["volume", "close", "data"])?;
-    }
+    read_everywhere(lab, owner, load)?;
     let object: ObjectDetails = owner.ctl(&["object", "show", "data"])?;
     let components: Vec<_> = object.chunks.iter().flat_map(|c| &c.components).collect();
     ensure!(components.len() == 6, "two chunks, three copies each: {components:?}");
     ensure!(components.iter().all(|c| c.state == ComponentState::InSync), "{components:?}");
-    println!("{} writes checked on every copy", checker.writes());
     Ok(())
 }
 
@@ -75,16 +32,24 @@ fn every_copy_is_right(lab: &Lab, owner: &Host, load: Workload) -> Result<()> {
 fn hosts_that_die_or_freeze_cost_no_request() {
     with_lab(LabOptions::default(), |lab| {
         let (leader, owner, other) = (lab.host(1), lab.host(2), lab.host(3));
-        let mut load = begin(owner, 1)?;
-        survive(lab, &mut load, "kill -9 of a replica's host", || other.kill9(), || other.start())?;
+        let mut load = begin(owner, POLICY, 1)?;
+        survive(
+            lab,
+            &mut load,
+            "kill -9 of a replica's host",
+            STALL_MAX,
+            || other.kill9(),
+            || other.start(),
+        )?;
         survive(
             lab,
             &mut load,
             "kill -9 of the directory's first host",
+            STALL_MAX,
             || leader.kill9(),
             || leader.start(),
         )?;
-        survive(lab, &mut load, "SIGSTOP of a replica's host", || other.stop(), || other.cont())?;
+        survive(lab, &mut load, "SIGSTOP of a replica's host", STALL_MAX, || other.stop(), || other.cont())?;
         every_copy_is_right(lab, owner, load)
     });
 }
@@ -93,25 +58,20 @@ fn hosts_that_die_or_freeze_cost_no_request() {
 fn links_that_are_cut_cost_no_request() {
     with_lab(LabOptions::default(), |lab| {
         let (first, owner, other) = (lab.host(1), lab.host(2), lab.host(3));
-        let mut load = begin(owner, 2)?;
-        survive(lab, &mut load, "a pulled cable", || other.cut_cable(), || other.mend())?;
-        survive(lab, &mut load, "nothing reaches a host", || first.cut_in(), || first.mend())?;
-        survive(lab, &mut load, "nothing leaves a host", || other.cut_out(), || other.mend())?;
-        survive(lab, &mut load, "from the owner to one host only", || owner.cut_to(other), || owner.mend())?;
+        let mut load = begin(owner, POLICY, 2)?;
+        survive(lab, &mut load, "a pulled cable", STALL_MAX, || other.cut_cable(), || other.mend())?;
+        survive(lab, &mut load, "nothing reaches a host", STALL_MAX, || first.cut_in(), || first.mend())?;
+        survive(lab, &mut load, "nothing leaves a host", STALL_MAX, || other.cut_out(), || other.mend())?;
+        survive(
+            lab,
+            &mut load,
+            "from the owner to one host only",
+            STALL_MAX,
+            || owner.cut_to(other),
+            || owner.mend(),
+        )?;
         every_copy_is_right(lab, owner, load)
     });
-}
-
-/// A cluster whose third host has a disk that can freeze and fail.
-fn form_with_loop_disk(lab: &Lab) -> Result<Arc<LoopDisk>> {
-    lab.form_without_disks()?;
-    for host in [lab.host(1), lab.host(2)] {
-        host.add_disk(&host.disks_dir().join("a"), "2G")?;
-    }
-    let disk = lab.loop_disk(lab.host(3), "xfs", 3 << 30)?;
-    lab.host(3).add_disk(disk.mount(), "2G")?;
-    lab.wait_healthy(HEAL_MAX)?;
-    Ok(disk)
 }
 
 #[test]
@@ -120,15 +80,29 @@ fn a_disk_that_freezes_and_one_that_fails_cost_no_request() {
         let disk = form_with_loop_disk(lab)?;
         let (owner, host) = (lab.host(2), lab.host(3));
 
-        let mut load = begin(owner, 3)?;
-        survive(lab, &mut load, "a frozen disk in another host", || disk.freeze(), || disk.thaw())?;
+        let mut load = begin(owner, POLICY, 3)?;
+        survive(
+            lab,
+            &mut load,
+            "a frozen disk in another host",
+            STALL_MAX,
+            || disk.freeze(),
+            || disk.thaw(),
+        )?;
         let checker = load.finish()?;
         owner.ctl_ok(&["volume", "close", "data"])?;
 
         let owner = host;
         let mut load = Workload::start(&owner.open("data")?, checker, WorkloadOptions::new(4))?;
         load.progress(300, Duration::from_secs(30))?;
-        survive(lab, &mut load, "a frozen disk in the owner's host", || disk.freeze(), || disk.thaw())?;
+        survive(
+            lab,
+            &mut load,
+            "a frozen disk in the owner's host",
+            STALL_MAX,
+            || disk.freeze(),
+            || disk.thaw(),
+        )?;
         let replace = || {
             let failed = eventually("the failed disk is known", Duration::from_secs(20), || {
                 let disks: DiskList = lab.host(1).ctl(&["disk", "list"])?;
@@ -138,7 +112,14 @@ fn a_disk_that_freezes_and_one_that_fails_cost_no_request() {
             owner.add_disk(&owner.disks_dir().join("new"), "2G")?;
             owner.ctl_ok(&["--yes", "disk", "remove", &failed.id.to_string()])
         };
-        survive(lab, &mut load, "EIO from a disk in the owner's host, replaced", || disk.fail(), replace)?;
+        survive(
+            lab,
+            &mut load,
+            "EIO from a disk in the owner's host, replaced",
+            STALL_MAX,
+            || disk.fail(),
+            replace,
+        )?;
         every_copy_is_right(lab, owner, load)
     });
 }
@@ -147,7 +128,7 @@ fn a_disk_that_freezes_and_one_that_fails_cost_no_request() {
 fn the_owner_restarts_under_its_client() {
     with_lab(LabOptions::default(), |lab| {
         let owner = lab.host(1);
-        let mut load = begin(owner, 5)?;
+        let mut load = begin(owner, POLICY, 5)?;
         for round in 0..4 {
             let restarts = load.stats().reconnects;
             let began = Instant::now();
@@ -172,7 +153,7 @@ fn the_owner_restarts_under_its_client() {
 fn all_hosts_lose_power_at_once() {
     with_lab(LabOptions::default(), |lab| {
         let owner = lab.host(3);
-        let mut load = begin(owner, 6)?;
+        let mut load = begin(owner, POLICY, 6)?;
         for _ in 0..2 {
             let began = Instant::now();
             for host in lab.hosts() {
@@ -199,7 +180,7 @@ fn a_daemon_stops_although_a_disk_hangs() {
     ferro_blackbox::lab::with_hosts(LabOptions::default(), |lab| {
         let disk = form_with_loop_disk(lab)?;
         let (owner, host) = (lab.host(2), lab.host(3));
-        let mut load = begin(owner, 7)?;
+        let mut load = begin(owner, POLICY, 7)?;
         disk.freeze()?;
         load.progress(50, Duration::from_secs(20))?;
         host.begin_term()?;

@@ -1,4 +1,5 @@
-//! A Linux guest under QEMU, with `fio --verify` throughout, while a replica's host dies and the owner's daemon restarts.
+//! A Linux guest under QEMU while hosts die and the owner's daemon restarts: `fio --verify` on a mirror, and a file system with a
+//! database on RAID-6.
 
 use std::time::Duration;
 
@@ -62,6 +63,71 @@ fn fio_verifies_while_hosts_die_and_restart() {
             2>/dev/null && dd if=/dev/vda bs=1M skip=1532 iflag=direct 2>/dev/null | cmp - /run/x";
         vm.run(end, Duration::from_secs(60)).context("the new part of the disk")?;
         lab.wait_healthy(Duration::from_secs(60))
+    });
+}
+
+/// Rows of a transaction.
+const ROWS: u32 = 20;
+/// What a command in an emulated guest may take.
+const COMMAND_MAX: Duration = Duration::from_secs(60);
+
+/// Commits transactions one after the other, each of them on the disk before the next begins; prints how many there were.
+fn transactions() -> String {
+    let rows = format!("WITH RECURSIVE k(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM k WHERE i < {ROWS})");
+    format!(
+        "sqlite3 /mnt/db 'CREATE TABLE t(n INTEGER PRIMARY KEY, body BLOB)' || exit 1
+         end=$(($(date +%s) + {RUN_S})) n=0
+         while [ $(date +%s) -lt $end ]; do
+             sqlite3 -bail /mnt/db \"PRAGMA synchronous=FULL; BEGIN; {rows} INSERT INTO t SELECT $n * {ROWS} + i, randomblob(3000) FROM k;
+                 UPDATE t SET body = randomblob(2000) WHERE n % 7 = $n % 7 AND n > $n * {ROWS} - 300; COMMIT\" || exit 1
+             n=$((n + 1))
+         done
+         echo $n"
+    )
+}
+
+/// The database's own judgement, and how many rows it has.
+fn judge(vm: &mut Vm) -> Result<String> {
+    vm.run("sqlite3 /mnt/db 'PRAGMA integrity_check; SELECT count(*) FROM t'", COMMAND_MAX)
+}
+
+#[test]
+fn a_database_on_raid6_is_whole_after_hosts_have_died() {
+    with_lab(LabOptions { hosts: 6, ..LabOptions::default() }, |lab| {
+        let (owner, next, dead) = (lab.host(1), lab.host(2), [lab.host(4), lab.host(5)]);
+        owner.create("root", "1G", "raid6")?;
+        let mut vm = Vm::boot(lab, "vm", &owner.open("root")?)?;
+        let format = "/usr/bin/mke2fs -q -t ext4 /dev/vda && mkdir -p /mnt && mount -t ext4 /dev/vda /mnt";
+        vm.run(format, COMMAND_MAX).context("a file system")?;
+
+        let writing = vm.begin(&transactions())?;
+        std::thread::sleep(Duration::from_secs(6));
+        dead.iter().try_for_each(|host| host.kill9())?;
+        std::thread::sleep(Duration::from_secs(8));
+        dead.iter().try_for_each(|host| host.start())?;
+        std::thread::sleep(Duration::from_secs(4));
+        ensure!(!vm.has_ended(&writing), "it ended before the owner's restart");
+        owner.kill9()?;
+        std::thread::sleep(Duration::from_secs(1));
+        owner.start()?;
+        let (status, said) = vm.result(&writing, Duration::from_secs(u64::from(RUN_S) + 90))?;
+        ensure!(status == 0, "the writer ended with status {status}: {said}");
+        let count: u32 = said.trim().parse().with_context(|| format!("how many transactions: {said:?}"))?;
+        println!("{count} transactions");
+        ensure!(count >= 10, "only {count} transactions");
+        let whole = format!("ok\n{}", count * ROWS);
+        ensure!(judge(&mut vm)? == whole, "the database is not whole");
+        vm.run("umount /mnt && /usr/bin/e2fsck -fn /dev/vda", COMMAND_MAX)
+            .context("the file system is whole")?;
+        drop(vm);
+        lab.wait_healthy(Duration::from_secs(60))?;
+
+        // And on another host, read through its shards and its log.
+        owner.ctl_ok(&["volume", "close", "root"])?;
+        let mut vm = Vm::boot(lab, "again", &next.open("root")?)?;
+        vm.run("mkdir -p /mnt && mount -t ext4 /dev/vda /mnt", COMMAND_MAX)?;
+        ensure!(judge(&mut vm)? == whole, "the database is not whole on another host");
+        Ok(())
     });
 }
 

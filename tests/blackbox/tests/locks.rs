@@ -108,7 +108,11 @@ fn a_stale_owner_that_wakes_up_does_no_harm() {
         let socket = thief.open("data")?;
         let mut new = connect(&socket)?;
         new.read(Sector(SECTOR), &mut data)?;
-        ensure!(data == [0x11; 4096], "an acknowledged write was lost with its owner");
+        ensure!(
+            data == [0x11; 4096],
+            "an acknowledged write was lost with its owner: {:#04x} is read",
+            data[0]
+        );
         new.write(Sector(SECTOR), &[0x33; 4096])?;
         drop(new);
         let mut load = eventually("the next client is let in", Duration::from_secs(10), || {

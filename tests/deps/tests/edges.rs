@@ -10,7 +10,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ferro-protocol", &[]),
     ("ferro-transport", &["ferro-protocol"]),
     ("ferro-vhost", &["ferro-protocol"]),
-    ("vsand-core", &["ferro-protocol"]),
+    ("vsand-code", &[]),
+    ("vsand-core", &["vsand-code", "ferro-protocol"]),
     ("vsand-store", &["vsand-core", "ferro-protocol"]),
     ("vsand-directory", &["vsand-core", "ferro-protocol"]),
     (

@@ -17,6 +17,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("ferro-protocol", &["bytes", "postcard", "serde", "thiserror", "utoipa", "uuid"]),
     ("vsand-core", &["bytes", "postcard", "serde", "thiserror", "uuid"]),
     ("vswitch-core", &["serde", "thiserror"]),
+    ("vsand-code", &["thiserror"]),
     ("boot-image", &["crc32c", "crc32fast", "thiserror"]),
     ("hypervisor-core", &["serde", "thiserror"]),
 ];
@@ -73,7 +74,7 @@ fn pure_crates_use_only_what_is_pure() {
 
 #[test]
 fn the_cores_are_linted_for_clocks_threads_files_sockets_and_randomness() {
-    for core in ["vsand-core", "vswitch-core", "boot-image", "hypervisor-core"] {
+    for core in ["vsand-code", "vsand-core", "vswitch-core", "boot-image", "hypervisor-core"] {
         linted(core);
     }
 }

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueHint};
-use ferro_protocol::api::{Policy, SOCKET_DEFAULT, TOKEN_SECONDS_MAX, parse_size};
+use ferro_protocol::api::{
+    EVENTS_MAX, MUTE_SECONDS_MAX, MUTE_SECONDS_MIN, MaintenanceMode, SOCKET_DEFAULT, TOKEN_SECONDS_MAX,
+    parse_size,
+};
 use ferro_protocol::ids::VolumeName;
 
+use super::policy::{PolicyChoice, PolicyVerb};
 use crate::common::Options;
 use crate::docs::CompletionShell;
 use crate::failure::EXIT_CODES_HELP;
@@ -45,6 +49,24 @@ pub struct Common {
 pub enum Noun {
     /// Show the cluster at a glance: health, hosts, capacity, volumes, resync
     Status(WatchOptions),
+    /// Show what each health check finds, and mute those that are known
+    ///
+    /// `status` shows the same without what is muted.
+    Health {
+        #[allow(missing_docs)]
+        #[command(subcommand)]
+        verb: Option<HealthVerb>,
+    },
+    /// Show the room there is, what takes it, and what the loss of a host or a disk would mean
+    Capacity {
+        /// Also what the loss of each disk would mean
+        #[arg(long)]
+        disks: bool,
+    },
+    /// Show what happened in the cluster, with times
+    ///
+    /// Every host keeps a log of bounded size of what it saw; the logs of all hosts that answer are put together. Times are UTC.
+    Events(EventOptions),
     /// Make a cluster, or join one
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Cluster {
@@ -80,6 +102,13 @@ pub enum Noun {
         #[command(subcommand)]
         verb: VolumeVerb,
     },
+    /// Policies with names, and what the hosts at hand can hold
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Policy {
+        #[allow(missing_docs)]
+        #[command(subcommand)]
+        verb: PolicyVerb,
+    },
     /// Which host holds which volume
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Lock {
@@ -94,8 +123,36 @@ pub enum Noun {
         #[command(subcommand)]
         verb: ResyncVerb,
     },
+    /// Say whether a host or a disk could go now, what that would cost, and what can be done to prepare for it
+    ///
+    /// Ends with 0 if every volume could still be read and changed, and with 5 if not.
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    SafeToRemove {
+        #[allow(missing_docs)]
+        #[command(subcommand)]
+        what: SafetyOf,
+    },
+    /// The search for blocks that have gone bad
+    ///
+    /// Each volume is scrubbed every 14 days, unless vsand.toml says otherwise: all its copies are read by the disks that have them, and
+    /// blocks whose checksums are wrong are mended from other copies.
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Scrub {
+        #[allow(missing_docs)]
+        #[command(subcommand)]
+        verb: ScrubVerb,
+    },
     /// Watch the I/O of this host's volumes and disks
     Top(TopOptions),
+    /// Write a file for those who look for a fault
+    ///
+    /// From every host that can be reached: versions, settings, state, health, events, metrics, and logs where journald keeps them.
+    /// There are no secrets in it, but names and addresses: look before you give it away. What could not be had is listed in it.
+    SupportBundle {
+        /// The file to write, which must not be there: a name that ends in .tar.gz
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -118,6 +175,69 @@ pub struct TopOptions {
     /// Stop after so many times
     #[arg(short = 'n', long, value_name = "N")]
     pub count: Option<u64>,
+}
+
+/// Options of `events`.
+#[derive(clap::Args, Debug, Clone)]
+pub struct EventOptions {
+    /// Only of so long ago and later, as in 30m, 2h or 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    pub since: Option<u64>,
+    /// Only the newest
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 200)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(EVENTS_MAX)))]
+    pub limit: u32,
+    /// Go on with what happens from now on, until interrupted
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only what matters so much, or more
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = EventFloor::Info)]
+    pub level: EventFloor,
+    /// Only what this host saw
+    #[arg(long)]
+    pub local: bool,
+    /// With --follow: stop after so many seconds
+    #[arg(long, value_name = "SECONDS", requires = "follow", hide = true)]
+    pub stop_after: Option<u64>,
+}
+
+/// How much an event has to matter to be shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum EventFloor {
+    /// Everything.
+    Info,
+    /// What cost redundancy or room, or worse.
+    Warning,
+    /// What made data or changes impossible.
+    Critical,
+}
+
+/// The verbs of `health`.
+#[derive(Subcommand, Debug)]
+pub enum HealthVerb {
+    /// Do not show what a check finds now in `status` for a while
+    ///
+    /// It is shown again when the time is up, when it finds more than now or something else, or when it gets more severe.
+    Mute {
+        /// The check's code, as in `host_offline`
+        code: String,
+        /// For how long, as in 30m, 2h or 1d; at most 30d
+        #[arg(long = "for", value_name = "TIME", value_parser = parse_mute)]
+        seconds: u64,
+        /// Why, for the others
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Show a muted check again
+    Unmute {
+        /// The check's code
+        code: String,
+    },
+    /// Say what a check means and what it finds
+    Explain {
+        /// The check's code
+        code: String,
+    },
 }
 
 /// The verbs of `cluster`.
@@ -181,6 +301,13 @@ pub enum HostVerb {
         #[arg(long, value_name = "NAME", group = "change")]
         fault_domain: Option<String>,
     },
+    /// Let a host stand aside while somebody works on it
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Maintenance {
+        #[allow(missing_docs)]
+        #[command(subcommand)]
+        verb: MaintenanceVerb,
+    },
     /// Take a host out of the cluster, with its disks
     ///
     /// What its disks hold is copied to others first, then it goes by itself. Refused at once if the other hosts can't keep
@@ -191,6 +318,45 @@ pub enum HostVerb {
         /// How
         #[command(flatten)]
         options: RemoveOptions,
+    },
+}
+
+/// The verbs of `host maintenance`.
+#[derive(Subcommand, Debug)]
+pub enum MaintenanceVerb {
+    /// Prepare a host for being switched off, and wait until it may be
+    ///
+    /// While it is in maintenance nothing is rebuilt because it is away. Refused at once if something could not be read without
+    /// it, or if the others have no room for what is moved; except with --mode none also while a volume is open there.
+    Enter {
+        /// Its name, its id or the beginning of its id
+        host: String,
+        /// What is moved first: ensure-access what has no second copy, full everything, none nothing
+        #[arg(long, value_name = "MODE", default_value = "ensure-access")]
+        mode: MaintenanceMode,
+        /// Return when it has begun to enter, not when it may be switched off
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// End a host's maintenance
+    Exit {
+        /// Its name, its id or the beginning of its id
+        host: String,
+    },
+}
+
+/// What might go.
+#[derive(Subcommand, Debug)]
+pub enum SafetyOf {
+    /// A host with all its disks
+    Host {
+        /// Its name, its id or the beginning of its id
+        host: String,
+    },
+    /// A disk
+    Disk {
+        /// Its id, the beginning of its id, or its path on this host
+        disk: String,
     },
 }
 
@@ -275,9 +441,11 @@ pub enum VolumeVerb {
         /// Its size, as in 10G
         #[arg(short, long, value_name = "SIZE", value_parser = parse_bytes)]
         size: u64,
-        /// How its data is kept: mirror:N has N copies, 1 to 3, and survives N-1 failures
+        /// How its data is kept: mirror:N has N copies, 1 to 4, and survives N-1 failures; raid5:2+1 and raid5:4+1 survive
+        /// one, raid6:2+2 and raid6:4+2 two, each on as many hosts as its numbers add up to. raid5 is raid5:2+1, raid6 is
+        /// raid6:4+2. Or the name of one of `policy list`
         #[arg(short, long, value_name = "POLICY")]
-        policy: Policy,
+        policy: PolicyChoice,
     },
     /// List the volumes
     List,
@@ -344,9 +512,9 @@ pub struct ImportOptions {
     /// Make the volume first, as large as the image or as --size says
     #[arg(long, requires = "policy")]
     pub create: bool,
-    /// With --create: how its data is kept, as in mirror:3
+    /// With --create: how its data is kept, as in mirror:3, or the name of a policy
     #[arg(short, long, value_name = "POLICY", requires = "create")]
-    pub policy: Option<Policy>,
+    pub policy: Option<PolicyChoice>,
     /// With --create: its size [default: the image's]
     #[arg(short, long, value_name = "SIZE", value_parser = parse_bytes, requires = "create")]
     pub size: Option<u64>,
@@ -385,6 +553,24 @@ pub enum ResyncVerb {
     List,
 }
 
+/// The verbs of `scrub`.
+#[derive(Subcommand, Debug)]
+pub enum ScrubVerb {
+    /// Scrub a volume, or all, as soon as the turn comes; each host scrubs one volume at a time
+    Start {
+        /// The volume; all of them, unless given
+        volume: Option<VolumeName>,
+    },
+    /// Stop the scrub of a volume, or of all; the schedule goes on
+    Stop {
+        /// The volume; all of them, unless given
+        volume: Option<VolumeName>,
+    },
+    /// Show the latest scrub of each volume, what it found, and when the next begins
+    #[command(visible_alias = "list")]
+    Status,
+}
+
 fn parse_bytes(text: &str) -> Result<u64, String> {
     match parse_size(text) {
         Ok(0) => Err("a size is above 0".to_owned()),
@@ -394,21 +580,31 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 fn parse_valid(text: &str) -> Result<u64, String> {
-    let bad = || format!("{text:?} is not a time from 1s to 7d; write 90s, 30m, 1h or 2d");
-    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    parse_time(text, 1..=TOKEN_SECONDS_MAX)
+        .ok_or_else(|| format!("{text:?} is not a time from 1s to 7d; write 90s, 30m, 1h or 2d"))
+}
+
+fn parse_mute(text: &str) -> Result<u64, String> {
+    parse_time(text, MUTE_SECONDS_MIN..=MUTE_SECONDS_MAX)
+        .ok_or_else(|| format!("{text:?} is not a time from 1m to 30d; write 30m, 2h or 1d"))
+}
+
+fn parse_since(text: &str) -> Result<u64, String> {
+    parse_time(text, 1..=10 * 365 * 24 * 3600)
+        .ok_or_else(|| format!("{text:?} is not a length of time; write 90s, 30m, 2h or 7d"))
+}
+
+fn parse_time(text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+    let split = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(split);
     let factor = match unit {
         "s" => 1,
         "m" => 60,
         "h" => 3600,
         "d" => 86400,
-        _ => return Err(bad()),
+        _ => return None,
     };
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    match number.checked_mul(factor) {
-        Some(seconds @ 1..=TOKEN_SECONDS_MAX) => Ok(seconds),
-        _ => Err(bad()),
-    }
+    number.parse::<u64>().ok()?.checked_mul(factor).filter(|seconds| range.contains(seconds))
 }
 
 #[cfg(test)]
@@ -425,6 +621,8 @@ mod tests {
     fn times_have_a_unit_and_a_bound() {
         assert_eq!(parse_valid("90s"), Ok(90));
         assert_eq!(parse_valid("7d"), Ok(604_800));
+        assert_eq!((parse_mute("30d"), parse_mute("1m")), (Ok(2_592_000), Ok(60)));
+        assert!(parse_mute("59s").is_err() && parse_mute("31d").is_err());
         for text in ["", "0s", "8d", "60", "1w", "h", "-1h", "99999999999999999999d"] {
             assert!(parse_valid(text).is_err(), "{text}");
         }

@@ -11,7 +11,7 @@ use ferro_protocol::api::{
 
 use super::args::{HostVerb, MemberOptions};
 use super::leaving::{Leaver, Thing};
-use super::{Context, resolve};
+use super::{Context, maintenance, resolve};
 use crate::failure::{Failure, Result};
 use crate::text::{Cell, Paint, Style, Table, count, duration, facts, printable};
 
@@ -107,6 +107,7 @@ pub(super) async fn host(context: &Context, verb: HostVerb) -> Result<()> {
                 context.client.patch(&format!("/v1/hosts/{}", info.id), &request).await?;
             terminal.done(&changed, |changed| changed_words(&info.name, changed))
         }
+        HostVerb::Maintenance { verb } => maintenance::maintenance(context, verb).await,
         HostVerb::Remove { host, options } => {
             let info = resolve::host(context, &host).await?;
             let leaver = Leaver {
@@ -152,6 +153,15 @@ fn and_leaving(state: String, host: &HostInfo) -> String {
     if hidden { format!("{state}, leaving") } else { state }
 }
 
+/// Says of a host in maintenance that it is.
+fn and_maintenance(state: String, host: &HostInfo) -> String {
+    match &host.maintenance {
+        None => state,
+        Some(maintenance) if maintenance.ready => format!("{state}, in maintenance"),
+        Some(_) => format!("{state}, entering maintenance"),
+    }
+}
+
 fn role_name(role: HostRole) -> &'static str {
     match role {
         HostRole::Leader => "leader",
@@ -173,7 +183,7 @@ pub(super) fn host_table(hosts: &[HostInfo], wide: bool) -> Table {
             Some(ago) if host.state == HostState::Offline => format!("{state} for {}", duration(ago)),
             _ => state.to_owned(),
         };
-        let state = and_leaving(state, host);
+        let state = and_maintenance(and_leaving(state, host), host);
         let mut row: Vec<Cell> = vec![
             format!("{}{}", host.name, if host.this_host { "*" } else { "" }).into(),
             Cell::styled(style, state),
@@ -211,6 +221,7 @@ fn one_host(host: &HostInfo, paint: Paint) -> String {
         ("fault domain", printable(&host.fault_domain)),
         ("addresses", printable(&host.addresses.join(", "))),
         ("to move", host.leaving_bytes.map_or("-".to_owned(), format_size)),
+        ("maintenance", host.maintenance.as_ref().map_or("no".to_owned(), maintenance::words)),
         ("disks", host.disks.to_string()),
         (
             "capacity",

@@ -14,7 +14,7 @@ use crate::terminal::Terminal;
 use crate::text::{duration, rate};
 
 /// How often it is looked how far it is.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What leaves.
 pub(super) enum Thing {
@@ -93,7 +93,7 @@ impl Leaver {
     }
 
     async fn wait(&self, context: &Context, total_bytes: u64) -> Result<()> {
-        let bar = progress(context.terminal, total_bytes);
+        let bar = progress(context.terminal, "moving", total_bytes);
         let watched = async {
             loop {
                 match self.look(context).await? {
@@ -148,7 +148,7 @@ impl Leaver {
     }
 }
 
-fn speed(resync: &ResyncTotals) -> String {
+pub(super) fn speed(resync: &ResyncTotals) -> String {
     if resync.running == 0 {
         return "waiting for its turn".to_owned();
     }
@@ -156,14 +156,13 @@ fn speed(resync: &ResyncTotals) -> String {
     format!("{}{left}", rate(resync.bytes_per_second))
 }
 
-fn progress(terminal: Terminal, bytes: u64) -> ProgressBar {
+pub(super) fn progress(terminal: Terminal, what: &str, bytes: u64) -> ProgressBar {
     if !terminal.shows_progress() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr_with_hz(5));
-    if let Ok(style) =
-        ProgressStyle::with_template("moving [{bar:30}] {binary_bytes} of {binary_total_bytes}  {msg}")
-    {
+    let template = format!("{what} [{{bar:30}}] {{binary_bytes}} of {{binary_total_bytes}}  {{msg}}");
+    if let Ok(style) = ProgressStyle::with_template(&template) {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.enable_steady_tick(LOOK_EVERY);

@@ -12,7 +12,7 @@ use super::volume::volume_table;
 use crate::common;
 use crate::failure::Result;
 use crate::terminal::{Terminal, WatchOptions};
-use crate::text::{Cell, Paint, Style, Table, count, duration, health_lines, percent, rate};
+use crate::text::{Cell, Paint, Style, Table, count, duration, health_lines, percent, printable, rate};
 
 /// How many volumes `status` lists before it says how many more there are. Those that need attention come first.
 const VOLUMES_SHOWN: usize = 20;
@@ -23,6 +23,10 @@ pub(super) async fn status(context: &Context, options: WatchOptions) -> Result<(
 
 fn glance(status: &Status, paint: Paint, wide: bool) -> String {
     let mut out = health_lines(&status.health, paint);
+    if !status.muted.is_empty() {
+        let muted = format!("muted: {} (`vsanctl health`)", printable(&status.muted.join(", ")));
+        let _ = writeln!(out, "          {}", paint.text(Style::Dim, &muted));
+    }
     match &status.cluster {
         None => {
             let _ = writeln!(out, "cluster   none: this host is in no cluster yet");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ferro_protocol::api::{
     AddDiskRequest, AddedDisk, BrokenLock, ComponentState, DiskInfo, DiskList, DiskState, LockInfo, LockList,
-    ObjectDetails, ObjectInfo, ObjectList, format_size,
+    ObjectDetails, ObjectInfo, ObjectList, Policy, format_size,
 };
 use ferro_protocol::ids::VolumeName;
 
@@ -210,8 +210,21 @@ fn one_object(details: &ObjectDetails, paint: Paint) -> String {
         ("components", format!("{} of {} in sync", object.components_in_sync, object.components)),
     ]);
     out.push('\n');
-    let mut table = Table::new(&[">CHUNK", "HOST", "DISK", "STATE", ">STALE SINCE"]);
+    let in_parts = matches!(object.policy, Policy::Parity { .. });
+    let parts = if in_parts { vec!["PART"] } else { Vec::new() };
+    let mut table =
+        Table::new(&[vec![">CHUNK"], parts, vec!["HOST", "DISK", "STATE", ">STALE SINCE"]].concat());
     for chunk in &details.chunks {
+        let named = |first: bool| -> Vec<Cell> {
+            let index = if first { chunk.index.0.to_string() } else { String::new() };
+            let part = if first { chunk.part.to_string() } else { String::new() };
+            std::iter::once(index.into()).chain(in_parts.then(|| part.into())).collect()
+        };
+        if chunk.components.is_empty() {
+            let mut row = named(true);
+            row.extend(["-".into(), "-".into(), Cell::styled(Style::Bad, "missing"), "-".into()]);
+            table.row(row);
+        }
         for (i, component) in chunk.components.iter().enumerate() {
             let (style, state) = match component.state {
                 ComponentState::InSync => (Style::Good, "in sync"),
@@ -219,13 +232,14 @@ fn one_object(details: &ObjectDetails, paint: Paint) -> String {
                 ComponentState::Stale => (Style::Bad, "stale"),
                 ComponentState::Absent => (Style::Bad, "absent"),
             };
-            table.row(vec![
-                if i == 0 { chunk.index.0.to_string() } else { String::new() }.into(),
+            let mut row = named(i == 0);
+            row.extend([
                 (&component.host_name).into(),
                 component.disk.to_string().into(),
                 Cell::styled(style, state),
                 component.stale_seq.map_or("-".to_owned(), |seq| seq.0.to_string()).into(),
             ]);
+            table.row(row);
         }
     }
     out += &table.render(paint, 0);

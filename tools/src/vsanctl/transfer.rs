@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use super::args::{ExportOptions, ImageFormat, ImportOptions};
 use super::image::{Source, Target};
-use super::{Context, volume};
+use super::{Context, policy, volume};
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::Terminal;
 use crate::text::duration;
@@ -60,7 +60,8 @@ pub(super) async fn import(context: &Context, options: ImportOptions) -> Result<
     let source = Source::open(&options.file, options.format).await?;
     let image_bytes = source.size();
     let name = &options.name;
-    let (info, created) = if let (true, Some(policy)) = (options.create, options.policy) {
+    let (info, created) = if let (true, Some(policy)) = (options.create, &options.policy) {
+        let policy = policy::resolve(context, policy).await?;
         let size_bytes = options.size.unwrap_or_else(|| image_bytes.next_multiple_of(BLOCK_BYTES as u64));
         fits(name, size_bytes, &options, image_bytes)?;
         (volume::create(context, name, size_bytes, policy).await?, true)

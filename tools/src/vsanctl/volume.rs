@@ -11,7 +11,7 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::args::VolumeVerb;
-use super::{Context, transfer};
+use super::{Context, policy, transfer};
 use crate::failure::{Exit, Failure, Result};
 use crate::text::{Cell, Paint, Style, Table, facts, printable, shell_word};
 
@@ -19,6 +19,7 @@ pub(super) async fn volume(context: &Context, verb: VolumeVerb) -> Result<()> {
     let terminal = context.terminal;
     match verb {
         VolumeVerb::Create { name, size, policy } => {
+            let policy = policy::resolve(context, &policy).await?;
             let made = create(context, &name, size, policy).await?;
             terminal.done(&made, |made| {
                 format!("created volume {} of {} ({})", made.name, format_size(made.size_bytes), made.policy)
@@ -191,6 +192,12 @@ pub(super) fn volume_table<'a>(volumes: impl Iterator<Item = &'a VolumeInfo>, wi
 fn one_volume(volume: &VolumeInfo, paint: Paint) -> String {
     let (style, word) = redundancy_word(volume.redundancy);
     let failures = volume.policy.failures_to_tolerate();
+    let left = match (volume.redundancy, volume.failures_left) {
+        (Redundancy::Degraded | Redundancy::Resyncing, left) => {
+            format!(", survives {} now", crate::text::count(u64::from(left), "more failure"))
+        }
+        (Redundancy::Healthy | Redundancy::Unavailable, _) => String::new(),
+    };
     let mode = if volume.read_only { ", read-only" } else { "" };
     let owner = volume
         .owner
@@ -205,7 +212,7 @@ fn one_volume(volume: &VolumeInfo, paint: Paint) -> String {
             "policy",
             format!("{} (survives {})", volume.policy, crate::text::count(u64::from(failures), "failure")),
         ),
-        ("state", paint.text(style, word)),
+        ("state", format!("{}{left}", paint.text(style, word))),
         ("open on", owner),
         ("epoch", volume.epoch.0.to_string()),
     ];

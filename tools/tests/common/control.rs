@@ -7,11 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferro_protocol::api::{
-    AddedDisk, ApiError, BootstrapRequest, BrokenLock, Capacity, ChangedHost, ChunkInfo, ClusterInfo,
-    ComponentInfo, ComponentState, DiskCounters, DiskInfo, DiskState, Document, DocumentInfo, DocumentList,
-    ErrorCode, Health, HealthLevel, HealthReason, HostInfo, HostRole, HostState, JoinRequest, JoinToken,
-    LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, OperationCounters, PutDocument, Redundancy, Removal,
-    ResyncInfo, ResyncKind, ResyncList, ResyncState, ResyncTotals, SetHostRequest, Status, TokenInfo,
+    AddedDisk, ApiError, BootstrapRequest, BrokenLock, Capacity, CapacityReport, ChangedHost, ChunkInfo,
+    ChunkPart, ClusterInfo, ComponentInfo, ComponentState, DiskCounters, DiskInfo, DiskState, Document,
+    DocumentInfo, DocumentList, ErrorCode, EventList, Health, HealthCheck, HealthLevel, HealthReport,
+    HostInfo, HostRole, HostState, HostSupport, JoinRequest, JoinToken, LockInfo, MaintenanceInfo,
+    MaintenanceMode, MissingPart, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, OperationCounters,
+    Policy, PutDocument, Redundancy, Removal, ResyncInfo, ResyncKind, ResyncList, ResyncState, ResyncTotals,
+    Safety, ScrubInfo, ScrubList, ScrubRequest, ScrubState, SetHostRequest, Status, SupportFile, TokenInfo,
     TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeCounters, VolumeInfo,
     VolumeOwner,
 };
@@ -19,8 +21,10 @@ use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{
     ChunkIndex, ClusterId, DiskId, Epoch, HostId, ObjectId, Seq, TransferId, VolumeName,
 };
-use vsand::api::control::{ByteSpan, ControlPlane, NewDisk, NewVolume, Result};
+use vsand::api::control::{ByteSpan, ControlPlane, EventQuery, NewDisk, NewVolume, Result};
 use vsand::api::fail;
+
+use super::insight;
 
 pub(crate) const HERE: HostId = HostId::from_bytes([1; 16]);
 pub(crate) const THERE: HostId = HostId::from_bytes([2; 16]);
@@ -50,6 +54,9 @@ pub(crate) struct State {
     pub(crate) writes: u32,
     pub(crate) discards: u32,
     pub(crate) samples: u64,
+    pub(crate) mute: Option<MuteRequest>,
+    /// Of host beta.
+    pub(crate) maintenance: Option<MaintenanceInfo>,
     ids: u8,
 }
 
@@ -128,6 +135,7 @@ fn host(id: HostId, name: &str, state: HostState) -> HostInfo {
         capacity_bytes: 100 << 30,
         used_bytes: 12 << 30,
         leaving_bytes: None,
+        maintenance: None,
         last_seen_seconds: (state == HostState::Offline).then_some(125),
         certificate_expires_unix_s: None,
         version: None,
@@ -179,8 +187,104 @@ fn resync_list() -> ResyncList {
     ResyncList { resyncs: vec![one], totals }
 }
 
+fn scrub_list() -> ScrubList {
+    let one = |name: &str, state, bad_blocks| ScrubInfo {
+        volume: name.parse().unwrap(),
+        object: ObjectId::from_bytes([5; 16]),
+        state,
+        began_unix_s: Some(1_700_000_000),
+        ended_unix_s: None,
+        whole_unix_s: None,
+        next_unix_s: None,
+        chunks: 10,
+        chunks_done: 4,
+        bytes: 3 << 30,
+        bad_blocks,
+        mended_blocks: bad_blocks / 2,
+        skipped: 0,
+    };
+    ScrubList { scrubs: vec![one("data", ScrubState::Running, 4), one("root", ScrubState::Never, 0)] }
+}
+
 #[async_trait]
 impl ControlPlane for Memory {
+    async fn health(&self) -> Result<HealthReport> {
+        let state = self.state();
+        let level = if state.mute.is_some() { HealthLevel::Ok } else { HealthLevel::Warning };
+        Ok(HealthReport { level, checks: insight::checks(state.mute.as_ref()) })
+    }
+
+    async fn events(&self, query: EventQuery) -> Result<EventList> {
+        Ok(insight::events(query))
+    }
+
+    async fn host_support(&self, host: HostId) -> Result<HostSupport> {
+        if host == THERE {
+            let message = "host beta does not give its part of a support bundle: it does not answer";
+            return Err(ApiError::new(ErrorCode::HostUnreachable, message, "run it there"));
+        }
+        let file = |name: &str, text: &str| SupportFile { name: name.to_owned(), text: text.to_owned() };
+        Ok(HostSupport {
+            host,
+            host_name: HERE_NAME.to_owned(),
+            files: vec![file("version.txt", "vsand 0.1.0\n"), file("../../etc/passwd", "x\n")],
+            missing: vec![MissingPart { what: "journal.txt".to_owned(), why: "no journald".to_owned() }],
+        })
+    }
+
+    async fn capacity(&self) -> Result<CapacityReport> {
+        Ok(insight::capacity(hosts()))
+    }
+
+    async fn enter_maintenance(&self, id: HostId, mode: MaintenanceMode) -> Result<HostInfo> {
+        if id == HERE {
+            let message = "without host alpha, 1 volumes could not be read, web among them";
+            return Err(ApiError::new(ErrorCode::WouldLoseData, message, "wait for the resync to end"));
+        }
+        let remaining_bytes = 3 << 30;
+        let info = MaintenanceInfo { mode, since_unix_s: 1, ready: false, remaining_bytes };
+        self.state().maintenance = Some(info.clone());
+        let mut beta = host(THERE, "beta", HostState::Online);
+        beta.maintenance = Some(info);
+        Ok(beta)
+    }
+
+    async fn exit_maintenance(&self, _: HostId) -> Result<HostInfo> {
+        match self.state().maintenance.take() {
+            Some(_) => Ok(host(THERE, "beta", HostState::Online)),
+            None => Err(ApiError::new(ErrorCode::Conflict, "host beta is not in maintenance", "nothing")),
+        }
+    }
+
+    async fn host_safety(&self, id: HostId) -> Result<Safety> {
+        Ok(insight::safety(id == THERE))
+    }
+
+    async fn disk_safety(&self, disk: DiskId) -> Result<Safety> {
+        if self.state().disks.iter().any(|d| d.id == disk) {
+            return self.host_safety(THERE).await;
+        }
+        Err(fail::disk_not_found(disk))
+    }
+
+    async fn mute_check(&self, code: &str, request: MuteRequest) -> Result<HealthCheck> {
+        if code != "host_offline" {
+            let message = format!("there is no health check {code:?}");
+            return Err(ApiError::new(ErrorCode::CheckNotFound, message, "see `vsanctl health -o wide`"));
+        }
+        let mut state = self.state();
+        state.mute = Some(request);
+        Ok(insight::checks(state.mute.as_ref()).remove(0))
+    }
+
+    async fn unmute_check(&self, code: &str) -> Result<()> {
+        if self.state().mute.take().is_some() {
+            return Ok(());
+        }
+        let message = format!("health check {code} is not muted");
+        Err(ApiError::new(ErrorCode::CheckNotFound, message, "see `vsanctl health`"))
+    }
+
     async fn metrics(&self) -> Result<String> {
         Ok("# EOF\n".to_owned())
     }
@@ -190,15 +294,13 @@ impl ControlPlane for Memory {
             std::future::pending::<()>().await;
         }
         let state = self.state();
-        let reason = HealthReason {
-            level: HealthLevel::Warning,
-            code: "host_offline".to_owned(),
-            message: "host beta does not answer for 2m 5s\x1b[2J".to_owned(),
-            next_step: "start it, or take it out with `vsanctl host remove beta`".to_owned(),
-        };
         Ok(Status {
             version: "0.1.0".to_owned(),
-            health: Health { level: HealthLevel::Warning, reasons: vec![reason] },
+            health: match state.mute {
+                None => Health { level: HealthLevel::Warning, reasons: vec![insight::offline()] },
+                Some(_) => Health { level: HealthLevel::Ok, reasons: Vec::new() },
+            },
+            muted: state.mute.iter().map(|_| "host_offline".to_owned()).collect(),
             cluster: Some(cluster(!state.no_quorum)),
             hosts: hosts(),
             capacity: Capacity {
@@ -245,7 +347,14 @@ impl ControlPlane for Memory {
     }
 
     async fn hosts(&self) -> Result<Vec<HostInfo>> {
-        Ok(hosts())
+        let mut hosts = hosts();
+        let mut state = self.state();
+        if let Some(maintenance) = &mut state.maintenance {
+            hosts[1].maintenance = Some(maintenance.clone());
+            // The next look finds it done.
+            (maintenance.ready, maintenance.remaining_bytes) = (true, 0);
+        }
+        Ok(hosts)
     }
 
     async fn set_host(&self, id: HostId, request: SetHostRequest) -> Result<ChangedHost> {
@@ -351,6 +460,7 @@ impl ControlPlane for Memory {
         // One chunk a page, three pages.
         let chunk = ChunkInfo {
             index: from,
+            part: ChunkPart::Whole,
             components: vec![
                 component(1, ComponentState::InSync, None),
                 component(2, ComponentState::Stale, Some(Seq(7))),
@@ -366,7 +476,7 @@ impl ControlPlane for Memory {
         if state.volumes.contains_key(&volume.name) {
             return Err(fail::name_taken(&volume.name));
         }
-        if volume.policy.copies() > 2 {
+        if volume.policy.domains() > 2 {
             return Err(fail::policy_unsatisfiable(&volume.name, volume.policy, 2));
         }
         if volume.size_bytes > ROOM {
@@ -380,6 +490,7 @@ impl ControlPlane for Memory {
             used_bytes: None,
             policy: volume.policy,
             redundancy: Redundancy::Healthy,
+            failures_left: volume.policy.failures_to_tolerate(),
             owner: None,
             epoch: Epoch(0),
             read_only: false,
@@ -423,6 +534,16 @@ impl ControlPlane for Memory {
             return Err(fail::volume_not_open(name));
         }
         info.socket = None;
+        Ok(info.clone())
+    }
+
+    async fn set_volume_policy(&self, name: &VolumeName, policy: Policy) -> Result<VolumeInfo> {
+        let mut state = self.state();
+        let info = &mut state.find(name)?.info;
+        if policy.domains() > 3 {
+            return Err(fail::policy_unsatisfiable(name, policy, 3));
+        }
+        info.policy = policy;
         Ok(info.clone())
     }
 
@@ -593,6 +714,19 @@ impl ControlPlane for Memory {
 
     async fn resyncs(&self) -> Result<ResyncList> {
         Ok(resync_list())
+    }
+
+    async fn scrubs(&self) -> Result<ScrubList> {
+        Ok(scrub_list())
+    }
+
+    async fn change_scrubs(&self, request: &ScrubRequest) -> Result<ScrubList> {
+        let mut list = scrub_list();
+        list.scrubs.retain(|scrub| request.volume.as_ref().is_none_or(|volume| *volume == scrub.volume));
+        match &request.volume {
+            Some(volume) if list.scrubs.is_empty() => Err(fail::volume_not_found(volume)),
+            _ => Ok(list),
+        }
     }
 
     async fn top(&self) -> Result<TopSample> {

@@ -234,16 +234,7 @@ async fn create(Shared(memory): Memories, Body(mut spec): Body<VmSpec>) -> Answe
         host: None,
         host_name: None,
         here: false,
-        status: VmStatus {
-            state: VmState::Off,
-            incarnation: 0,
-            epoch: None,
-            process: None,
-            since_unix_s: 0,
-            detail: None,
-            last_exit: None,
-            restarts: 0,
-        },
+        status: VmStatus::never_started(),
     };
     state.vms.insert(name, info.clone());
     Ok(Json(info))

@@ -26,11 +26,35 @@ pub enum Bug {
     ServeBeforeAgreement,
     /// An overtaken change of the in-sync set is taken by the directory.
     NoRevisionCheck,
+    /// Data is put into its shard before the parity is: the write hole.
+    DataBeforeParity,
+    /// Parities of different generations are decoded as if they were of one.
+    GenerationsMixed,
+    /// A shard that is not in sync is made use of.
+    StaleShardDecoded,
+    /// A shard is rebuilt without holding its rows against jobs.
+    RebuildRacesDestage,
+    /// The directory takes a chunk's shards out of the in-sync set until too few are left.
+    TooFewShards,
+    /// The log's slots are given back when the data was sent to its shard, not when it is there.
+    LogTrimmedEarly,
+    /// A record of the log is given back when it was written over, though a parity may be counted with it.
+    LogForgetsOverwritten,
+    /// A new owner takes a record for whole that is not.
+    LogNotRead,
+    /// A scrub finds bad blocks and does not have them mended.
+    ScrubLeavesBad,
+    /// A scrub looks at one component of each chunk only.
+    ScrubSkipsCopies,
+    /// A host in maintenance may be switched off though the other copies are not in sync.
+    MaintenanceCountsStale,
+    /// What is away because its host is in maintenance is built elsewhere.
+    MaintenanceRebuilds,
 }
 
 impl Bug {
     /// All of them, with their names and what they do.
-    pub const ALL: [(&'static str, Self, &'static str); 11] = [
+    pub const ALL: [(&'static str, Self, &'static str); 23] = [
         ("ack-before-flush", Self::AckBeforeFlush, "a write is answered before it is on stable storage"),
         ("no-seal", Self::NoSeal, "replicas accept any epoch"),
         ("seal-in-memory", Self::SealInMemory, "the promise to refuse lower epochs is not written down"),
@@ -57,6 +81,42 @@ impl Bug {
             "no-revision-check",
             Self::NoRevisionCheck,
             "the directory takes an overtaken change of the in-sync set",
+        ),
+        (
+            "data-before-parity",
+            Self::DataBeforeParity,
+            "data is put into its shard before the parity (the write hole)",
+        ),
+        (
+            "generations-mixed",
+            Self::GenerationsMixed,
+            "parities of different generations are decoded as if they were of one",
+        ),
+        ("stale-shard-decoded", Self::StaleShardDecoded, "a shard that is not in sync is made use of"),
+        (
+            "rebuild-races-destage",
+            Self::RebuildRacesDestage,
+            "a shard is rebuilt without holding its rows against destaging",
+        ),
+        ("too-few-shards", Self::TooFewShards, "the in-sync set shrinks below what the code needs"),
+        ("log-trimmed-early", Self::LogTrimmedEarly, "the log forgets data that is not in its shard yet"),
+        (
+            "log-forgets-overwritten",
+            Self::LogForgetsOverwritten,
+            "the log forgets an overwritten value that a parity was counted with",
+        ),
+        ("log-not-read", Self::LogNotRead, "a new owner does not read the log that the former one left"),
+        ("scrub-leaves-bad", Self::ScrubLeavesBad, "a scrub does not mend the bad blocks that it finds"),
+        ("scrub-skips-copies", Self::ScrubSkipsCopies, "a scrub looks at one component of each chunk only"),
+        (
+            "maintenance-counts-stale",
+            Self::MaintenanceCountsStale,
+            "a host may be switched off though the other copies are not in sync",
+        ),
+        (
+            "maintenance-rebuilds",
+            Self::MaintenanceRebuilds,
+            "what is away because its host is in maintenance is built elsewhere",
         ),
     ];
 }

@@ -25,15 +25,23 @@
 //!
 //! What it must not know: how a disk stores, who the owners are, whether an answer will arrive.
 
+mod bad;
+mod installs;
+mod leftovers;
+mod verify;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use ferro_protocol::ids::{ChunkId, DiskId, Epoch, ObjectId};
+use ferro_protocol::ids::{ChunkId, DiskId, Epoch, ObjectId, Seq};
 use ferro_protocol::peer::{RUNS_MAX, Refusal, Reply, Request, RequestId};
 use ferro_protocol::units::BlockRange;
 
 use crate::bugs::{Bug, Bugs};
 use crate::disk::{DiskError, DiskOp, DiskReply, Ticket};
+use bad::BadBlocks;
+pub use bad::BadCounts;
+use installs::{Installs, span};
 
 /// Names whoever asked: a connection of the daemon, or its own owners. Given out by the driver, a higher one to each new
 /// connection; requests of one asker arrive in the order in which they were sent.
@@ -72,15 +80,8 @@ pub struct Replica {
     condemned: BTreeSet<ChunkId>,
     /// Installs that the disk has not answered, and what waits for them.
     installs: BTreeMap<ChunkId, Installs>,
+    bad: BadBlocks,
     effects: VecDeque<Effect>,
-}
-
-/// Order among changes of one chunk while there are installs.
-#[derive(Debug, Default)]
-struct Installs {
-    running: Vec<(Ticket, BlockRange)>,
-    /// In the order of their arrival.
-    waiting: VecDeque<(Ticket, BlockRange, DiskOp)>,
 }
 
 #[derive(Debug, Default)]
@@ -111,11 +112,40 @@ struct Closing {
 
 #[derive(Debug)]
 enum Pending {
-    Request { to: Asker, id: RequestId, chunk: ChunkId, change: bool, data: bool },
-    Promise { object: ObjectId, epoch: Epoch },
-    Summary { object: ObjectId },
-    Removal { chunk: ChunkId },
-    Forgetting { object: ObjectId },
+    Request {
+        to: Asker,
+        id: RequestId,
+        chunk: ChunkId,
+        change: bool,
+        span: Option<BlockRange>,
+        data: bool,
+    },
+    /// Where there is something to verify.
+    Look {
+        to: Asker,
+        id: RequestId,
+        chunk: ChunkId,
+        from_block: u32,
+    },
+    Verify {
+        to: Asker,
+        id: RequestId,
+        chunk: ChunkId,
+        next_block: u32,
+    },
+    Promise {
+        object: ObjectId,
+        epoch: Epoch,
+    },
+    Summary {
+        object: ObjectId,
+    },
+    Removal {
+        chunk: ChunkId,
+    },
+    Forgetting {
+        object: ObjectId,
+    },
 }
 
 /// The most objects without data here whose epochs a disk promises. Far more than there are volumes that were sealed and never
@@ -144,6 +174,7 @@ impl Replica {
             dead: None,
             condemned: BTreeSet::new(),
             installs: BTreeMap::new(),
+            bad: BadBlocks::default(),
             effects: VecDeque::new(),
         }
     }
@@ -161,6 +192,11 @@ impl Replica {
     /// Why the disk is dead, if it is.
     pub fn dead(&self) -> Option<&str> {
         self.dead.as_deref()
+    }
+
+    /// The disk's blocks that failed their checksums since it was opened.
+    pub fn bad_blocks(&self) -> BadCounts {
+        self.bad.counts()
     }
 
     /// What an owner asks. The payload's length was checked against the request ([`Request::payload_bytes`]).
@@ -200,6 +236,13 @@ impl Replica {
                 let op = DiskOp::List { chunk, since, from_block, runs_max: RUNS_MAX };
                 self.forward(from, id, chunk, epoch, false, op);
             }
+            Request::Verify { chunk, epoch, from_block } => {
+                if self.admit(from, id, chunk, epoch) {
+                    let ticket = self.ticket(Pending::Look { to: from, id, chunk, from_block });
+                    let op = DiskOp::List { chunk, since: Seq(0), from_block, runs_max: 1 };
+                    self.effects.push_back(Effect::Disk(ticket, op));
+                }
+            }
         }
     }
 
@@ -212,9 +255,14 @@ impl Replica {
         }
         let Some(pending) = self.pending.remove(&ticket) else { return };
         match pending {
-            Pending::Request { to, id, chunk, change, data } => {
+            Pending::Request { to, id, chunk, change, span, data } => {
                 if data && result.is_ok() && !std::mem::replace(&mut self.entry(chunk.object).written, true) {
                     self.unwritten -= 1;
+                }
+                if let Err(DiskError::BadBlocks(bad)) = &result {
+                    self.bad.found(chunk, bad);
+                } else if let (Some(span), Ok(_)) = (span, &result) {
+                    self.bad.replaced(chunk, span);
                 }
                 self.answer(to, id, result);
                 if change {
@@ -222,14 +270,20 @@ impl Replica {
                     self.change_ended(chunk.object);
                 }
             }
+            Pending::Look { to, id, chunk, from_block } => self.looked(to, id, chunk, from_block, result),
+            Pending::Verify { to, id, chunk, next_block } => {
+                self.verified(to, id, chunk, next_block, result);
+            }
             Pending::Promise { object, epoch } => self.promised(object, epoch, Some(ticket), result),
             Pending::Summary { object } => self.summarised(object, ticket, result),
             Pending::Removal { chunk } => {
+                self.bad.removed(chunk.object, Some(chunk.index));
                 self.condemned.remove(&chunk);
                 self.change_ended(chunk.object);
             }
             Pending::Forgetting { object } => {
                 if result.is_ok() {
+                    self.bad.removed(object, None);
                     let gone = self.objects.remove(&object);
                     self.unwritten -= usize::from(gone.is_some_and(|object| !object.written));
                 } else if let Some(entry) = self.objects.get_mut(&object) {
@@ -237,57 +291,6 @@ impl Replica {
                 }
             }
         }
-    }
-
-    /// From now on everything about this chunk is refused, until [`Self::remove_condemned`] or [`Self::pardon`]: its
-    /// component may be a leftover that the directory no longer knows. The driver looks the directory up *after* this
-    /// call, so nothing can be placed here anew and written in between.
-    pub fn condemn(&mut self, chunk: ChunkId) {
-        self.condemned.insert(chunk);
-    }
-
-    /// The directory still knows the condemned component.
-    pub fn pardon(&mut self, chunk: ChunkId) {
-        self.condemned.remove(&chunk);
-    }
-
-    /// The directory does not know the condemned component: its data goes. Requests are accepted again when it is gone.
-    pub fn remove_condemned(&mut self, chunk: ChunkId) {
-        if self.dead.is_some() || !self.condemned.contains(&chunk) {
-            return;
-        }
-        self.entry(chunk.object).changes += 1;
-        let ticket = self.ticket(Pending::Removal { chunk });
-        self.effects.push_back(Effect::Disk(
-            ticket,
-            DiskOp::Remove { object: chunk.object, chunk: Some(chunk.index) },
-        ));
-    }
-
-    /// The chunks that are condemned now.
-    pub fn condemned(&self) -> impl Iterator<Item = ChunkId> {
-        self.condemned.iter().copied()
-    }
-
-    /// The objects whose epochs the disk has promised.
-    pub fn promises(&self) -> impl Iterator<Item = ObjectId> {
-        self.objects.iter().filter(|(_, object)| !object.leaving).map(|(id, _)| *id)
-    }
-
-    /// The promise of an object goes, and whatever the disk has of it. Right only if the directory, looked up *after* the object
-    /// was seen in [`Self::promises`], does not know it: then it was deleted, or never was, and as no name is given twice
-    /// nobody will ever own it. Does nothing while requests of it are under way; the driver will see it again.
-    pub fn forget_object(&mut self, object: ObjectId) {
-        if self.dead.is_some() {
-            return;
-        }
-        let Some(entry) = self.objects.get_mut(&object) else { return };
-        if entry.leaving || entry.closing.is_some() || entry.changes > 0 {
-            return;
-        }
-        entry.leaving = true;
-        let ticket = self.ticket(Pending::Forgetting { object });
-        self.effects.push_back(Effect::Disk(ticket, DiskOp::Remove { object, chunk: None }));
     }
 
     /// Forgets who asked: the connection is gone, answers to it go nowhere.
@@ -356,39 +359,49 @@ impl Replica {
         change: bool,
         op: DiskOp,
     ) {
-        // An object that was never sealed here gets no entry, or a peer could fill the memory with names it makes up.
-        if !self.objects.contains_key(&chunk.object) && !self.bugs.has(Bug::NoSeal) {
-            return self.refuse(from, id, Refusal::Unsealed { sealed: Epoch(0) });
-        }
-        let (bugs, condemned) = (self.bugs, self.condemned.contains(&chunk));
-        let entry = self.entry(chunk.object);
-        let latest = entry.closing.as_ref().map_or(entry.serving, |closing| closing.epoch.max(entry.serving));
-        if epoch < latest && !bugs.has(Bug::NoSeal) {
-            return self.refuse(from, id, Refusal::Fenced { sealed: latest });
-        }
-        // Epoch 0 stands for "never opened": no owner has it, and a seal that failed leaves it behind.
-        let sealed = epoch == entry.serving && epoch > Epoch(0) && entry.asker == Some(from);
-        let unsealed = !sealed || entry.closing.is_some() || entry.leaving;
-        if unsealed && !bugs.has(Bug::NoSeal) {
-            let sealed = entry.serving;
-            return self.refuse(from, id, Refusal::Unsealed { sealed });
-        }
-        if condemned {
-            return self.refuse(from, id, Refusal::Unsealed { sealed: Epoch(0) });
-        }
-        if change {
-            entry.changes += 1;
+        if !self.admit(from, id, chunk, epoch) {
+            return;
         }
         let data = match &op {
             DiskOp::Write { data, .. } | DiskOp::Install { data, .. } => !data.is_empty(),
             _ => false,
         };
-        let ticket = self.ticket(Pending::Request { to: from, id, chunk, change, data });
+        let span = if change { span(&op) } else { None };
+        if change {
+            self.entry(chunk.object).changes += 1;
+        }
+        let ticket = self.ticket(Pending::Request { to: from, id, chunk, change, span, data });
         if change {
             self.submit_in_order(ticket, chunk, op);
         } else {
             self.effects.push_back(Effect::Disk(ticket, op));
         }
+    }
+
+    /// Whether the asker may ask of this chunk now; if not it is told.
+    fn admit(&mut self, from: Asker, id: RequestId, chunk: ChunkId, epoch: Epoch) -> bool {
+        // An object that was never sealed here gets no entry, or a peer could fill the memory with names it makes up.
+        if !self.objects.contains_key(&chunk.object) && !self.bugs.has(Bug::NoSeal) {
+            self.refuse(from, id, Refusal::Unsealed { sealed: Epoch(0) });
+            return false;
+        }
+        let (bugs, condemned) = (self.bugs, self.condemned.contains(&chunk));
+        let entry = self.entry(chunk.object);
+        let latest = entry.closing.as_ref().map_or(entry.serving, |closing| closing.epoch.max(entry.serving));
+        // Epoch 0 stands for "never opened": no owner has it, and a seal that failed leaves it behind.
+        let sealed = epoch == entry.serving && epoch > Epoch(0) && entry.asker == Some(from);
+        let unsealed = !sealed || entry.closing.is_some() || entry.leaving;
+        let refusal = if epoch < latest && !bugs.has(Bug::NoSeal) {
+            Refusal::Fenced { sealed: latest }
+        } else if unsealed && !bugs.has(Bug::NoSeal) {
+            Refusal::Unsealed { sealed: entry.serving }
+        } else if condemned {
+            Refusal::Unsealed { sealed: Epoch(0) }
+        } else {
+            return true;
+        };
+        self.refuse(from, id, refusal);
+        false
     }
 
     /// Gives a change to the disk, now or after the installs that it overlaps.
@@ -536,29 +549,6 @@ impl Replica {
         self.next_ticket += 1;
         self.pending.insert(ticket, pending);
         ticket
-    }
-}
-
-impl Installs {
-    /// Whether an install that runs, or one of the first `ahead` that wait, overlaps the span.
-    fn blocks(&self, span: BlockRange, ahead: usize) -> bool {
-        let waiting = self.waiting.iter().take(ahead);
-        self.running.iter().any(|(_, range)| range.overlaps(span))
-            || waiting
-                .filter(|(.., op)| matches!(op, DiskOp::Install { .. }))
-                .any(|(_, range, _)| range.overlaps(span))
-    }
-}
-
-/// The blocks from the first to the last that a change touches.
-fn span(op: &DiskOp) -> Option<BlockRange> {
-    match op {
-        DiskOp::Write { range, .. } | DiskOp::Zero { range, .. } => Some(*range),
-        DiskOp::Install { runs, .. } => {
-            let (first, last) = (runs.first()?.range.first(), runs.last()?.range.end());
-            BlockRange::new(first, last.checked_sub(first)?).ok()
-        }
-        _ => None,
     }
 }
 

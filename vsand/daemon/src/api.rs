@@ -8,20 +8,25 @@
 //!
 //! What it must not know: the directory, disks, peers. Who may connect is decided by the socket's mode and group.
 
+mod capacity;
 pub mod control;
 mod documents;
+mod events;
 mod extract;
 pub mod fail;
 mod handlers;
+mod health;
+mod maintenance;
 mod openapi;
+mod scrubs;
+mod support;
 mod transfers;
 mod volumes;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use ferro_transport::http::{no_such_method, no_such_route};
+use ferro_transport::http::with_refusals;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
@@ -39,21 +44,15 @@ struct Api {
     data_slots: Arc<Semaphore>,
 }
 
-macro_rules! routes {
-    ($($method:ident $path:literal => $handler:path,)*) => {
-        /// Every route: the method in lower case and the path, as the description writes them.
-        pub const ROUTES: &[(&str, &str)] = &[$((stringify!($method), $path)),*];
-
-        fn routes() -> Router<Api> {
-            Router::new()$(.route($path, axum::routing::$method($handler)))*
-        }
-    };
-}
-
-routes! {
+ferro_transport::routes! {
     get "/openapi.json" => openapi::document,
     get "/metrics" => handlers::metrics,
     get "/v1/status" => handlers::status,
+    get "/v1/health" => health::report,
+    put "/v1/health/mutes/{code}" => health::mute,
+    delete "/v1/health/mutes/{code}" => health::unmute,
+    get "/v1/capacity" => capacity::report,
+    get "/v1/events" => events::list,
     get "/v1/cluster" => handlers::cluster,
     post "/v1/cluster/bootstrap" => handlers::bootstrap,
     post "/v1/cluster/tokens" => handlers::create_token,
@@ -62,6 +61,11 @@ routes! {
     patch "/v1/hosts/{id}" => handlers::set_host,
     delete "/v1/hosts/{id}" => handlers::remove_host,
     delete "/v1/hosts/{id}/removal" => handlers::keep_host,
+    get "/v1/hosts/{id}/support" => support::of_host,
+    put "/v1/hosts/{id}/maintenance" => maintenance::enter,
+    delete "/v1/hosts/{id}/maintenance" => maintenance::exit,
+    get "/v1/hosts/{id}/safety" => maintenance::of_host,
+    get "/v1/disks/{id}/safety" => maintenance::of_disk,
     get "/v1/disks" => handlers::disks,
     post "/v1/disks" => handlers::add_disk,
     delete "/v1/disks/{id}" => handlers::remove_disk,
@@ -72,6 +76,8 @@ routes! {
     get "/v1/locks" => handlers::locks,
     post "/v1/locks/{id}/break" => handlers::break_lock,
     get "/v1/resyncs" => handlers::resyncs,
+    get "/v1/scrubs" => scrubs::list,
+    post "/v1/scrubs" => scrubs::change,
     get "/v1/top" => handlers::top,
     get "/v1/documents" => documents::list,
     get "/v1/documents/{*name}" => documents::show,
@@ -84,6 +90,7 @@ routes! {
     post "/v1/volumes/{name}/open" => volumes::open,
     post "/v1/volumes/{name}/close" => volumes::close,
     post "/v1/volumes/{name}/resize" => volumes::resize,
+    post "/v1/volumes/{name}/policy" => volumes::set_policy,
     post "/v1/volumes/{name}/transfers" => transfers::begin,
     delete "/v1/volumes/{name}/transfers/{id}" => transfers::end,
     get "/v1/volumes/{name}/transfers/{id}/data" => transfers::read,
@@ -93,10 +100,7 @@ routes! {
 
 /// The API over `control`.
 pub fn router(control: Arc<dyn ControlPlane>) -> Router {
-    routes()
-        .fallback(no_such_route)
-        .method_not_allowed_fallback(no_such_method)
-        .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
+    with_refusals(routes(), JSON_BYTES_MAX)
         .with_state(Api { control, data_slots: Arc::new(Semaphore::new(DATA_REQUESTS_MAX)) })
 }
 

@@ -3,7 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use ferro_transport::startup::{ConfigError, read_config};
 use serde::Deserialize;
+
+/// The largest file that is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What an administrator sets.
 #[derive(Clone, Debug, Deserialize)]
@@ -35,43 +39,37 @@ pub struct Config {
     /// Resync at most so fast while guests do I/O, in MiB per second and volume.
     #[serde(default = "default_resync_mib_per_s")]
     pub resync_mib_per_s: u64,
+    /// Looking for blocks that have gone bad.
+    #[serde(default)]
+    pub scrub: Scrub,
     /// Whether disk faults may be played on request. For tests only.
     #[serde(default)]
     pub debug_faults: bool,
 }
 
-/// Why a configuration can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// It can't be read.
-    #[error(
-        "can't read the configuration {path}: {source}; write it (see /usr/share/doc/vsand/vsand.toml) or name another with --config"
-    )]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is not TOML, or not ours.
-    #[error("the configuration {path} is not right: {message}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        message: String,
-    },
-    /// A setting makes no sense.
-    #[error("the configuration {path}: {key} {problem}")]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// The setting.
-        key: &'static str,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
+/// How this host scrubs the volumes that it owns, and what it does with disks that err.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scrub {
+    /// Each volume is scrubbed again after so many days; 0: only when somebody asks for it.
+    pub every_days: u64,
+    /// How fast, in MiB per second of this host, whatever it is copies of.
+    pub rate_mib_s: u64,
+    /// A disk of which so many blocks were bad since it was opened is taken for one that is about to die: what it holds is
+    /// moved elsewhere, and it leaves the cluster. 0: never.
+    pub bad_blocks_max: u64,
 }
+
+impl Default for Scrub {
+    fn default() -> Self {
+        Self { every_days: 14, rate_mib_s: 32, bad_blocks_max: 50 }
+    }
+}
+
+/// The longest time between scrubs that makes sense, in days.
+const SCRUB_DAYS_MAX: u64 = 3_650;
+/// Faster than any host's disks, in MiB per second.
+const SCRUB_MIB_S_MAX: u64 = 100_000;
 
 fn default_state_dir() -> PathBuf {
     "/var/lib/vsand".into()
@@ -96,8 +94,7 @@ fn default_resync_mib_per_s() -> u64 {
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = read_config("vsand", path, FILE_BYTES_MAX)?;
         let config: Self = toml::from_str(&text)
             .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })?;
         config.check(path)?;
@@ -125,6 +122,18 @@ impl Config {
                 "repair_delay_s",
                 "is below 10: every restart would rebuild the host's data".to_owned(),
             );
+        }
+        let scrub = self.scrub;
+        if scrub.every_days > SCRUB_DAYS_MAX {
+            let problem = format!("is {}: use 1 to {SCRUB_DAYS_MAX}, or 0 for never", scrub.every_days);
+            return bad("scrub.every_days", problem);
+        }
+        if scrub.rate_mib_s == 0 || scrub.rate_mib_s > SCRUB_MIB_S_MAX {
+            let problem = format!(
+                "is {}: use 1 to {SCRUB_MIB_S_MAX}; for no scrubs by themselves, set every_days = 0",
+                scrub.rate_mib_s
+            );
+            return bad("scrub.rate_mib_s", problem);
         }
         for (key, dir) in [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)] {
             if !dir.is_absolute() {
@@ -170,6 +179,9 @@ mod tests {
         let config = load("listen = \"127.0.0.1:7400\"").unwrap();
         assert_eq!(config.api_socket(), Path::new("/run/vsand/api.sock"));
         assert_eq!(config.repair_delay_s, 3_600);
+        assert_eq!((config.scrub.every_days, config.scrub.rate_mib_s), (14, 32));
+        let config = load("listen = \"127.0.0.1:7400\"\n[scrub]\nevery_days = 0").unwrap();
+        assert_eq!((config.scrub.every_days, config.scrub.rate_mib_s), (0, 32));
     }
 
     #[test]
@@ -186,6 +198,9 @@ mod tests {
             ("listen = \"127.0.0.1:7400\"\nresync_mib_per_s = 0", "resync_mib_per_s"),
             ("listen = \"127.0.0.1:7400\"\nrepair_delay_s = 0", "repair_delay_s"),
             ("listen = \"127.0.0.1:7400\"\nstate_dir = \"x\"", "state_dir"),
+            ("listen = \"127.0.0.1:7400\"\n[scrub]\nrate_mib_s = 0", "scrub.rate_mib_s"),
+            ("listen = \"127.0.0.1:7400\"\n[scrub]\nevery_days = 4000", "scrub.every_days"),
+            ("listen = \"127.0.0.1:7400\"\n[scrub]\nevery_day = 1", "every_day"),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

@@ -11,6 +11,7 @@
 pub mod api;
 pub mod config;
 pub mod data;
+pub mod events;
 pub mod member;
 pub mod metrics;
 pub mod plane;

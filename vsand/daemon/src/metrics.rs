@@ -56,6 +56,8 @@ struct Sample {
     /// How long the renewal of this host's lease is ago, as seen in the directory.
     lease_age: Option<Duration>,
     stale_components: usize,
+    /// Chunks and blocks that this host has scrubbed.
+    scrubbed: (u64, u64),
 }
 
 impl Sample {
@@ -84,6 +86,7 @@ impl Sample {
             disk_paths,
             leads: directory.role == Role::Leader,
             hosts: state.hosts.len(),
+            scrubbed: member.scrubs.done(),
             lease_age: member.watcher().silent_for(clock::mono(), member.host()),
             stale_components,
             snapshot,
@@ -245,7 +248,17 @@ fn disks(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     )?;
     counter(out, "disk_data_reads", "Reads of the data file", sample.disks(|d| d.data_reads))?;
     counter(out, "disk_checkpoints", "Checkpoints", sample.disks(|d| d.checkpoints))?;
-    counter(out, "disk_bad_blocks", "Blocks that failed their checksum", sample.disks(|d| d.bad_blocks))
+    counter(out, "disk_bad_blocks", "Blocks that failed their checksum", sample.disks(|d| d.bad_blocks))?;
+    let bad = |of: &dyn Fn(&vsand_core::replica::BadCounts) -> u64| {
+        let disks = sample.disk_paths.iter().zip(&sample.snapshot.disks);
+        let value = |disk| sample.snapshot.bad.get(disk).map_or(0, of);
+        disks.map(|(path, (disk, ..))| (vec![("disk", path.clone())], value(disk))).collect::<Vec<_>>()
+    };
+    gauge(out, "disk_bad_blocks_open", "Blocks that are bad and not mended", bad(&|b| b.open))?;
+    counter(out, "disk_mended_blocks", "Bad blocks that were written anew", bad(&|b| b.mended))?;
+    counter(out, "scrubbed_chunks", "Parts of volumes that this host has scrubbed", one(sample.scrubbed.0))?;
+    let bytes = sample.scrubbed.1 * BLOCK_BYTES as u64;
+    counter(out, "scrubbed_bytes", "Bytes that disks have read for that", one(bytes))
 }
 
 fn cluster(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
@@ -373,6 +386,7 @@ mod tests {
             hosts: 1,
             lease_age: None,
             stale_components: 0,
+            scrubbed: (3, 2),
         }
     }
 
@@ -383,6 +397,8 @@ mod tests {
             "vsand_member 1",
             "vsand_loop_turns_total 7",
             "vsand_directory_term 3",
+            "vsand_scrubbed_bytes_total 8192",
+            "vsand_disk_bad_blocks_open{disk=\"/a\"} 0",
             "vsand_directory_unapplied_entries 2",
             "vsand_stage_latency_seconds_count{stage=\"network\"} 2",
             "vsand_stage_latency_seconds_bucket{le=\"0.00002\",stage=\"network\"} 1",

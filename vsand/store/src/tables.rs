@@ -521,6 +521,11 @@ impl Tables {
         }
     }
 
+    /// Whether the checkpoint needs more to be encoded.
+    pub(crate) fn has_to_freeze(&self) -> bool {
+        !self.to_freeze.is_empty()
+    }
+
     /// Encodes some of what the checkpoint needs. Returns whether all is done.
     pub(crate) fn freeze_some(&mut self, count: usize) -> bool {
         for _ in 0..count {

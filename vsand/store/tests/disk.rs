@@ -6,7 +6,7 @@ mod common;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{
@@ -245,6 +245,27 @@ fn many_writers_at_once_share_batches_and_agree_with_a_later_look() {
     clean(&path);
     let mut disk = Harness::open(&path, StoreConfig { cached_extents: 2, ..StoreConfig::default() });
     assert!(look(&mut disk) == before);
+}
+
+/// Each turn encodes some of them: who slept in between, because no completion is there, would never be done.
+#[test]
+fn the_last_checkpoint_of_many_extents_waits_for_nothing() {
+    let (_dir, path, mut h) = fresh(300 << 20);
+    let extents = 200;
+    for extent in 0..extents {
+        h.done(write(chunk(1, 0), range(extent * 256, 1), version(1, u64::from(extent) + 1)));
+    }
+    h.done(zero(chunk(1, 0), range(0, extents * 256), version(1, 1_000)));
+    h.store.shutdown(h.now(), &mut h.ring);
+    let (mut slept, wait) = (0, Duration::from_secs(2));
+    while !h.store.is_shut_down() {
+        let (began, work) = (Instant::now(), h.store.has_work());
+        h.turn(if work { Duration::ZERO } else { wait });
+        slept += u32::from(!work && began.elapsed() >= wait);
+        assert!(slept < 3, "it has work to do and does not say so: {:?}", h.store.stats());
+    }
+    drop(h);
+    assert_eq!(clean(&path).extents, 0);
 }
 
 #[test]

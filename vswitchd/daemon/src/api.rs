@@ -20,8 +20,7 @@ mod watch;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use ferro_transport::http::{no_such_method, no_such_route};
+use ferro_transport::http::with_refusals;
 use tokio::net::UnixListener;
 
 use control::ControlPlane;
@@ -35,18 +34,7 @@ struct Api {
     control: Arc<dyn ControlPlane>,
 }
 
-macro_rules! routes {
-    ($($method:ident $path:literal => $handler:path,)*) => {
-        /// Every route: the method in lower case and the path, as the description writes them.
-        pub const ROUTES: &[(&str, &str)] = &[$((stringify!($method), $path)),*];
-
-        fn routes() -> Router<Api> {
-            Router::new()$(.route($path, axum::routing::$method($handler)))*
-        }
-    };
-}
-
-routes! {
+ferro_transport::routes! {
     get "/openapi.json" => openapi::document,
     get "/metrics" => handlers::metrics,
     get "/v1/status" => handlers::status,
@@ -69,11 +57,7 @@ routes! {
 
 /// The API over `control`.
 pub fn router(control: Arc<dyn ControlPlane>) -> Router {
-    routes()
-        .fallback(no_such_route)
-        .method_not_allowed_fallback(no_such_method)
-        .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
-        .with_state(Api { control })
+    with_refusals(routes(), JSON_BYTES_MAX).with_state(Api { control })
 }
 
 /// Serves the API on `listener` until `shutdown` is done and the requests under way are answered. A capture goes on until its

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use ferro_protocol::api::switch::Spec;
 use ferro_protocol::ids::HostId;
-use ferro_transport::files;
+use ferro_transport::{files, startup};
 use serde::Deserialize;
 use vswitch_core::config::validate;
 
@@ -140,16 +140,9 @@ impl Default for HostSettings {
 /// Why a configuration can't be used, or not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It can't be read.
-    #[error(
-        "can't read the configuration {path}: {source}; write it (see /usr/share/doc/vswitchd/vswitchd.toml) or name another with --config"
-    )]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// The file can't be read, or a setting of this host makes no sense.
+    #[error(transparent)]
+    File(#[from] startup::ConfigError),
     /// It can't be written.
     #[error("can't write the configuration {path}: {source}; nothing was changed")]
     Write {
@@ -166,24 +159,6 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// It is not TOML, or not ours.
-    #[error("the configuration {path} is not right: {message}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        message: String,
-    },
-    /// A setting makes no sense.
-    #[error("the configuration {path}: {key} {problem}")]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// The setting.
-        key: &'static str,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
     /// The network makes no sense: a line for each fault.
     #[error("the configuration {path} describes a network that can't be:{faults}")]
     Network {
@@ -197,17 +172,11 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        let length = std::fs::metadata(path).map_err(read)?.len();
-        if length > FILE_BYTES_MAX {
-            let message = format!("it has {length} bytes, at most {FILE_BYTES_MAX} are read");
-            return Err(ConfigError::Parse { path: path.to_owned(), message });
-        }
-        Self::parse(path, &std::fs::read_to_string(path).map_err(read)?)
+        Self::parse(path, &startup::read_config("vswitchd", path, FILE_BYTES_MAX)?)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let wrong = |message: String| ConfigError::Parse { path: path.to_owned(), message };
+        let wrong = |message: String| startup::ConfigError::Parse { path: path.to_owned(), message };
         let mut table: toml::Table = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
         let host = match table.remove("host") {
             Some(host) => host.try_into().map_err(|error| wrong(format!("[host]: {error}")))?,
@@ -225,7 +194,7 @@ impl Config {
     }
 
     fn check(&self, network: bool) -> Result<(), ConfigError> {
-        let bad = |key, problem: String| Err(ConfigError::Value { path: self.path.clone(), key, problem });
+        let bad = |key, problem: String| Err(self.bad_value(key, problem));
         let host = &self.host;
         if !host.alone && (network || !self.peers.is_empty()) {
             let problem = "is false, and the file describes a network: a host of a cluster takes that from the \
@@ -275,8 +244,12 @@ impl Config {
         })
     }
 
+    fn bad_value(&self, key: &'static str, problem: String) -> ConfigError {
+        startup::ConfigError::Value { path: self.path.clone(), key, problem }.into()
+    }
+
     fn check_peers(&self) -> Result<(), ConfigError> {
-        let bad = |problem| Err(ConfigError::Value { path: self.path.clone(), key: "peer", problem });
+        let bad = |problem| Err(self.bad_value("peer", problem));
         if self.peers.len() > PEERS_MAX {
             return bad(format!("is there {} times, at most {PEERS_MAX} are possible", self.peers.len()));
         }
@@ -298,10 +271,9 @@ impl Config {
     /// Puts another network in place of `old`, which the file of a host that is alone must still have. Comments in it are lost, so the file as it was
     /// stays beside it, with `.old` at its end.
     pub fn rewrite(&self, old: &Spec, spec: &Spec) -> Result<(), ConfigError> {
-        let read = |source| ConfigError::Read { path: self.path.clone(), source };
         let write = |source| ConfigError::Write { path: self.path.clone(), source };
-        let wrong = |message: String| ConfigError::Parse { path: self.path.clone(), message };
-        let text = std::fs::read_to_string(&self.path).map_err(read)?;
+        let wrong = |message: String| startup::ConfigError::Parse { path: self.path.clone(), message };
+        let text = startup::read_config("vswitchd", &self.path, FILE_BYTES_MAX)?;
         if Self::parse(&self.path, &text)?.spec != *old {
             return Err(ConfigError::Edited { path: self.path.clone() });
         }

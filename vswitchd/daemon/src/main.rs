@@ -1,12 +1,11 @@
 //! `vswitchd`: the virtual switch of a Ferrosphere host.
 #![forbid(unsafe_code)]
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use ferro_transport::startup;
 use vswitchd::server::End;
 
 /// The virtual switch of a Ferrosphere host.
@@ -26,17 +25,8 @@ const EXIT_FAILED: u8 = 71;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("VSWITCHD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    if arguments.log_json {
-        log.json().init();
-    } else {
-        log.with_target(false).init();
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    startup::log_to_stderr("VSWITCHD_LOG", "info", arguments.log_json);
+    let runtime = startup::threads();
     let result = match &runtime {
         Ok(runtime) => runtime.block_on(vswitchd::server::run(&arguments.config)),
         Err(error) => Err(anyhow::anyhow!("starting threads: {error}")),

@@ -10,22 +10,9 @@ use super::Plane;
 use super::cluster::{At, Cluster};
 use crate::host::users::find_user;
 
-fn nothing() -> VmStatus {
-    VmStatus {
-        state: VmState::Off,
-        incarnation: 0,
-        epoch: None,
-        process: None,
-        since_unix_s: 0,
-        detail: None,
-        last_exit: None,
-        restarts: 0,
-    }
-}
-
 fn status_elsewhere(cluster: &Cluster, name: &VmName, host: HostId, wanted: VmPower) -> VmStatus {
     let said = cluster.reports.get(&host).and_then(|report| report.document.it.vms.get(name));
-    let status = said.map_or_else(nothing, |vm| vm.status.clone());
+    let status = said.map_or_else(VmStatus::never_started, |vm| vm.status.clone());
     if cluster.answers(host) || (wanted == VmPower::Off && !status.state.is_active()) {
         return status;
     }
@@ -50,7 +37,7 @@ impl Plane {
             (None, Some(run)) if run.host != cluster.me => {
                 (Some(run.host), status_elsewhere(cluster, name, run.host, wanted))
             }
-            _ => (None, nothing()),
+            _ => (None, VmStatus::never_started()),
         };
         // One that is off is nobody's.
         let host = host.filter(|_| status.state != VmState::Off);

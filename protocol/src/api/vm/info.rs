@@ -148,6 +148,22 @@ pub struct VmStatus {
     pub restarts: u32,
 }
 
+impl VmStatus {
+    /// Of a VM that no host has had.
+    pub fn never_started() -> Self {
+        Self {
+            state: VmState::Off,
+            incarnation: 0,
+            epoch: None,
+            process: None,
+            since_unix_s: 0,
+            detail: None,
+            last_exit: None,
+            restarts: 0,
+        }
+    }
+}
+
 /// A VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct VmInfo {

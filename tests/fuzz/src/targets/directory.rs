@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use ferro_protocol::document::DocumentName;
-use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
+use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq, VolumeName};
 use vsand_core::directory::{
-    Basis, Command, Content, Departure, HostRecord, LockKind, Policy, Refused, State, SyncChange, TokenEntry,
+    Basis, Command, Content, Departure, HostRecord, LockKind, ObjectRecord, Policy, Refused, State,
+    SyncChange, TokenEntry,
 };
 
 use crate::Source;
@@ -40,10 +41,10 @@ fn host(n: usize, lease: u64) -> HostRecord {
     }
 }
 
-/// Three hosts with a disk each, and an object that the first has open with one chunk placed.
+/// Five hosts with a disk each, and two objects that the first has open with one chunk placed: a mirror and one with parity.
 fn beginning() -> Vec<Command> {
     let mut commands = Vec::new();
-    for n in 0..3 {
+    for n in 0..5 {
         commands.push(Command::PutHost { host: host(n, 0) });
         commands.push(Command::PutDisk {
             disk: disk_id(n),
@@ -53,17 +54,27 @@ fn beginning() -> Vec<Command> {
             used_extents: 10,
         });
     }
-    let (object, kind) = (object_id(0), LockKind::Exclusive { read_only: false });
-    let policy = Policy::Mirror { copies: 3 };
-    commands.push(Command::CreateObject { object, name: name(0), size_bytes: 4 << 30, policy, unix_s: 2 });
-    commands.push(Command::Acquire { object, epoch: Epoch(0), host: host_id(0), kind, unix_s: 3 });
-    let basis = Basis { object, epoch: Epoch(1), revision: 8 };
-    commands.push(Command::PlaceChunk { basis, chunk: ChunkIndex(0), near: host_id(0) });
+    let kind = LockKind::Exclusive { read_only: false };
+    for (n, policy) in
+        [Policy::Mirror { copies: 3 }, Policy::Parity { data: 2, parity: 1 }].into_iter().enumerate()
+    {
+        let object = object_id(n);
+        commands.push(Command::CreateObject {
+            object,
+            name: name(n),
+            size_bytes: 4 << 30,
+            policy,
+            unix_s: 2,
+        });
+        commands.push(Command::Acquire { object, epoch: Epoch(0), host: host_id(0), kind, unix_s: 3 });
+        let basis = Basis { object, epoch: Epoch(1), revision: commands.len() as u64 };
+        commands.push(Command::PlaceChunk { basis, chunk: ChunkIndex(0), near: host_id(0) });
+    }
     commands
 }
 
 fn begun() -> Checked {
-    let mut checked = Checked { state: State::default(), index: 0 };
+    let mut checked = Checked { state: State::default(), index: 0, domains_kept: true };
     for command in beginning() {
         checked.apply(&command).unwrap_or_else(|refused| panic!("{command:?}: {refused}"));
     }
@@ -74,6 +85,8 @@ fn begun() -> Checked {
 struct Checked {
     state: State,
     index: u64,
+    /// No disk has come into another fault domain: then the directory keeps them apart.
+    domains_kept: bool,
 }
 
 impl Checked {
@@ -92,8 +105,14 @@ impl Checked {
         Ok(())
     }
 
-    fn check(&self, before: &State, command: &Command) {
+    fn check(&mut self, before: &State, command: &Command) {
         let state = &self.state;
+        let stays = |disk: &DiskId| state.disks.contains_key(disk);
+        self.domains_kept &= before
+            .disks
+            .keys()
+            .filter(|disk| stays(disk))
+            .all(|disk| before.fault_domain(*disk) == state.fault_domain(*disk));
         assert_eq!(state.revision, self.index);
         let by_name: BTreeMap<_, _> = state.objects.values().map(|o| (o.name.clone(), o.id)).collect();
         assert_eq!(by_name, state.names, "{command:?}: names and objects differ");
@@ -103,13 +122,24 @@ impl Checked {
                 assert!(state.hosts.contains_key(&lock.host), "{command:?}: a lock of no host");
             }
             for (chunk, record) in &object.chunks {
-                assert!(chunk.0 < object.chunks_total(), "{command:?}: a chunk past the end");
-                assert!(record.in_sync().next().is_some(), "{command:?}: no component is in sync");
+                assert!(chunk.base().0 < object.chunks_total(), "{command:?}: a chunk past the end");
+                let known = object.policy.records(*chunk).any(|index| index == *chunk);
+                let all = object.policy.records(*chunk).all(|index| object.chunks.contains_key(&index));
+                assert!(
+                    known && all,
+                    "{command:?}: a chunk's records are not those that its policy asks for"
+                );
+                match chunk.role() {
+                    Role::Whole | Role::Log => {
+                        assert!(record.in_sync().next().is_some(), "{command:?}: no component is in sync");
+                    }
+                    Role::Shard(_) => self.check_shards(object, *chunk, command),
+                }
                 let disks: BTreeSet<_> = record.components.iter().map(|c| c.disk).collect();
                 assert_eq!(disks.len(), record.components.len(), "{command:?}: two components on one disk");
                 assert!(disks.iter().all(|d| state.disks.contains_key(d)), "{command:?}: a disk is gone");
                 // Those that leave are built anew elsewhere while they are still there.
-                let most = 2 * object.policy.components();
+                let most = 2 * object.policy.components(*chunk);
                 assert!(disks.len() <= most, "{command:?}: too many components");
             }
             let Some(old) = before.objects.get(id) else { continue };
@@ -122,6 +152,24 @@ impl Checked {
             assert_eq!(steps, Some(acquired), "{command:?}: the epoch went from {:?}", old.epoch);
         }
         assert!(state.disks.values().all(|disk| state.hosts.contains_key(&disk.host)), "a disk of no host");
+    }
+
+    fn check_shards(&self, object: &ObjectRecord, chunk: ChunkIndex, command: &Command) {
+        let in_sync = object.shards(chunk).filter(|(_, shard)| shard.in_sync().next().is_some()).count();
+        assert!(in_sync >= object.policy.sufficient(), "{command:?}: {in_sync} shards are in sync");
+        if !self.domains_kept {
+            return;
+        }
+        let domains = |index| {
+            let components = object.chunks.get(&index).into_iter().flat_map(|shard| &shard.components);
+            components.filter_map(|c| self.state.fault_domain(c.disk)).collect::<BTreeSet<&str>>()
+        };
+        for (other, _) in object.other_shards(chunk) {
+            assert!(
+                domains(chunk).is_disjoint(&domains(other)),
+                "{command:?}: two shards share a fault domain"
+            );
+        }
     }
 }
 
@@ -139,7 +187,7 @@ pub(super) fn commands(data: &[u8]) {
 
 pub(super) fn command_seeds() -> Vec<Vec<u8>> {
     let object = object_id(0);
-    let basis = Basis { object, epoch: Epoch(1), revision: 9 };
+    let basis = Basis { object, epoch: Epoch(1), revision: 13 };
     let (chunk, disk) = (ChunkIndex(0), disk_id(1));
     let entry = TokenEntry { secret_hash: [4; 32], expires_unix_s: 1_000 };
     let more = vec![
@@ -148,7 +196,7 @@ pub(super) fn command_seeds() -> Vec<Vec<u8>> {
             changes: vec![SyncChange::Remove { chunk, disk, stale_seq: Seq(9) }],
             unix_s: 4,
         },
-        Command::Repair { basis: Basis { revision: 10, ..basis }, chunk, drop: Some(disk), unix_s: 5 },
+        Command::Repair { basis: Basis { revision: 17, ..basis }, chunk, drop: Some(disk), unix_s: 5 },
         Command::RenewLease { host: host_id(1) },
         Command::ReportUsage { used_extents: vec![(disk, 77)] },
         Command::DiskDied { disk, reason: "it smokes".to_owned() },
@@ -212,13 +260,23 @@ fn believed(source: &mut Source<'_>, state: &State) -> Basis {
     basis
 }
 
+/// A chunk that may be there, or one of its records.
+fn chunk(source: &mut Source<'_>) -> ChunkIndex {
+    match source.below(16) {
+        0 => ChunkIndex(source.number() as u32),
+        n @ 1..=9 => ChunkIndex((n % 5) as u32),
+        n @ 10..=13 => ChunkIndex(0).shard((n - 10) as u8),
+        _ => ChunkIndex(0).log(),
+    }
+}
+
 fn choose(source: &mut Source<'_>, state: &State) -> Command {
     let kind = source.below(24);
     let basis = believed(source, state);
     let (object, epoch) = (basis.object, basis.epoch);
     let (host_n, disk_n) = (source.below(5), source.below(6));
     let (host_of, disk) = (host_id(host_n), disk_id(disk_n));
-    let chunk = ChunkIndex(if source.rarely(16) { source.number() as u32 } else { source.below(5) as u32 });
+    let chunk = chunk(source);
     let unix_s = source.number();
     match kind {
         0 => Command::PutHost { host: host(host_n, source.number()) },
@@ -238,7 +296,10 @@ fn choose(source: &mut Source<'_>, state: &State) -> Command {
             object,
             name: name(source.below(4)),
             size_bytes: source.number().saturating_mul(4096),
-            policy: Policy::Mirror { copies: source.below(5) as u8 },
+            policy: match source.below(16) {
+                copies @ 0..=5 => Policy::Mirror { copies: copies as u8 },
+                n => Policy::Parity { data: (n % 5) as u8, parity: (n % 3) as u8 },
+            },
             unix_s,
         },
         8 => Command::DeleteObject { object },

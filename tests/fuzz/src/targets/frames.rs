@@ -86,6 +86,7 @@ fn requests() -> Vec<Request> {
         Request::Fetch { chunk, epoch, range: range(1, 255) },
         Request::Install { chunk, epoch, runs: vec![run(0, true), run(2, false), run(9, false)] },
         Request::List { chunk, epoch, since: Seq(5), from_block: 77 },
+        Request::Verify { chunk, epoch, from_block: 300 },
     ]
 }
 
@@ -100,6 +101,7 @@ fn replies() -> Vec<Result<Reply, Refusal>> {
         Ok(Reply::Runs(runs.clone())),
         Ok(Reply::List { runs, next_block: Some(9) }),
         Ok(Reply::Sealed { chunks: vec![chunk; 2] }),
+        Ok(Reply::Verified { blocks: 200, next_block: Some(512) }),
         Err(Refusal::Fenced { sealed: Epoch(5) }),
         Err(Refusal::NoDisk(DISK)),
         Err(Refusal::BadBlocks { bad: vec![1, 2, 3] }),

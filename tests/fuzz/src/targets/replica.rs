@@ -217,7 +217,8 @@ fn subject(request: &Request) -> (ObjectId, Epoch) {
         Request::Read { chunk, epoch, .. }
         | Request::Fetch { chunk, epoch, .. }
         | Request::Install { chunk, epoch, .. }
-        | Request::List { chunk, epoch, .. } => (chunk.object, *epoch),
+        | Request::List { chunk, epoch, .. }
+        | Request::Verify { chunk, epoch, .. } => (chunk.object, *epoch),
     }
 }
 
@@ -249,7 +250,10 @@ fn choose(source: &mut Source<'_>) -> (Request, bool) {
             let runs = (0..source.below(3)).map(|_| run(source)).collect();
             (Request::Install { chunk, epoch, runs }, true)
         }
-        _ if source.rarely(2) => (Request::Fetch { chunk, epoch, range: range(source) }, false),
+        _ if source.rarely(3) => (Request::Fetch { chunk, epoch, range: range(source) }, false),
+        _ if source.rarely(2) => {
+            (Request::Verify { chunk, epoch, from_block: source.number() as u32 }, false)
+        }
         _ => {
             let (since, from_block) = (Seq(source.number()), source.number() as u32);
             (Request::List { chunk, epoch, since, from_block }, false)

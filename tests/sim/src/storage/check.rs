@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ferro_protocol::ids::{ChunkId, ChunkIndex, ObjectId};
+use ferro_protocol::ids::{ChunkId, ChunkIndex, ObjectId, Role};
 use ferro_protocol::units::{BLOCK_BYTES, CHUNK_BYTES, SECTOR_BYTES};
-use vsand_core::directory::ObjectRecord;
+use vsand_code::Code;
+use vsand_core::directory::{ChunkRecord, ObjectRecord, Policy};
 use vsand_core::owner::guest::GuestError;
 
 use super::dice::{MS, S};
@@ -27,6 +28,10 @@ impl World {
         let Some(record) = self.directory.state.objects.get(&object_id(key.object)).cloned() else { return };
         if record.epoch != key.epoch {
             // There is a newer owner: what it made of this write is checked by the history.
+            return;
+        }
+        if matches!(record.policy, Policy::Parity { .. }) {
+            // It is in the log: what becomes of it there is checked by the history.
             return;
         }
         let (first, end) = (op.first_sector, op.first_sector + op.sectors);
@@ -75,6 +80,13 @@ impl World {
         let spoilt = |sector: u64| {
             let index = ChunkIndex((sector / CHUNK_SECTORS) as u32);
             let block = (sector % CHUNK_SECTORS / BLOCK_SECTORS) as u32;
+            if matches!(self.objects[object].policy, Policy::Parity { .. }) {
+                // One of its row is enough, with as many shards away as may be.
+                return self
+                    .rotted
+                    .iter()
+                    .any(|(c, _)| c.object == object_id(object) && c.index.base() == index);
+            }
             self.rotted.contains(&(ChunkId { object: object_id(object), index }, block))
         };
         // It may have been written anew since.
@@ -97,8 +109,34 @@ impl World {
             }
             for (index, chunk) in &record.chunks {
                 let disks: BTreeSet<_> = chunk.components.iter().map(|c| c.disk).collect();
-                if chunk.in_sync().next().is_none() || disks.len() != chunk.components.len() {
-                    wrong = Some(format!("chunk {} has a bad set of components: {chunk:?}", index.0));
+                let in_sync = |chunk: &ChunkRecord| chunk.in_sync().next().is_some();
+                let enough = match index.role() {
+                    Role::Whole | Role::Log => in_sync(chunk),
+                    Role::Shard(_) => {
+                        record.shards(*index).filter(|(_, shard)| in_sync(shard)).count()
+                            >= record.policy.sufficient()
+                    }
+                };
+                if !enough || disks.len() != chunk.components.len() {
+                    wrong = Some(format!("chunk {index} has a bad set of components: {chunk:?}"));
+                }
+            }
+        }
+        if let Some(what) = wrong {
+            self.violate(what);
+        }
+    }
+
+    /// While an owner changes no row of a chunk, its in-sync shards make up rows.
+    fn check_rows(&mut self) {
+        let mut wrong = None;
+        for (object, record) in (0..self.objects.len())
+            .filter_map(|o| Some((o, self.directory.state.objects.get(&object_id(o))?)))
+        {
+            let owners = self.hosts.iter().filter(|h| h.running).filter_map(|h| h.owners.get(&object));
+            for running in owners.filter(|r| r.owner.record().revision == record.revision) {
+                for chunk in running.owner.chunks_at_rest() {
+                    wrong = wrong.or(self.parity_holds(record, chunk).err());
                 }
             }
         }
@@ -113,9 +151,13 @@ impl World {
             if self.profile.one_at_a_time() {
                 self.check_waits();
             }
+            if (self.now / (100 * MS)).is_multiple_of(5) {
+                self.check_rows();
+            }
+            self.scrub_early();
             return self.after(100 * MS, Event::Check);
         }
-        let missing = self.not_quiet().or_else(|| self.differing().err());
+        let missing = self.not_quiet().or_else(|| self.differing().err()).or_else(|| self.scrub_all());
         match missing {
             None => self.done = true,
             Some(what) if self.now > self.healed_at + QUIET_WITHIN => {
@@ -154,10 +196,16 @@ impl World {
             if !idle || !running.owner.is_idle() || !running.owner.is_serving() {
                 return Some(format!("o{object} on h{host} does not answer: {}", brief(&running.owner)));
             }
+            if !running.owner.is_destaged() {
+                return Some(format!(
+                    "o{object} on h{host} has not destaged its log: {}",
+                    brief(&running.owner)
+                ));
+            }
             if !self.directory.state.is_settled(record) {
                 return Some(format!(
-                    "o{object} (mirror:{}) on h{host} is not whole: {:?}; its owner: {}",
-                    layout.copies,
+                    "o{object} ({:?}) on h{host} is not whole: {:?}; its owner: {}",
+                    layout.policy,
                     record.chunks,
                     brief(&running.owner)
                 ));
@@ -167,7 +215,7 @@ impl World {
     }
 
     /// Components of a chunk that are not the same, or that nobody knows.
-    fn differing(&self) -> Result<(), String> {
+    pub(super) fn differing(&self) -> Result<(), String> {
         let mut known = BTreeSet::new();
         for record in self.directory.state.objects.values() {
             for (index, chunk_record) in &record.chunks {
@@ -175,6 +223,9 @@ impl World {
                 let disks: Vec<usize> = chunk_record.in_sync().map(disk_of).collect();
                 known.extend(disks.iter().map(|d| (*d, chunk)));
                 self.same(chunk, &disks)?;
+                if index.role() == Role::Log {
+                    self.parity_holds(record, index.base())?;
+                }
             }
         }
         for (n, disk) in self.disks.iter().enumerate().filter(|(_, d)| !d.removed && d.dead.is_none()) {
@@ -190,6 +241,48 @@ impl World {
             let promised = |object: &&ObjectId| !self.directory.state.objects.contains_key(*object);
             if let Some(object) = disk.durable.epochs.keys().find(promised) {
                 return Err(format!("d{n} still promises {object} an epoch, and nobody knows it"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the shards of a chunk make up rows: what is in them all is data with its parity.
+    fn parity_holds(&self, record: &ObjectRecord, chunk: ChunkIndex) -> Result<(), String> {
+        let Policy::Parity { data, parity } = record.policy else { return Ok(()) };
+        let code = Code::new(data.into(), parity.into()).map_err(|error| error.to_string())?;
+        let shards: Vec<_> = (0..data + parity)
+            .map(|n| {
+                let index = chunk.shard(n);
+                let disk = record.chunks.get(&index).and_then(|c| c.in_sync().next()).map(disk_of)?;
+                Some(self.disks[disk].durable.components.get(&ChunkId { object: record.id, index }))
+            })
+            .collect();
+        let rows: BTreeSet<u32> =
+            shards.iter().flatten().flatten().flat_map(|c| c.blocks.keys().copied()).collect();
+        for row in rows {
+            let blocks: Vec<_> =
+                shards.iter().map(|c| c.flatten().and_then(|c| c.blocks.get(&row))).collect();
+            if blocks.iter().flatten().any(|b| b.rotten) {
+                continue;
+            }
+            let zeros = vec![0; BLOCK_BYTES];
+            let bytes: Vec<&[u8]> = blocks
+                .iter()
+                .map(|b| b.and_then(|b| b.data.as_deref()).map_or(zeros.as_slice(), AsRef::as_ref))
+                .collect();
+            let expected = code.encode(&bytes[..usize::from(data)]);
+            let in_sync = |n: usize| shards[n].is_some();
+            if (0..usize::from(data)).any(|n| !in_sync(n)) {
+                // What the shard that is away would have is what the parity says.
+                continue;
+            }
+            let differs =
+                |n: &usize| in_sync(usize::from(data) + n) && expected[*n] != bytes[usize::from(data) + n];
+            if let Some(n) = (0..usize::from(parity)).find(differs) {
+                return Err(format!(
+                    "parity {n} of row {row} of chunk {chunk} is not that of its data: {:?}",
+                    blocks.iter().map(|b| b.map(|b| b.version)).collect::<Vec<_>>()
+                ));
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vsand_core::bugs::Bug;
-use vsand_core::directory::{Basis, Command, Outcome, Refused, State, SyncChange};
+use vsand_core::directory::{Basis, Command, Outcome, Refused, State, Sync, SyncChange};
 
 use super::dice::{MS, S};
 use super::event::{Answer, Event, Process};
@@ -124,7 +124,18 @@ impl World {
         let text = if self.tracing() { format!("{command:?}") } else { String::new() };
         let done = command.clone();
         let before = self.directory.state.objects.clone();
-        let result = self.directory.apply(command);
+        let mut result = self.directory.apply(command);
+        if self.bug == Some(Bug::TooFewShards) && matches!(result, Err(Refused::TooFewShards { .. })) {
+            result = self.shrink_anyway(&done);
+        }
+        if self.bug == Some(Bug::MaintenanceRebuilds) && matches!(result, Err(Refused::InMaintenance(_))) {
+            result = self.repair_anyway(&done);
+        }
+        if self.bug == Some(Bug::MaintenanceCountsStale)
+            && matches!(result, Err(Refused::WouldBeUnreadable { .. }))
+        {
+            result = self.enter_anyway(&done);
+        }
         if !renewal {
             let index = self.directory.index;
             self.trace(|| match &result {
@@ -135,6 +146,8 @@ impl World {
         if result.is_ok() {
             self.check_directory(&before);
             self.check_trim(&done, &result);
+            self.check_maintenance();
+            self.check_repair(&done, &result);
             let state = Arc::new(self.directory.state.clone());
             self.spread(&state, !renewal);
             match done {
@@ -144,6 +157,26 @@ impl World {
             }
         }
         result
+    }
+
+    /// The bug: shards leave the in-sync set however few are left.
+    fn shrink_anyway(&mut self, command: &Command) -> Result<Outcome, Refused> {
+        let Command::ChangeSync { basis, changes, unix_s } = command else { return Ok(Outcome::Done) };
+        let index = self.directory.index;
+        let Some(record) = self.directory.state.objects.get_mut(&basis.object) else {
+            return Ok(Outcome::Done);
+        };
+        let record = Arc::make_mut(record);
+        for change in changes {
+            let SyncChange::Remove { chunk, disk, stale_seq } = *change else { continue };
+            let components =
+                record.chunks.get_mut(&chunk).map(|c| c.components.as_mut_slice()).unwrap_or_default();
+            for component in components.iter_mut().filter(|c| c.disk == disk) {
+                component.sync = Sync::Stale { stale_seq, since_unix_s: *unix_s };
+            }
+        }
+        record.revision = index;
+        Ok(Outcome::Object(Arc::new(record.clone())))
     }
 
     /// The bug: whatever revision the proposer has seen, it passes for the latest.

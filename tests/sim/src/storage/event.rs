@@ -123,6 +123,10 @@ pub(super) enum Event {
     Check,
     /// The operator takes disks and hosts out.
     Leave,
+    /// The operator changes a policy.
+    Convert,
+    /// The operator looks at the hosts that he works on.
+    Maintain,
 }
 
 /// A step of a composed fault.
@@ -191,6 +195,8 @@ impl Event {
             Self::StopGuests => (22, 0, 0),
             Self::Check => (23, 0, 0),
             Self::Leave => (24, 0, 0),
+            Self::Convert => (32, 0, 0),
+            Self::Maintain => (25, 0, 0),
         }
     }
 }

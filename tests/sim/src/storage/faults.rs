@@ -1,5 +1,6 @@
 //! What goes wrong, and when. A run has one of several profiles, so that each kind of trouble is frequent somewhere.
 
+use ferro_protocol::ids::Role;
 use vsand_core::directory::Command;
 
 use super::control::Purpose;
@@ -104,10 +105,11 @@ impl World {
         let whole = self.directory.state.objects.values().all(|o| o.fully_redundant());
         let owners: Vec<usize> = (0..self.objects.len()).filter_map(|o| self.owner_host(o)).collect();
         let others = self.hosts_that(|h| !owners.contains(&h));
-        let (Some(victim), true) = (self.dice.pick(&others), whole && owners.len() == self.objects.len())
-        else {
-            return S / 2;
-        };
+        let ready = whole && owners.len() == self.objects.len() && !self.is_maintained();
+        let (Some(victim), true) = (self.dice.pick(&others), ready) else { return S / 2 };
+        if self.maintain_instead(victim) {
+            return 4 * S;
+        }
         self.faults += 1;
         let ns = self.dice.between(S / 2, 6 * S);
         match self.dice.below(9) {
@@ -376,8 +378,7 @@ impl World {
     /// Nothing is wrong and all copies are there: what fails now is a single failure.
     fn is_calm(&self) -> bool {
         self.hosts.iter().all(|h| h.gone || (h.running && !h.paused))
-            && self.directory.state.objects.values().all(|o| o.fully_redundant())
-            && self.objects.iter().all(|o| o.copies > 1)
+            && self.directory.state.objects.values().all(|o| o.fully_redundant() && o.policy.domains() > 1)
             && self
                 .disks
                 .iter()
@@ -434,8 +435,11 @@ impl World {
         }
     }
 
-    /// A block of a 3-way mirror rots while both other copies are good.
+    /// A block rots where two failures are tolerated and there is none: of a 3-way mirror, or of a shard beside two of parity.
     fn rot_some(&mut self) {
+        if self.converting.in_use {
+            return;
+        }
         let mut candidates = Vec::new();
         for (id, record) in &self.directory.state.objects {
             for (index, chunk) in &record.chunks {
@@ -448,7 +452,23 @@ impl World {
                         .get(&chunk_id)
                         .is_some_and(|c| c.blocks.values().any(|b| b.rotten))
                 });
-                if disks.len() < 3 || rotten {
+                let spare = match index.role() {
+                    Role::Whole | Role::Log => disks.len() >= 3,
+                    Role::Shard(_) => {
+                        let shards = record
+                            .chunks
+                            .iter()
+                            .filter(|(i, _)| i.base() == index.base() && matches!(i.role(), Role::Shard(_)));
+                        let good = |c: &vsand_core::directory::ChunkRecord| c.in_sync().next().is_some();
+                        let rots = self
+                            .rotted
+                            .iter()
+                            .any(|(c, _)| c.object == *id && c.index.base() == index.base());
+                        let tolerated = record.policy.domains() - record.policy.sufficient();
+                        tolerated >= 2 && !rots && shards.clone().all(|(_, c)| good(c))
+                    }
+                };
+                if !spare || rotten {
                     continue;
                 }
                 for disk in disks {
@@ -486,7 +506,7 @@ impl World {
     }
 
     fn remove_something(&mut self) {
-        let copies = self.objects.iter().map(|o| usize::from(o.copies)).max().unwrap_or(1);
+        let copies = self.objects.iter().map(|o| o.policy.domains()).max().unwrap_or(1);
         let hosts = self.hosts_that(|_| true);
         let calm = self.disks.iter().all(|d| d.dead != Some(Death::ForGood));
         let (Some(victim), Some(by)) = (self.dice.pick(&hosts), self.dice.pick(&hosts)) else { return };

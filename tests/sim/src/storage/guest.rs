@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 use ferro_protocol::units::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES, SECTOR_BYTES};
-use vsand_core::directory::LockKind;
+use vsand_core::directory::{LockKind, Policy};
 use vsand_core::owner::guest::{GuestError, GuestRequest, GuestResult, GuestTag};
 
 use super::dice::{Dice, MS, S};
@@ -21,7 +21,7 @@ pub(super) struct Layout {
     pub size_bytes: u64,
     /// What it grows to, should it grow.
     pub grown_bytes: u64,
-    pub copies: u8,
+    pub policy: Policy,
     /// It is to be deleted, or is.
     pub doomed: bool,
     /// First block and number of blocks.
@@ -30,7 +30,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn roll(dice: &mut Dice, copies: u8) -> Self {
+    pub(super) fn roll(dice: &mut Dice, policy: Policy) -> Self {
         let chunk = u64::from(CHUNK_BLOCKS);
         let two = dice.permille(600);
         // On a wide disk most of what one owner did is not overwritten by the next.
@@ -50,7 +50,7 @@ impl Layout {
         hot.push((end - 3, 3 + more));
         let grown_bytes = size_bytes + more.next_multiple_of(2) * BLOCK_BYTES as u64;
         let think = dice.between(6 * MS, 30 * MS);
-        Self { size_bytes, grown_bytes, copies, doomed: false, hot, think }
+        Self { size_bytes, grown_bytes, policy, doomed: false, hot, think }
     }
 }
 

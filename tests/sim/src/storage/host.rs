@@ -333,6 +333,8 @@ impl World {
         config.resyncs_max = self.dice.between(1, 4) as usize;
         config.copies_max = self.dice.between(1, 8) as usize;
         config.resync_bytes_per_s = self.dice.between(1 << 17, 8 << 20);
+        config.log_slots = self.log_slots;
+        config.destage_permille = self.parity.pick(&[0, 0, 30, 250]).unwrap_or(0);
         let key = OwnerKey { object, epoch: record.epoch };
         self.trace(|| format!("h{host} owns o{object} at epoch {} as {kind:?}", record.epoch.0));
         let session = matches!(kind, LockKind::Exclusive { .. }).then(Session::default);
@@ -414,6 +416,7 @@ impl World {
                     self.close(conn);
                 }
             }
+            owner::Effect::Scrubbed(end) => self.scrubbed(key.object, end),
             owner::Effect::Fenced => {
                 self.trace(|| format!("h{host} o{} epoch {} is fenced", key.object, key.epoch.0));
                 self.hosts[host].owners.remove(&key.object);

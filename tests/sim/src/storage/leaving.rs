@@ -47,7 +47,8 @@ impl World {
             let state = self.directory.state.clone();
             let late = !self.faulty && self.now > self.healed_at + PATIENCE;
             let disks: Vec<_> = state.leaving_disks.keys().copied().collect();
-            let hosts: Vec<_> = state.leaving_hosts.keys().copied().collect();
+            let hosts: Vec<_> =
+                state.leaving_hosts.keys().copied().filter(|host| state.is_host_leaving(*host)).collect();
             let unix_s = self.clock(by).unix_s;
             for disk in &disks {
                 let stays = late || self.faulty && self.leaving.dice.permille(30);
@@ -86,7 +87,7 @@ impl World {
         let Some(disk) = self.leaving.dice.pick(&there) else { return };
         let departure = Some(Departure::WhenEmpty);
         // Another removal may be on its way: enough hosts are left for both.
-        let copies = self.objects.iter().map(|o| usize::from(o.copies)).max().unwrap_or(1);
+        let copies = self.objects.iter().map(|o| o.policy.domains()).max().unwrap_or(1);
         let hosts = self.hosts_with_disks();
         let host = self.disks[disk].host;
         let last = self.disks.iter().filter(|d| d.host == host && !d.removed).count() == 1;
@@ -108,7 +109,7 @@ impl World {
         there.map(|d| d.host).collect::<BTreeSet<usize>>().len()
     }
 
-    fn operate(&mut self, by: usize, command: Command) {
+    pub(super) fn operate(&mut self, by: usize, command: Command) {
         self.trace(|| format!("h{by}'s operator: {command:?}"));
         let request = self.ask_directory(by, Ask::Command(Box::new(command)));
         self.hosts[by].requests.insert(request, Purpose::Report);
@@ -118,16 +119,22 @@ impl World {
     pub(super) fn check_trim(&mut self, command: &Command, result: &Result<Outcome, Refused>) {
         let (Command::Trim { chunk, .. }, Ok(Outcome::Object(record))) = (command, result) else { return };
         let state = &self.directory.state;
-        let staying =
-            record.chunks.get(chunk).map_or(0, |c| c.in_sync().filter(|d| !state.is_leaving(*d)).count());
-        if staying < record.policy.components() {
+        let staying = record
+            .chunks
+            .get(chunk)
+            .map_or(0, |c| c.in_sync().filter(|d| !state.is_emptied(record.policy, *d)).count());
+        if staying < record.policy.components(*chunk) {
             self.violate(format!("chunk {} was left with {staying} good components: {record:?}", chunk.0));
         }
     }
 
     /// What is leaving, as this host has heard.
     pub(super) fn tell_leaving(&mut self, host: usize, object: usize) {
-        let leaving = self.hosts[host].view.leaving();
-        self.with_owner(host, object, |owner, now| owner.handle_leaving(now, &leaving));
+        let view = &self.hosts[host].view;
+        let (state, resting) = (view.clone(), view.resting());
+        self.with_owner(host, object, |owner, now| {
+            owner.handle_leaving(now, &state.emptied(owner.record().policy));
+            owner.handle_resting(now, &resting);
+        });
     }
 }

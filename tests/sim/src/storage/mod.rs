@@ -9,10 +9,12 @@
 //! - at the end, after all faults have healed: everything that guests asked has been answered, every component is in sync
 //!   and all of a chunk are byte for byte and version for version the same, nothing is left over on any disk, and each
 //!   sector's history is linearizable (`history`);
+//! - after that, when blocks have rotted and all has been scrubbed: no block is rotten any more (`scrub`);
 //! - in runs with one failure at a time: no guest waits longer than two seconds.
 
 mod check;
 mod control;
+mod converting;
 mod dice;
 mod directory;
 mod disk;
@@ -22,8 +24,10 @@ mod guest;
 mod history;
 mod host;
 mod leaving;
+mod maintenance;
 mod net;
 mod operator;
+mod scrub;
 mod world;
 
 pub use world::{Options, Outcome, run};

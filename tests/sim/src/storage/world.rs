@@ -9,6 +9,7 @@ use vsand_core::bugs::{Bug, Bugs};
 use vsand_core::directory::{Command, HostRecord, Policy};
 use vsand_core::time::{Instant, Now};
 
+use super::converting::Converting;
 use super::dice::{Dice, MS, S};
 use super::directory::Directory;
 use super::disk::SimDisk;
@@ -18,7 +19,9 @@ use super::guest::Layout;
 use super::history::History;
 use super::host::Host;
 use super::leaving::Leaving;
+use super::maintenance::Maintenance;
 use super::net::Net;
+use super::scrub::Scrubs;
 
 /// The longest that a guest may wait while a single host or disk other than its own fails.
 pub(super) const STALL_MAX: u64 = 2 * S;
@@ -88,6 +91,12 @@ pub(super) struct World {
     pub stall_max: u64,
     pub next_write: u64,
     pub leaving: Leaving,
+    pub converting: Converting,
+    pub scrubs: Scrubs,
+    pub parity: Dice,
+    /// Of each log.
+    pub log_slots: u32,
+    pub maintenance: Maintenance,
     hash: u64,
     events: u64,
     pub done: bool,
@@ -136,6 +145,17 @@ pub(super) fn disk_of(id: DiskId) -> usize {
 
 pub(super) fn object_id(object: usize) -> ObjectId {
     ObjectId::from_bytes([object as u8 + 0x80; 16])
+}
+
+/// A policy with parity; those that need few hosts are the most frequent.
+fn roll_parity(dice: &mut Dice) -> Policy {
+    let (data, parity) = match dice.below(100) {
+        0..45 => (2, 1),
+        45..75 => (2, 2),
+        75..85 => (4, 1),
+        _ => (4, 2),
+    };
+    Policy::Parity { data, parity }
 }
 
 /// Runs one seed.
@@ -202,6 +222,11 @@ impl World {
             stall_max: 0,
             next_write: 1,
             leaving: Leaving::new(seed),
+            converting: Converting::new(seed),
+            scrubs: Scrubs::new(seed),
+            parity: Dice::new(seed ^ 0x9a91_7e5a),
+            log_slots: 0,
+            maintenance: Maintenance::new(seed),
             hash: seed,
             events: 0,
             done: false,
@@ -217,7 +242,16 @@ impl World {
 
     /// Hosts, disks, objects, and the first events.
     fn prepare(&mut self) {
-        let hosts = if self.profile == Profile::Single { 4 } else { self.dice.between(3, 5) as usize };
+        // By dice of its own, so that the runs of mirrors stay what they were.
+        let parity = self.parity.permille(500).then(|| roll_parity(&mut self.parity));
+        // Small, so that it fills up and turns over.
+        self.log_slots = self.parity.between(270, 900) as u32;
+        let hosts = match parity {
+            Some(policy) if self.profile == Profile::Single => policy.domains() + 1,
+            Some(policy) => policy.domains() + self.dice.below(2),
+            None if self.profile == Profile::Single => 4,
+            None => self.dice.between(3, 5) as usize,
+        };
         let early = self.bug == Some(Bug::AckBeforeFlush);
         let unchecked = self.bug == Some(Bug::CrcUnchecked);
         for n in 0..hosts {
@@ -244,12 +278,13 @@ impl World {
         for n in 0..objects {
             let few = if self.profile == Profile::Single { 2 } else { 1 };
             let copies = if self.dice.permille(100) { few } else { self.dice.between(2, 3) } as u8;
-            let layout = Layout::roll(&mut self.dice, copies);
+            let policy = parity.unwrap_or(Policy::Mirror { copies });
+            let layout = Layout::roll(&mut self.dice, policy);
             self.setup(Command::CreateObject {
                 object: object_id(n),
                 name: format!("v{n}").parse().expect("a good name"),
                 size_bytes: layout.size_bytes,
-                policy: Policy::Mirror { copies },
+                policy,
                 unix_s: 1_000,
             });
             self.objects.push(layout);
@@ -264,6 +299,8 @@ impl World {
         self.at(faults_s * S, Event::Heal);
         self.at(S, Event::Check);
         self.plan_leaving();
+        self.plan_converting();
+        self.plan_maintenance();
     }
 
     fn setup(&mut self, command: Command) {
@@ -361,6 +398,8 @@ impl World {
             Event::StopGuests => self.stopping = true,
             Event::Check => self.check_end(),
             Event::Leave => self.tend_leaving(),
+            Event::Convert => self.convert(),
+            Event::Maintain => self.tend_maintenance(),
         }
     }
 

@@ -1,16 +1,17 @@
 //! [`State::apply`]: every command checked in full before anything is changed.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
+use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq, VolumeName};
 
 use super::State;
 use super::command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
 use super::placement;
 use super::records::{
-    ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, Lock, LockKind, ObjectRecord,
-    Policy, Sync, TokenEntry,
+    ChunkRecord, Component, Content, Departure, DiskHealth, DiskRecord, HostRecord, Lock, LockKind,
+    MaintenanceMode, ObjectRecord, Policy, Sync, TokenEntry,
 };
 
 pub(super) type Applied = Result<Outcome, Refused>;
@@ -76,6 +77,7 @@ impl State {
             Command::LeaveDisk { disk, departure } => self.leave_disk(disk, departure),
             Command::LeaveHost { host, departure } => self.leave_host(host, departure),
             Command::Trim { basis, chunk } => self.trim(index, basis, chunk),
+            Command::SetPolicy { object, from, to } => self.set_policy(index, object, from, to),
             Command::SetHost { host, address, name, fault_domain } => {
                 self.set_host(host, address, name, fault_domain)
             }
@@ -181,17 +183,24 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    /// Refuses if a chunk has an in-sync component on `disks` and none on another disk that works.
+    /// Refuses if a chunk has an in-sync component on `disks` and none on another disk that works; with parity, if its log
+    /// has none, or too few of its shards have one.
     pub(super) fn check_expendable(&self, what: &str, disks: &[DiskId]) -> Result<(), Refused> {
         let mut chunks = 0;
         let mut example = None;
         let works = |disk| self.disks.get(&disk).is_some_and(|d| d.health == DiskHealth::Healthy);
-        let needed = |chunk: &ChunkRecord| {
-            chunk.in_sync().any(|d| disks.contains(&d))
-                && !chunk.in_sync().any(|d| !disks.contains(&d) && works(d))
-        };
+        let stays = |chunk: &ChunkRecord| chunk.in_sync().any(|d| !disks.contains(&d) && works(d));
+        let goes = |chunk: &ChunkRecord| chunk.in_sync().any(|d| disks.contains(&d)) && !stays(chunk);
         for object in self.objects.values() {
-            let lost = object.chunks.values().filter(|c| needed(c)).count();
+            let enough = |shard: ChunkIndex| {
+                object.shards(shard).filter(|(_, s)| stays(s)).count() >= object.policy.sufficient()
+            };
+            let needed = |index: ChunkIndex| match index.role() {
+                Role::Whole | Role::Log => true,
+                Role::Shard(_) => !enough(index),
+            };
+            let lost = object.chunks.iter().filter(|(index, record)| goes(record) && needed(**index));
+            let lost = lost.map(|(index, _)| index.base()).collect::<BTreeSet<ChunkIndex>>().len();
             if lost > 0 {
                 chunks += lost;
                 example.get_or_insert_with(|| object.name.clone());
@@ -239,12 +248,9 @@ impl State {
         if !ObjectRecord::good_size(size_bytes) {
             return Err(Refused::BadSize(size_bytes));
         }
-        let Policy::Mirror { copies } = policy;
-        if copies == 0 || copies > Policy::COPIES_MAX {
-            return Err(Refused::BadPolicy { copies });
-        }
+        policy.check()?;
         // Nothing is placed before it is written; that it could be is checked now.
-        placement::place(self, policy.components(), None)?;
+        placement::place(self, policy, ChunkIndex(0), None)?;
         let record = Arc::new(ObjectRecord {
             id: object,
             name: name.clone(),
@@ -299,9 +305,18 @@ impl State {
             return Err(Refused::NoHost(lock.host));
         }
         let record = self.object(object)?;
-        let holds = record.lock.is_some_and(|held| held.host == lock.host);
-        if lock.kind != LockKind::Background && self.leaving_hosts.contains_key(&lock.host) && !holds {
-            return Err(Refused::HostLeaves(lock.host));
+        // A repair is no opening: who has only that can't open it where nothing is to be opened.
+        let holds =
+            record.lock.is_some_and(|held| held.host == lock.host && held.kind != LockKind::Background);
+        if lock.kind != LockKind::Background && !holds {
+            match self.leaving_hosts.get(&lock.host) {
+                Some(Departure::WhenEmpty | Departure::AtOnce) => return Err(Refused::HostLeaves(lock.host)),
+                Some(Departure::Maintenance {
+                    mode: MaintenanceMode::EnsureAccess | MaintenanceMode::Full,
+                    ..
+                }) => return Err(Refused::InMaintenance(lock.host)),
+                Some(Departure::Maintenance { mode: MaintenanceMode::NoMove, .. }) | None => {}
+            }
         }
         if let Some(held) = record.lock
             && held.host != lock.host
@@ -351,18 +366,21 @@ impl State {
         if chunk.0 >= record.chunks_total() {
             return Err(Refused::NoComponent(chunk));
         }
-        if record.chunks.contains_key(&chunk) {
+        if record.policy.records(chunk).any(|index| record.chunks.contains_key(&index)) {
             return Err(Refused::Overtaken(Arc::clone(record)));
         }
-        let disks = placement::place(self, record.policy.components(), Some(near))?;
-        let components = disks.into_iter().map(|disk| Component { disk, sync: Sync::InSync }).collect();
+        let placed = placement::place(self, record.policy, chunk, Some(near))?;
         self.change(index, basis.object, |record| {
-            record.chunks.insert(chunk, ChunkRecord { components });
+            record.chunks.extend(placed.into_iter().map(|(index, disks)| {
+                let components = disks.into_iter().map(|disk| Component { disk, sync: Sync::InSync });
+                (index, ChunkRecord { components: components.collect() })
+            }));
         })
     }
 
     fn change_sync(&mut self, index: u64, basis: Basis, changes: &[SyncChange], unix_s: u64) -> Applied {
-        let mut chunks = self.owned(basis)?.chunks.clone();
+        let before = self.owned(basis)?;
+        let mut after = ObjectRecord::clone(before);
         for change in changes {
             let (index, disk, sync) = match *change {
                 SyncChange::Add { chunk, disk } => (chunk, disk, Sync::InSync),
@@ -370,18 +388,30 @@ impl State {
                     (chunk, disk, Sync::Stale { stale_seq, since_unix_s: unix_s })
                 }
             };
-            let chunk = chunks.get_mut(&index).ok_or(Refused::NoComponent(index))?;
+            let chunk = after.chunks.get_mut(&index).ok_or(Refused::NoComponent(index))?;
             let component =
                 chunk.components.iter_mut().find(|c| c.disk == disk).ok_or(Refused::NoComponent(index))?;
             // A component that is stale already keeps the older, more careful mark.
             if component.in_sync() || sync == Sync::InSync {
                 component.sync = sync;
             }
-            if chunk.in_sync().next().is_none() {
+            // Shards are counted when all is done: one may fall out while another comes back.
+            if chunk.in_sync().next().is_none() && !matches!(index.role(), Role::Shard(_)) {
                 return Err(Refused::LastInSync(index));
             }
         }
-        self.change(index, basis.object, |record| record.chunks = chunks)
+        let good = |record: &ObjectRecord, chunk| {
+            record.shards(chunk).filter(|(_, shard)| shard.in_sync().next().is_some()).count()
+        };
+        let needed = before.policy.sufficient();
+        for change in changes {
+            let (SyncChange::Add { chunk, .. } | SyncChange::Remove { chunk, .. }) = *change;
+            let left = good(&after, chunk);
+            if left < needed && left < good(before, chunk) {
+                return Err(Refused::TooFewShards { chunk: chunk.base(), needed, left });
+            }
+        }
+        self.change(index, basis.object, |record| record.chunks = after.chunks)
     }
 
     fn repair(
@@ -393,18 +423,22 @@ impl State {
         unix_s: u64,
     ) -> Applied {
         let record = self.owned(basis)?;
-        let needed = record.policy.components();
+        let needed = record.policy.components(chunk);
         let now = record.chunks.get(&chunk).ok_or(Refused::NoComponent(chunk))?;
         if let Some(drop) = drop
             && now.components.iter().find(|c| c.disk == drop).is_none_or(Component::in_sync)
         {
             return Err(Refused::NoComponent(chunk));
         }
-        let staying = now.components.iter().filter(|c| !self.is_leaving(c.disk)).count();
-        if drop.is_none() && (staying >= needed || now.components.len() >= 2 * needed) {
-            return Err(Refused::TooMuch(format!("chunk {} has all its components", chunk.0)));
+        if let Some(waited) = drop.filter(|disk| self.is_waited_for(record.policy, *disk)) {
+            let host = self.disks.get(&waited).map(|d| d.host).ok_or(Refused::NoDisk(waited))?;
+            return Err(Refused::InMaintenance(host));
         }
-        let disk = placement::place_one_more(self, now, drop, needed)?;
+        let staying = now.components.iter().filter(|c| !self.is_emptied(record.policy, c.disk)).count();
+        if drop.is_none() && (staying >= needed || now.components.len() >= 2 * needed) {
+            return Err(Refused::TooMuch(format!("chunk {chunk} has all its components")));
+        }
+        let disk = placement::place_one_more(self, record, chunk, drop)?;
         self.change(index, basis.object, |record| {
             let components = &mut record.chunks.entry(chunk).or_default().components;
             components.retain(|c| Some(c.disk) != drop);
@@ -426,7 +460,7 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    fn object(&self, object: ObjectId) -> Result<&Arc<ObjectRecord>, Refused> {
+    pub(super) fn object(&self, object: ObjectId) -> Result<&Arc<ObjectRecord>, Refused> {
         self.objects.get(&object).ok_or(Refused::NoObject(object))
     }
 

@@ -24,7 +24,8 @@ pub struct Basis {
 /// One change of a chunk's in-sync set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum SyncChange {
-    /// The component missed a write (rule 6). Refused if it is the last one in sync.
+    /// The component missed a write (rule 6). Refused if it is the last one in sync; of a shard, if too few shards of its
+    /// chunk would be left that have one in sync.
     Remove {
         /// The chunk.
         chunk: ChunkIndex,
@@ -161,13 +162,13 @@ pub enum Command {
         /// That host's lease counter, as it stood still.
         lease: u64,
     },
-    /// A chunk gets its components, all in sync because all are empty.
+    /// A chunk gets its components, all in sync because all are empty: with parity, those of its shards and of its log.
     PlaceChunk {
         /// On what the owner bases it.
         basis: Basis,
-        /// The chunk.
+        /// The chunk, by its plain index.
         chunk: ChunkIndex,
-        /// The owner: one copy goes to it, where there is room.
+        /// The owner: one copy goes to it, with parity one of the data shards and one copy of the log, where there is room.
         near: HostId,
     },
     /// Components leave or join in-sync sets.
@@ -223,7 +224,8 @@ pub enum Command {
         /// How it leaves.
         departure: Option<Departure>,
     },
-    /// The same of a host with all its disks. Refused too while a volume is open there.
+    /// The same of a host with all its disks. Refused too while a volume is open there. Maintenance is refused if something
+    /// could not be read without the host, or if what its mode moves finds no place.
     LeaveHost {
         /// The host.
         host: HostId,
@@ -256,6 +258,16 @@ pub enum Command {
         name: Option<String>,
         /// What it shares with the hosts that would fail with it. Refused as the name.
         fault_domain: Option<String>,
+    },
+    /// An object is to be kept in another way: its owner gives its chunks the components that they need, and trims others.
+    /// Refused if that has no place or no room, and between a mirror and shards.
+    SetPolicy {
+        /// The object.
+        object: ObjectId,
+        /// The policy that the proposer has seen.
+        from: Policy,
+        /// The new one.
+        to: Policy,
     },
 }
 
@@ -290,7 +302,7 @@ pub enum Refused {
     #[error("no object {0} in the cluster")]
     NoObject(ObjectId),
     /// No such chunk or component.
-    #[error("chunk {} has no such component", .0.0)]
+    #[error("chunk {0} has no such component")]
     NoComponent(ChunkIndex),
     /// The name belongs to another object.
     #[error("the name {name} is taken by object {by}")]
@@ -359,10 +371,10 @@ pub enum Refused {
     #[error("the record has changed")]
     Overtaken(Arc<ObjectRecord>),
     /// The last in-sync component can't be taken away.
-    #[error("chunk {} has no other component in sync", .0.0)]
+    #[error("chunk {0} has no other component in sync")]
     LastInSync(ChunkIndex),
     /// Data would be lost.
-    #[error("{what} holds the last copy of {chunks} chunks, {example} among them")]
+    #[error("{chunks} chunks can't be had without {what}, of volume {example} among others")]
     WouldLoseData {
         /// Host or disk.
         what: String,
@@ -421,7 +433,7 @@ pub enum Refused {
     #[error("host {0} is leaving the cluster")]
     HostLeaves(HostId),
     /// The chunk needs all its components.
-    #[error("chunk {} needs all its components", .0.0)]
+    #[error("chunk {0} needs all its components")]
     NothingSpare(ChunkIndex),
     /// The name belongs to another host.
     #[error("host {by} is called {name} already")]
@@ -434,6 +446,51 @@ pub enum Refused {
     /// The host was let in and has not come up yet.
     #[error("host {0} has not come up yet")]
     HostNotUp(HostId),
+    /// No such numbers of shards.
+    #[error("parity is kept as 2+1, 4+1, 2+2 or 4+2 shards, not {data}+{parity}")]
+    BadParity {
+        /// How many data shards were asked for.
+        data: u8,
+        /// How many parity shards.
+        parity: u8,
+    },
+    /// The chunk's content could not be had from what would be left in sync.
+    #[error("chunk {chunk} needs {needed} of its shards in sync, {left} would be left")]
+    TooFewShards {
+        /// The chunk, by its plain index.
+        chunk: ChunkIndex,
+        /// How many shards it needs.
+        needed: usize,
+        /// How many would have an in-sync component.
+        left: usize,
+    },
+    /// The one can't be made from the other in place.
+    #[error("a mirror can't become shards with parity in place, nor these a mirror or others")]
+    OtherMethod,
+    /// The disks have no room for the components that the policy asks for in addition.
+    #[error("the disks have no room for the {extents} MiB more that the policy takes")]
+    NoSpaceFor {
+        /// The policy.
+        policy: Policy,
+        /// How much is to be placed, in extents of 1 MiB.
+        extents: u64,
+    },
+    /// Without these disks, and those of other hosts in maintenance, objects could not be read.
+    #[error("without {what}, {volumes} volumes could not be read, {example} among them")]
+    WouldBeUnreadable {
+        /// The host.
+        what: String,
+        /// How many objects.
+        volumes: usize,
+        /// The name of one.
+        example: VolumeName,
+    },
+    /// The host is in maintenance: volumes are not opened there, and what it holds is not built elsewhere.
+    #[error("host {0} is in maintenance")]
+    InMaintenance(HostId),
+    /// Disks have no maintenance of their own.
+    #[error("a disk can't be in maintenance, only a host")]
+    NotOfDisks,
 }
 
 /// Why a join token is refused.

@@ -17,19 +17,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId};
-use ferro_protocol::units::CHUNK_EXTENTS;
 
 use super::State;
 use super::apply::Applied;
 use super::command::{Basis, Outcome, Refused};
-use super::placement::{FULL_PERCENT, has_room};
-use super::records::{ChunkRecord, Component, Departure, DiskHealth, DiskRecord, LockKind, ObjectRecord};
+use super::placement::has_room;
+use super::records::{
+    ChunkRecord, Component, Departure, DiskHealth, DiskRecord, LockKind, MaintenanceMode, ObjectRecord,
+    Policy,
+};
 
 impl State {
-    /// Whether a disk is leaving, by itself or with its host.
+    /// Whether a disk is leaving, by itself or with its host, or is emptied because its host is in full maintenance.
     pub fn is_leaving(&self, disk: DiskId) -> bool {
         self.leaving_disks.contains_key(&disk)
-            || self.disks.get(&disk).is_some_and(|d| self.leaving_hosts.contains_key(&d.host))
+            || self.disks.get(&disk).and_then(|d| self.leaving_hosts.get(&d.host)).is_some_and(|departure| {
+                let mode = match departure {
+                    Departure::WhenEmpty | Departure::AtOnce => MaintenanceMode::Full,
+                    Departure::Maintenance { mode, .. } => *mode,
+                };
+                mode == MaintenanceMode::Full
+            })
     }
 
     /// The disks that are leaving.
@@ -44,7 +52,11 @@ impl State {
     pub fn is_settled(&self, object: &ObjectRecord) -> bool {
         object.settled()
             && (self.leaving_disks.is_empty() && self.leaving_hosts.is_empty()
-                || !object.chunks.values().flat_map(|c| &c.components).any(|c| self.is_leaving(c.disk)))
+                || !object
+                    .chunks
+                    .values()
+                    .flat_map(|c| &c.components)
+                    .any(|c| self.is_emptied(object.policy, c.disk)))
     }
 
     /// Whether a component of any object is on one of these disks.
@@ -66,6 +78,9 @@ impl State {
                 self.leaving_disks.remove(&disk);
             }
             Some(departure) => {
+                if matches!(departure, Departure::Maintenance { .. }) {
+                    return Err(Refused::NotOfDisks);
+                }
                 self.check_departure(&what, &[disk], departure)?;
                 self.leaving_disks.insert(disk, departure);
             }
@@ -80,8 +95,12 @@ impl State {
             None => {
                 self.leaving_hosts.remove(&host);
             }
+            Some(departure @ Departure::Maintenance { mode, .. }) => {
+                self.check_maintenance(host, mode)?;
+                self.leaving_hosts.insert(host, departure);
+            }
             Some(departure) => {
-                if self.hosts.keys().all(|h| *h == host || self.leaving_hosts.contains_key(h)) {
+                if self.hosts.keys().all(|h| *h == host || self.is_host_leaving(*h)) {
                     return Err(Refused::LastHost(host));
                 }
                 self.check_closed(host)?;
@@ -106,67 +125,90 @@ impl State {
     fn check_departure(&self, what: &str, disks: &[DiskId], departure: Departure) -> Result<(), Refused> {
         match departure {
             Departure::AtOnce => self.check_expendable(what, disks),
-            Departure::WhenEmpty => self.check_movable(what, disks),
+            Departure::WhenEmpty => self.check_movable(what, disks, |_| true),
+            // It is checked by itself.
+            Departure::Maintenance { .. } => Ok(()),
         }
     }
 
     /// Refuses if the other disks can't hold what is on these, or could not hold any longer what volumes may still write.
-    fn check_movable(&self, what: &str, disks: &[DiskId]) -> Result<(), Refused> {
+    pub(super) fn check_movable(
+        &self,
+        what: &str,
+        disks: &[DiskId],
+        moves: impl Fn(&ObjectRecord) -> bool,
+    ) -> Result<(), Refused> {
         let before = self.leaving();
         let mut leaving = before.clone();
         leaving.extend(disks);
-        let domains = |leaving: &BTreeSet<DiskId>| {
-            let usable = self.disks.values().filter(|d| has_room(d) && !leaving.contains(&d.id));
+        let domains = |leaving: &BTreeSet<DiskId>, policy| {
+            let stays = |d: &&DiskRecord| !leaving.contains(&d.id) && !self.is_emptied(policy, d.id);
+            let usable = self.disks.values().filter(|d| has_room(d)).filter(stays);
             usable.filter_map(|d| self.fault_domain(d.id)).collect::<BTreeSet<&str>>().len()
         };
-        let (had, found) = (domains(&before), domains(&leaving));
-        for object in self.objects.values() {
-            let needed = object.policy.components();
+        // Of each policy, before and after.
+        let mut counted: Vec<(Policy, usize, usize)> = Vec::new();
+        for object in self.objects.values().filter(|o| moves(o)) {
+            let (policy, needed) = (object.policy, object.policy.domains());
+            let known = counted.iter().find(|(of, ..)| *of == policy).copied();
+            let (_, had, found) = known.unwrap_or_else(|| {
+                let count = (policy, domains(&before, policy), domains(&leaving, policy));
+                counted.push(count);
+                count
+            });
             if found < needed && found < had {
                 let example = object.name.clone();
                 return Err(Refused::CantMove { what: what.to_owned(), example, needed, found });
             }
         }
-        self.try_moves(what, &leaving, disks)
+        self.try_moves(what, &leaving, disks, moves)
     }
 
     /// Places every component of the disks that leave on those that stay, as a trial.
-    fn try_moves(&self, what: &str, leaving: &BTreeSet<DiskId>, disks: &[DiskId]) -> Result<(), Refused> {
-        let components = self.components_by_disk();
-        // How many extents a component takes up is not in the directory: as many as the disk's others.
-        let extents = |disk: &DiskRecord| {
-            let count = components.get(&disk.id).copied().unwrap_or(0).max(1);
-            disk.used_extents.div_ceil(count).min(u64::from(CHUNK_EXTENTS))
-        };
+    fn try_moves(
+        &self,
+        what: &str,
+        leaving: &BTreeSet<DiskId>,
+        disks: &[DiskId],
+        moves: impl Fn(&ObjectRecord) -> bool,
+    ) -> Result<(), Refused> {
+        let promised = self.promised_by_disk();
         let total = disks
             .iter()
             .filter_map(|d| self.disks.get(d))
             .map(|d| d.used_extents)
             .fold(0, u64::saturating_add);
-        let mut free: BTreeMap<DiskId, (u64, &str)> = BTreeMap::new();
-        for disk in self.disks.values().filter(|d| has_room(d) && !leaving.contains(&d.id)) {
-            let Some(domain) = self.fault_domain(disk.id) else { continue };
-            let usable = disk.capacity_extents.saturating_mul(FULL_PERCENT) / 100;
-            free.insert(disk.id, (usable.saturating_sub(disk.used_extents), domain));
-        }
-        for object in self.objects.values() {
-            let needed = object.policy.components();
-            for chunk in object.chunks.values() {
+        let mut free = self.free(leaving);
+        for object in self.objects.values().filter(|o| moves(o)) {
+            // Where the shards are that were moved already: their former fault domains are free for the others.
+            let mut moved: BTreeMap<ChunkIndex, BTreeSet<&str>> = BTreeMap::new();
+            for (index, chunk) in &object.chunks {
                 let goes = |c: &&Component| leaving.contains(&c.disk);
-                let mut taken: BTreeSet<&str> = chunk
-                    .components
-                    .iter()
-                    .filter(|c| !goes(c))
-                    .filter_map(|c| self.fault_domain(c.disk))
-                    .collect();
+                let stay = chunk.components.iter().filter(|c| !goes(c)).map(|c| c.disk);
+                let mut own: BTreeSet<&str> = stay.filter_map(|d| self.fault_domain(d)).collect();
+                let mut taken = own.clone();
+                for (other, shard) in object.other_shards(*index) {
+                    match moved.get(&other) {
+                        Some(domains) => taken.extend(domains),
+                        None => {
+                            taken.extend(shard.components.iter().filter_map(|c| self.fault_domain(c.disk)))
+                        }
+                    }
+                }
+                let needed = object.policy.components(*index);
                 let staying = chunk.components.iter().filter(|c| !goes(c)).count();
-                let moves = chunk.components.iter().filter(goes).take(needed.saturating_sub(staying));
-                for component in moves {
-                    let size = self.disks.get(&component.disk).map_or(0, extents);
-                    let others = free.iter_mut().filter(|(_, (_, domain))| !taken.contains(*domain));
+                let going = chunk.components.iter().filter(goes).take(needed.saturating_sub(staying));
+                for component in going {
+                    let most = u64::from(object.policy.extents_max(*index));
+                    let size = self.likely_extents(component.disk, most, &promised);
+                    let others = free
+                        .iter_mut()
+                        .filter(|(_, (_, domain))| !taken.contains(*domain))
+                        .filter(|(disk, _)| !self.is_emptied(object.policy, **disk));
                     let Some((_, (room, domain))) = others.max_by_key(|(disk, (room, _))| (*room, **disk))
                     else {
                         let (what, example) = (what.to_owned(), object.name.clone());
+                        let needed = object.policy.domains();
                         return Err(Refused::CantMove { what, example, needed, found: taken.len() });
                     };
                     if *room < size {
@@ -175,7 +217,9 @@ impl State {
                     }
                     *room -= size;
                     taken.insert(domain);
+                    own.insert(domain);
                 }
+                moved.insert(*index, own);
             }
         }
         Ok(())
@@ -184,7 +228,9 @@ impl State {
     pub(super) fn trim(&mut self, index: u64, basis: Basis, chunk: ChunkIndex) -> Applied {
         let record = self.owned(basis)?;
         let now = record.chunks.get(&chunk).ok_or(Refused::NoComponent(chunk))?;
-        let spare = self.spare(now, record.policy.components()).ok_or(Refused::NothingSpare(chunk))?;
+        let spare = self
+            .spare(now, record.policy, record.policy.components(chunk))
+            .ok_or(Refused::NothingSpare(chunk))?;
         self.change(index, basis.object, |record| {
             if let Some(chunk) = record.chunks.get_mut(&chunk) {
                 chunk.components.retain(|c| c.disk != spare);
@@ -192,11 +238,12 @@ impl State {
         })
     }
 
-    /// A component that the others can do without: first of a disk that leaves, then one that is not in sync.
-    fn spare(&self, chunk: &ChunkRecord, needed: usize) -> Option<DiskId> {
+    /// A component that the others can do without: first of a disk that leaves, then one that is not in sync, then one whose host
+    /// is in maintenance and may be away.
+    fn spare(&self, chunk: &ChunkRecord, policy: Policy, needed: usize) -> Option<DiskId> {
         let good = |c: &&Component| {
             let works = self.disks.get(&c.disk).is_some_and(|d| d.health == DiskHealth::Healthy);
-            c.in_sync() && works && !self.is_leaving(c.disk)
+            c.in_sync() && works && !self.is_emptied(policy, c.disk)
         };
         let without = |disk: Option<DiskId>| {
             chunk.components.iter().filter(good).map(|c| c.disk).filter(move |d| Some(*d) != disk)
@@ -209,7 +256,7 @@ impl State {
             .components
             .iter()
             .filter(|c| without(Some(c.disk)).count() >= needed && spread(Some(c.disk)) >= wanted)
-            .min_by_key(|c| (!self.is_leaving(c.disk), c.in_sync(), c.disk))
+            .min_by_key(|c| (!self.is_emptied(policy, c.disk), c.in_sync(), !self.is_resting(c.disk), c.disk))
             .map(|c| c.disk)
     }
 }

@@ -5,6 +5,9 @@
 //! - an object's epoch only grows, by one with each `Acquire`;
 //! - each placed chunk has at least one in-sync component, its components are on different disks, and no command but
 //!   the owner's own (right epoch, latest revision) or the removal of a host or a disk touches them;
+//! - a placed chunk of an object with parity has all its records: as many shards with an in-sync component as make its
+//!   content, no two shards in one fault domain (but for what [`Command::SetHost`], [`Command::PutHost`] and a disk that is
+//!   moved to another host bring about), and a log with an in-sync component;
 //! - nothing new is placed on a disk that is leaving ([`leave`]);
 //! - a record's revision is the index of the command that last changed it.
 //!
@@ -12,8 +15,11 @@
 
 mod apply;
 pub mod command;
+mod conversion;
 mod documents;
+pub mod forecast;
 pub mod leave;
+pub mod maintenance;
 pub mod placement;
 pub mod records;
 
@@ -25,9 +31,10 @@ use ferro_protocol::ids::{DiskId, Epoch, HostId, ObjectId, VolumeName};
 use serde::{Deserialize, Serialize};
 
 pub use command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
+pub use forecast::Forecast;
 pub use records::{
     ChunkRecord, Component, Content, Departure, DiskHealth, DiskRecord, HostRecord, Lock, LockKind,
-    ObjectRecord, Policy, Sync, TokenEntry,
+    MaintenanceMode, ObjectRecord, Policy, Sync, TokenEntry,
 };
 
 /// A document of another daemon.
@@ -56,7 +63,7 @@ pub struct State {
     pub documents: BTreeMap<DocumentName, Arc<Document>>,
     /// The index of the last command that changed anything.
     pub revision: u64,
-    /// The hosts that are leaving, with all their disks.
+    /// The hosts that are leaving, with all their disks, or are in maintenance.
     pub leaving_hosts: BTreeMap<HostId, Departure>,
     /// The disks that are leaving by themselves.
     pub leaving_disks: BTreeMap<DiskId, Departure>,
@@ -82,6 +89,20 @@ impl State {
             .values()
             .filter(move |o| o.lock.is_some_and(|lock| lock.host == host))
             .map(|o| (o.id, o.epoch))
+    }
+
+    /// How many extents the components on each disk may come to take.
+    pub fn promised_by_disk(&self) -> BTreeMap<DiskId, u64> {
+        let mut promised = BTreeMap::new();
+        for object in self.objects.values() {
+            for (index, chunk) in &object.chunks {
+                let extents = u64::from(object.policy.extents_max(*index));
+                for component in &chunk.components {
+                    *promised.entry(component.disk).or_insert(0) += extents;
+                }
+            }
+        }
+        promised
     }
 
     /// How many components each disk has.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
-use ferro_protocol::units::{VOLUME_BYTES_MAX, chunks_of};
+use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq, VolumeName};
+use ferro_protocol::units::{CHUNK_EXTENTS, VOLUME_BYTES_MAX, chunks_of};
 use serde::{Deserialize, Serialize};
+
+use super::command::Refused;
 
 /// A host that has joined the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -33,13 +35,31 @@ pub enum DiskHealth {
     Dead(String),
 }
 
-/// How a disk or a host leaves the cluster.
+/// How a disk or a host leaves the cluster, or stands aside for a while.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Departure {
     /// What it holds is built elsewhere first; until then it keeps its components in step.
     WhenEmpty,
     /// At once, unless a last copy would go with it: volumes may have fewer copies than their policy asks for afterwards.
     AtOnce,
+    /// Of a host only: it does not leave, somebody works on it.
+    Maintenance {
+        /// What is moved first.
+        mode: MaintenanceMode,
+        /// Since when, in seconds since 1970.
+        since_unix_s: u64,
+    },
+}
+
+/// What is moved before a host in maintenance may be switched off ([`super::maintenance`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MaintenanceMode {
+    /// What has no second copy.
+    EnsureAccess,
+    /// Everything.
+    Full,
+    /// Nothing.
+    NoMove,
 }
 
 /// A disk that was given to the cluster.
@@ -59,25 +79,86 @@ pub struct DiskRecord {
     pub health: DiskHealth,
 }
 
-/// How an object is kept.
+/// How an object is kept. [`Self::check`] tells which numbers make sense.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Policy {
-    /// So many full copies, 1 to 3, each in another fault domain: it survives the loss of all but one.
+    /// So many full copies, 1 to 4, each in another fault domain: it survives the loss of all but one.
     Mirror {
         /// How many.
         copies: u8,
+    },
+    /// RAID-5 and RAID-6: each chunk in `data` + `parity` shards, each in another fault domain, of which any `data` make the
+    /// rest; and a log of `parity` + 1 copies.
+    Parity {
+        /// Shards that hold the data: 2 or 4.
+        data: u8,
+        /// Shards that hold parity: 1 or 2.
+        parity: u8,
     },
 }
 
 impl Policy {
     /// The most copies a mirror may have.
-    pub const COPIES_MAX: u8 = 3;
+    pub const COPIES_MAX: u8 = 4;
+    /// What the log of a chunk with parity is reckoned to take of each of its disks, in extents: its owner empties it all the
+    /// time. It counts only where disks are compared.
+    const LOG_EXTENTS: u32 = CHUNK_EXTENTS / 16;
 
-    /// How many components each chunk has.
-    pub const fn components(self) -> usize {
+    /// Refuses what objects can't be kept as.
+    pub fn check(self) -> Result<(), Refused> {
+        match self {
+            Self::Mirror { copies: 1..=Self::COPIES_MAX } | Self::Parity { data: 2 | 4, parity: 1 | 2 } => {
+                Ok(())
+            }
+            Self::Mirror { copies } => Err(Refused::BadPolicy { copies }),
+            Self::Parity { data, parity } => Err(Refused::BadParity { data, parity }),
+        }
+    }
+
+    /// How many fault domains each chunk needs.
+    pub const fn domains(self) -> usize {
         match self {
             Self::Mirror { copies } => copies as usize,
+            Self::Parity { data, parity } => data as usize + parity as usize,
         }
+    }
+
+    /// How many of a chunk's copies, or of its shards, its content can be had from.
+    pub const fn sufficient(self) -> usize {
+        match self {
+            Self::Mirror { .. } => 1,
+            Self::Parity { data, .. } => data as usize,
+        }
+    }
+
+    /// How many extents a component of the record with this index may come to take.
+    pub const fn extents_max(self, index: ChunkIndex) -> u32 {
+        match (self, index.role()) {
+            (Self::Parity { .. }, Role::Log) => Self::LOG_EXTENTS,
+            (Self::Parity { data: data @ 1.., .. }, Role::Shard(_)) => CHUNK_EXTENTS.div_ceil(data as u32),
+            _ => CHUNK_EXTENTS,
+        }
+    }
+
+    /// How many components the record with this index has when it is whole.
+    pub const fn components(self, index: ChunkIndex) -> usize {
+        match self {
+            Self::Mirror { copies } => copies as usize,
+            Self::Parity { parity, .. } => match index.role() {
+                Role::Log => parity as usize + 1,
+                Role::Whole | Role::Shard(_) => 1,
+            },
+        }
+    }
+
+    /// The records that a chunk with a place has.
+    pub fn records(self, chunk: ChunkIndex) -> impl Iterator<Item = ChunkIndex> {
+        let (whole, shards) = match self {
+            Self::Mirror { .. } => (Some(chunk.base()), 0),
+            Self::Parity { data, parity } => (None, data.saturating_add(parity)),
+        };
+        let log = whole.is_none().then(|| chunk.log());
+        whole.into_iter().chain((0..shards).map(move |n| chunk.shard(n))).chain(log)
     }
 }
 
@@ -136,10 +217,11 @@ impl Component {
     }
 }
 
-/// Where a chunk is.
+/// Where a chunk is, or one of its shards, or its log.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ChunkRecord {
-    /// Its components, at least one of them in sync.
+    /// Its components, at least one of them in sync. A shard's record may have none in sync, or none at all, as long as
+    /// [`Policy::sufficient`] shards of its chunk have one.
     pub components: Vec<Component>,
 }
 
@@ -176,7 +258,7 @@ pub struct ObjectRecord {
     pub epoch: Epoch,
     /// Who owns it, if anyone.
     pub lock: Option<Lock>,
-    /// The chunks that have a place; the others read as zeros.
+    /// The chunks that have a place, each with all of [`Policy::records`]; the others read as zeros.
     pub chunks: BTreeMap<ChunkIndex, ChunkRecord>,
     /// When it was made, in seconds since 1970.
     pub created_unix_s: u64,
@@ -195,17 +277,32 @@ impl ObjectRecord {
         size_bytes > 0 && size_bytes.is_multiple_of(4096) && size_bytes <= VOLUME_BYTES_MAX
     }
 
+    /// The shards of a chunk that have a place, by number; none of a mirror.
+    pub fn shards(&self, chunk: ChunkIndex) -> impl Iterator<Item = (ChunkIndex, &ChunkRecord)> {
+        let shards = self.policy.records(chunk).filter(|index| matches!(index.role(), Role::Shard(_)));
+        shards.filter_map(|index| self.chunks.get(&index).map(|record| (index, record)))
+    }
+
+    /// The other shards of the chunk that this one belongs to; none if it is no shard. No two of them may share a fault
+    /// domain, not even with one that is about to leave it.
+    pub fn other_shards(&self, index: ChunkIndex) -> impl Iterator<Item = (ChunkIndex, &ChunkRecord)> {
+        let is_shard = matches!(index.role(), Role::Shard(_));
+        self.shards(index).filter(move |(other, _)| is_shard && *other != index)
+    }
+
     /// Whether each placed chunk has all its components in sync.
     pub fn fully_redundant(&self) -> bool {
-        self.chunks.values().all(|c| {
-            c.components.len() >= self.policy.components() && c.components.iter().all(Component::in_sync)
+        self.chunks.iter().all(|(index, c)| {
+            c.components.len() >= self.policy.components(*index)
+                && c.components.iter().all(Component::in_sync)
         })
     }
 
     /// Whether each placed chunk has all its components in sync and none that is left over from a move.
     pub fn settled(&self) -> bool {
-        let needed = self.policy.components();
-        self.fully_redundant() && self.chunks.values().all(|c| c.components.len() <= needed)
+        let spare =
+            |(index, c): (&ChunkIndex, &ChunkRecord)| c.components.len() > self.policy.components(*index);
+        self.fully_redundant() && !self.chunks.iter().any(spare)
     }
 }
 

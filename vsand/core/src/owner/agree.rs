@@ -36,7 +36,11 @@ impl Owner {
         }
         let in_sync: Vec<DiskId> = group.in_sync().collect();
         group.summaries.retain(|disk, _| in_sync.contains(disk));
-        if in_sync.is_empty() || in_sync.iter().any(|disk| !group.summaries.contains_key(disk)) {
+        if in_sync.is_empty() {
+            self.serve_without_component(index);
+            return self.stripes_ready(now, index);
+        }
+        if in_sync.iter().any(|disk| !group.summaries.contains_key(disk)) {
             return;
         }
         let seq_max = group.summaries.values().map(|s| s.seq_max.max(s.watermark)).max().unwrap_or_default();
@@ -74,6 +78,7 @@ impl Owner {
         group.phase = Phase::Serving;
         group.summaries.clear();
         self.start_backlog(now, index);
+        self.stripes_ready(now, index);
     }
 
     /// A component failed, or the copies did: everything is asked anew, since some may have changed already.

@@ -4,7 +4,9 @@
 use ferro_protocol::ids::{ChunkIndex, DiskId};
 
 use super::group::Phase;
+use super::stripes::Stripes;
 use super::{Owner, Trouble};
+use crate::bugs::Bug;
 use crate::time::Now;
 
 /// How often chunks are looked through.
@@ -20,13 +22,15 @@ impl Owner {
         self.refresh_troubles();
         self.repair_wanted.clear();
         self.trim_wanted.clear();
+        self.drop_dead(now);
         if !self.degraded && self.leaving.is_empty() {
             return;
         }
-        let needed = self.record.policy.components();
         let mut wanted: Vec<(ChunkIndex, Option<DiskId>)> = Vec::new();
         let mut spare: Vec<ChunkIndex> = Vec::new();
-        for group in self.groups.values().filter(|g| matches!(g.phase, Phase::Serving)) {
+        let placed = |g: &&super::group::Group| self.record.chunks.contains_key(&g.index);
+        for group in self.groups.values().filter(placed).filter(|g| matches!(g.phase, Phase::Serving)) {
+            let needed = self.record.policy.components(group.index);
             let staying = || group.members.iter().filter(|(disk, _)| !self.leaving.contains(disk));
             if staying().count() < needed {
                 wanted.push((group.index, None));
@@ -42,7 +46,8 @@ impl Owner {
                 let dead = self.links.get(disk).is_some_and(|l| l.dead);
                 let late = now.unix_s.saturating_sub(since) >= self.config.repair_delay_s;
                 // One that is being filled is left alone, however old its mark.
-                member.resync.is_none() && (dead || (late && !self.trusted(**disk)))
+                let waited = self.resting.contains(*disk) && !self.bugs.has(Bug::MaintenanceRebuilds);
+                member.resync.is_none() && (dead || (late && !waited && !self.trusted(**disk)))
             });
             if let Some((disk, _)) = overdue {
                 wanted.push((group.index, Some(*disk)));
@@ -52,11 +57,26 @@ impl Owner {
         self.trim_wanted.extend(spare);
     }
 
+    /// Components on disks that are dead leave the in-sync set, also of chunks that nobody writes to: else they would be
+    /// missed only when another one fails.
+    fn drop_dead(&mut self, now: Now) {
+        let dead = |disk: &DiskId| self.links.get(disk).is_some_and(|l| l.dead);
+        let serving = self.groups.values().filter(|g| matches!(g.phase, Phase::Serving));
+        let gone: Vec<(ChunkIndex, DiskId)> =
+            serving.flat_map(|g| g.healthy().filter(dead).map(|d| (g.index, d))).collect();
+        for (chunk, disk) in gone {
+            self.member_failed(now.mono, chunk, disk);
+        }
+    }
+
     /// Takes back what is no trouble any more.
     fn refresh_troubles(&mut self) {
-        let (groups, asks, links) = (&self.groups, &self.asks, &self.links);
+        let (groups, stripes, asks, links) = (&self.groups, &self.stripes, &self.asks, &self.links);
         self.troubles.retain(|trouble| match trouble {
-            Trouble::Unreachable(chunk) => groups.get(chunk).is_some_and(|g| !g.stalled.is_empty()),
+            Trouble::Unreachable(chunk) => {
+                groups.get(chunk).is_some_and(|g| !g.stalled.is_empty())
+                    || stripes.get(chunk).is_some_and(Stripes::has_stalled)
+            }
             Trouble::Full(disk) => asks.values().any(|a| a.disk == *disk && a.not_before.0 > 0),
             // One that has nothing of this object any more troubles nobody.
             Trouble::Stuck(disk) => {

@@ -9,13 +9,14 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use ferro_protocol::ids::{ChunkIndex, DiskId};
+use ferro_protocol::ids::{ChunkIndex, DiskId, Role};
 use ferro_protocol::peer::{Refusal, Reply, Request, RequestId, Run};
 use ferro_protocol::units::BlockRange;
 
 use super::group::Holder;
 use super::links::{Purpose, SEQ_MAX};
 use super::locks::Mode;
+use super::stripes::TaskId;
 use super::{Owner, Trouble};
 use crate::time::{Instant, Now};
 
@@ -49,6 +50,8 @@ pub(super) struct Copy {
     pub pending: BTreeSet<DiskId>,
     /// Its current request to the source.
     pub fetch: Option<RequestId>,
+    /// Of one that is made from other shards ([`super::stripes`]): who makes it, and holds the rows.
+    pub rows: Option<TaskId>,
 }
 
 impl Owner {
@@ -63,8 +66,17 @@ impl Owner {
         targets: BTreeSet<DiskId>,
     ) -> CopyId {
         let id = CopyId(self.fresh_id());
-        let copy =
-            Copy { chunk, range, why, sources, source: None, targets, pending: BTreeSet::new(), fetch: None };
+        let copy = Copy {
+            chunk,
+            range,
+            why,
+            sources,
+            source: None,
+            targets,
+            pending: BTreeSet::new(),
+            fetch: None,
+            rows: None,
+        };
         self.copies.insert(id, copy);
         if let Some(group) = self.groups.get_mut(&chunk)
             && group.locks.lock(Holder::Copy(id), range, Mode::Exclusive)
@@ -130,7 +142,7 @@ impl Owner {
         }
     }
 
-    fn install(&mut self, now: Instant, id: CopyId, runs: &[Run], payload: &Bytes) {
+    pub(super) fn install(&mut self, now: Instant, id: CopyId, runs: &[Run], payload: &Bytes) {
         let Some(copy) = self.copies.get_mut(&id) else { return };
         let mut targets = copy.targets.clone();
         if let Some(source) = copy.source {
@@ -171,6 +183,10 @@ impl Owner {
         let Some(copy) = self.copies.remove(&id) else { return };
         self.cancel_asks(|a| a.purpose == Purpose::Copy(id));
         self.unlock(now, copy.chunk, Holder::Copy(id));
+        if let Some(task) = copy.rows {
+            self.tasks.remove(&task);
+            self.give_rows_back(copy.chunk.base(), task);
+        }
         match copy.why {
             Why::Agree => self.agree_copied(now, copy.chunk, id, good),
             Why::Resync(disk) => self.resync_copied(now, copy.chunk, disk, id, good),
@@ -182,6 +198,9 @@ impl Owner {
     pub(super) fn mend(&mut self, now: Instant, chunk: ChunkIndex, disk: DiskId, bad: &[u32]) {
         let Some(group) = self.groups.get(&chunk) else { return };
         let sources: Vec<DiskId> = group.healthy().filter(|d| *d != disk).collect();
+        if sources.is_empty() && matches!(chunk.role(), Role::Shard(_)) {
+            return self.mend_shard(chunk, disk, bad);
+        }
         if sources.is_empty() || !group.members.get(&disk).is_some_and(super::group::Member::in_sync) {
             return;
         }
@@ -200,7 +219,7 @@ impl Owner {
 }
 
 /// Whether the runs are exactly the range, can be, and the payload is theirs.
-fn covers(runs: &[Run], range: BlockRange, payload: usize) -> bool {
+pub(super) fn covers(runs: &[Run], range: BlockRange, payload: usize) -> bool {
     let mut at = range.first();
     let mut bytes = 0;
     for run in runs {

@@ -122,6 +122,19 @@ impl Dirty {
         Ok(if self.page_end < CHUNK_BLOCKS { Next::Source(self.page_end) } else { Next::Done })
     }
 
+    /// A list of which each block must be copied, whoever has it; where its next page begins, if there is one.
+    pub(super) fn mark(&mut self, runs: &[Run], next_block: Option<u32>) -> Result<Option<u32>, BadList> {
+        end_of(runs, self.listed, next_block)?;
+        for run in runs {
+            for block in run.range.blocks() {
+                self.blocks.insert(block);
+                self.data.insert(block);
+            }
+        }
+        self.listed = next_block.unwrap_or(0);
+        Ok(next_block)
+    }
+
     /// Takes the next run of blocks to copy.
     pub(super) fn take(&mut self) -> Option<Piece> {
         let first = self.blocks.first_from(self.next)?;

@@ -83,6 +83,9 @@ pub(super) struct Group {
     pub stalled: Vec<PartId>,
     /// What the sealed disks said.
     pub summaries: BTreeMap<DiskId, ChunkSummary>,
+    /// Of a record of a chunk with parity: up to where everything is stable. Its versions are taken elsewhere
+    /// ([`super::stripes`]), so its own writes don't tell.
+    pub floor: Option<Seq>,
 }
 
 impl Group {
@@ -103,6 +106,7 @@ impl Group {
             backlog: VecDeque::new(),
             stalled: Vec::new(),
             summaries: BTreeMap::new(),
+            floor: None,
         }
     }
 
@@ -113,9 +117,10 @@ impl Group {
     /// Every write up to here is stable on every in-sync component. While sealing: as far as the answers prove it.
     pub(super) fn watermark(&self) -> Seq {
         match self.phase {
-            Phase::Serving | Phase::Unplaced => match self.writes.first_key_value() {
-                Some((first, _)) => Seq(first.0 - 1),
-                None => Seq(self.next_seq.0 - 1),
+            Phase::Serving | Phase::Unplaced => match (self.floor, self.writes.first_key_value()) {
+                (Some(floor), _) => floor,
+                (None, Some((first, _))) => Seq(first.0 - 1),
+                (None, None) => Seq(self.next_seq.0 - 1),
             },
             Phase::Sealing | Phase::Agreeing { .. } => {
                 self.summaries.values().map(|s| s.watermark).max().unwrap_or_default()

@@ -81,6 +81,8 @@ pub(super) enum PieceKind {
     Merge { skip: usize, data: Bytes },
     /// Unmap the range.
     Zero,
+    /// Read the range with its versions.
+    Fetch,
 }
 
 /// Checks a request against the disk's size; true if it may be carried out.

@@ -3,16 +3,18 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use ferro_protocol::ids::{ChunkIndex, DiskId, Seq, Version};
-use ferro_protocol::peer::{Refusal, Reply, Request};
+use ferro_protocol::ids::{ChunkIndex, DiskId, Role, Seq, Version};
+use ferro_protocol::peer::{Refusal, Reply, Request, Run};
 use ferro_protocol::units::BLOCK_BYTES;
 
+use super::copy::covers;
 use super::group::{Group, Holder, Phase, Write};
 use super::guest::{
     GuestError, GuestRequest, GuestResult, GuestTag, Piece, PieceKind, in_bounds, merge, pieces,
 };
 use super::links::Purpose;
 use super::locks::Mode;
+use super::stripes::TaskId;
 use super::{Effect, Owner, Trouble};
 use crate::bugs::Bug;
 use crate::time::{Instant, Now};
@@ -25,10 +27,38 @@ pub(super) struct OpId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct PartId(pub u64);
 
-/// A guest request.
+/// What a part brought.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Got {
+    /// The change is on every component that must have it.
+    Done,
+    /// The range's bytes.
+    Data(Bytes),
+    /// The range as runs, and the bytes of the mapped ones.
+    Runs(Vec<Run>, Bytes),
+}
+
+/// Why a part brought nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fault {
+    /// No component that is left can read it.
+    Bad,
+    /// The component can't be asked now. Only of a shard; what has no other source waits instead.
+    Away,
+}
+
+/// Who asked for an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Whom {
+    Guest(GuestTag),
+    /// A task, and which of its requests.
+    Task(TaskId, usize),
+}
+
+/// A request of the guest, or one of a task.
 #[derive(Debug)]
 pub(super) struct Op {
-    tag: GuestTag,
+    whom: Whom,
     left: usize,
     read: bool,
     data: Vec<Bytes>,
@@ -43,8 +73,16 @@ pub(super) struct Part {
     place: usize,
     pub piece: Piece,
     /// Components whose answer was no good.
-    tried: BTreeSet<DiskId>,
+    pub tried: BTreeSet<DiskId>,
     asked: Option<DiskId>,
+    /// The version that its change shall have, if that is decided already.
+    seq: Option<Seq>,
+}
+
+impl Op {
+    pub(super) fn is_guests(&self) -> bool {
+        matches!(self.whom, Whom::Guest(_))
+    }
 }
 
 impl Owner {
@@ -69,12 +107,31 @@ impl Owner {
         let op = OpId(self.fresh_id());
         let read = matches!(request, GuestRequest::Read { .. });
         let data = if read { vec![Bytes::new(); pieces.len()] } else { Vec::new() };
-        self.ops.insert(op, Op { tag, left: pieces.len(), read, data, failed: None });
+        let whom = Whom::Guest(tag);
+        self.ops.insert(op, Op { whom, left: pieces.len(), read, data, failed: None });
         for (place, piece) in pieces.into_iter().enumerate() {
             let part = PartId(self.fresh_id());
-            self.parts.insert(part, Part { op, place, piece, tried: BTreeSet::new(), asked: None });
+            let tried = BTreeSet::new();
+            self.parts.insert(part, Part { op, place, piece, tried, asked: None, seq: None });
             self.admit(now, part);
         }
+    }
+
+    /// A task asks for something of a group.
+    pub(super) fn start_inner(
+        &mut self,
+        now: Instant,
+        task: TaskId,
+        place: usize,
+        piece: Piece,
+        seq: Option<Seq>,
+    ) {
+        let op = OpId(self.fresh_id());
+        let whom = Whom::Task(task, place);
+        self.ops.insert(op, Op { whom, left: 1, read: false, data: Vec::new(), failed: None });
+        let part = PartId(self.fresh_id());
+        self.parts.insert(part, Part { op, place: 0, piece, tried: BTreeSet::new(), asked: None, seq });
+        self.admit(now, part);
     }
 
     /// Lets a part in: it waits for the lease (reads, and what a chunk without a place answers), for the chunk, then for its range.
@@ -82,7 +139,7 @@ impl Owner {
         let Some(part) = self.parts.get(&id) else { return };
         let piece = &part.piece;
         let (chunk, range) = (piece.chunk, piece.range);
-        let read = matches!(piece.kind, PieceKind::Read { .. });
+        let read = matches!(piece.kind, PieceKind::Read { .. } | PieceKind::Fetch);
         let zero = matches!(piece.kind, PieceKind::Zero);
         let lease_runs = self.lease_runs(now);
         let group = self.groups.entry(chunk).or_insert_with(|| Group::fresh(chunk, None));
@@ -92,8 +149,8 @@ impl Owner {
             return self.lease_wait.push(id);
         }
         match group.phase {
-            Phase::Unplaced if read => return self.end_part(id, Ok(Some(zeros(range.bytes())))),
-            Phase::Unplaced if zero && group.backlog.is_empty() => return self.end_part(id, Ok(None)),
+            Phase::Unplaced if read => return self.end_part(id, Ok(Got::Data(zeros(range.bytes())))),
+            Phase::Unplaced if zero && group.backlog.is_empty() => return self.end_part(id, Ok(Got::Done)),
             Phase::Unplaced => {
                 group.backlog.push_back(id);
                 self.place_wanted.insert(chunk);
@@ -111,8 +168,11 @@ impl Owner {
     /// The part has its range.
     fn run_part(&mut self, now: Instant, id: PartId) {
         let Some(part) = self.parts.get(&id) else { return };
+        if self.is_striped(part.piece.chunk) {
+            return self.run_striped(now, id);
+        }
         match &part.piece.kind {
-            PieceKind::Read { .. } | PieceKind::Merge { .. } => self.read_part(now, id),
+            PieceKind::Read { .. } | PieceKind::Merge { .. } | PieceKind::Fetch => self.read_part(now, id),
             PieceKind::Write { data } => {
                 let data = data.clone();
                 self.write_part(now, id, Some(data));
@@ -124,26 +184,39 @@ impl Owner {
     pub(super) fn read_part(&mut self, now: Instant, id: PartId) {
         let Some(part) = self.parts.get(&id) else { return };
         let (chunk, range) = (part.piece.chunk, part.piece.range);
+        let stale = self.bugs.has(Bug::StaleShardDecoded) && matches!(chunk.role(), Role::Shard(_));
         let Some(group) = self.groups.get_mut(&chunk) else { return };
         let best = group
             .members
             .iter()
-            .filter(|(disk, member)| member.in_sync() && !member.failing && !part.tried.contains(*disk))
+            .filter(|(disk, member)| {
+                (member.in_sync() || stale) && !member.failing && !part.tried.contains(*disk)
+            })
             .filter_map(|(disk, _)| Some((*disk, self.links.get(disk)?)))
             .filter(|(_, link)| link.usable())
             .min_by_key(|(disk, link)| (!link.trusted(), !link.local, link.outstanding, *disk));
         let Some((disk, _)) = best else {
             let untried = group.in_sync().any(|disk| !part.tried.contains(&disk));
-            if untried {
+            if matches!(chunk.role(), Role::Shard(_)) {
+                // Other shards make up for it.
+                let bad = !untried && !part.tried.is_empty();
+                self.end_part(id, Err(if bad { Fault::Bad } else { Fault::Away }));
+                self.unlock(now, chunk, Holder::Part(id));
+            } else if untried {
                 group.stalled.push(id);
                 self.troubles.insert(Trouble::Unreachable(chunk));
             } else {
-                self.end_part(id, Err(GuestError::Lost));
+                self.end_part(id, Err(Fault::Bad));
                 self.unlock(now, chunk, Holder::Part(id));
             }
             return;
         };
-        let request = Request::Read { chunk: self.chunk_id(chunk), epoch: self.epoch, range };
+        let (chunk, epoch) = (self.chunk_id(chunk), self.epoch);
+        let request = if matches!(part.piece.kind, PieceKind::Fetch) {
+            Request::Fetch { chunk, epoch, range }
+        } else {
+            Request::Read { chunk, epoch, range }
+        };
         if let Some(part) = self.parts.get_mut(&id) {
             part.asked = Some(disk);
         }
@@ -153,9 +226,11 @@ impl Owner {
     /// Whether the part could be read from another disk than this one.
     pub(super) fn another_source(&self, part: PartId, asked: DiskId) -> bool {
         let Some(part) = self.parts.get(&part) else { return false };
-        self.groups.get(&part.piece.chunk).is_some_and(|group| {
-            group.healthy().any(|disk| disk != asked && !part.tried.contains(&disk) && self.usable(disk))
-        })
+        let chunk = part.piece.chunk;
+        self.can_decode(chunk)
+            || self.groups.get(&chunk).is_some_and(|group| {
+                group.healthy().any(|disk| disk != asked && !part.tried.contains(&disk) && self.usable(disk))
+            })
     }
 
     pub(super) fn read_answered(
@@ -175,13 +250,12 @@ impl Owner {
                     let merged = merge(&payload, *skip, data);
                     return self.write_part(now.mono, id, Some(merged));
                 }
-                if self.lease_runs(now.mono) {
-                    self.end_part(id, Ok(Some(payload)));
-                } else {
-                    // Somebody else may own the object by now: read again when the lease is renewed.
-                    self.lease_wait.push(id);
-                }
-                self.unlock(now.mono, chunk, Holder::Part(id));
+                self.end_read(now.mono, id, chunk, Got::Data(payload));
+            }
+            Ok(Reply::Runs(runs))
+                if part.piece.kind == PieceKind::Fetch && covers(&runs, range, payload.len()) =>
+            {
+                self.end_read(now.mono, id, chunk, Got::Runs(runs, payload));
             }
             Err(Refusal::BadBlocks { bad }) => {
                 part.tried.insert(from);
@@ -195,16 +269,26 @@ impl Owner {
         }
     }
 
+    fn end_read(&mut self, now: Instant, id: PartId, chunk: ChunkIndex, got: Got) {
+        if self.lease_runs(now) {
+            self.end_part(id, Ok(got));
+        } else {
+            // Somebody else may own the object by now: read again when the lease is renewed.
+            self.lease_wait.push(id);
+        }
+        self.unlock(now, chunk, Holder::Part(id));
+    }
+
     /// Sends a write to every component that must have it.
     fn write_part(&mut self, now: Instant, id: PartId, data: Option<Bytes>) {
         let Some(part) = self.parts.get(&id) else { return };
-        let (chunk, range) = (part.piece.chunk, part.piece.range);
+        let (chunk, range, decided) = (part.piece.chunk, part.piece.range, part.seq);
         let (whole, epoch, chunk_id) = (self.bugs.has(Bug::WrongWatermark), self.epoch, self.chunk_id(chunk));
         let skip_joining = self.bugs.has(Bug::ResyncSkipsWrites);
         let Some(group) = self.groups.get_mut(&chunk) else { return };
-        let seq = group.next_seq;
+        let seq = decided.unwrap_or(group.next_seq);
         let watermark = if whole { seq } else { group.watermark() };
-        group.next_seq = seq.next();
+        group.next_seq = group.next_seq.max(seq.next());
         let required: BTreeSet<DiskId> =
             group.required().filter(|d| !skip_joining || group.members[d].in_sync()).collect();
         group.writes.insert(seq, Write { part: id, pending: required.clone(), progress: now });
@@ -220,6 +304,8 @@ impl Owner {
                 self.member_failed(now, chunk, disk);
             }
         }
+        // A shard that is not in sync has nobody to wait for.
+        self.finish_write(now, chunk, seq);
     }
 
     pub(super) fn member_failed(&mut self, now: Instant, chunk: ChunkIndex, disk: DiskId) {
@@ -253,7 +339,7 @@ impl Owner {
             return;
         }
         if let Some(write) = group.writes.remove(&seq) {
-            self.end_part(write.part, Ok(None));
+            self.end_part(write.part, Ok(Got::Done));
             self.unlock(now, chunk, Holder::Part(write.part));
         }
     }
@@ -269,18 +355,25 @@ impl Owner {
         }
     }
 
-    fn end_part(&mut self, id: PartId, result: Result<Option<Bytes>, GuestError>) {
+    pub(super) fn end_part(&mut self, id: PartId, result: Result<Got, Fault>) {
         let Some(part) = self.parts.remove(&id) else { return };
         let Some(op) = self.ops.get_mut(&part.op) else { return };
+        let tag = match op.whom {
+            Whom::Guest(tag) => tag,
+            Whom::Task(task, place) => {
+                self.ops.remove(&part.op);
+                return self.task_answered(task, place, result);
+            }
+        };
         op.left -= 1;
         match result {
-            Ok(Some(data)) => {
+            Ok(Got::Data(data)) => {
                 if let PieceKind::Read { skip, len } = part.piece.kind {
                     op.data[part.place] = data.slice(skip..skip + len);
                 }
             }
-            Ok(None) => {}
-            Err(error) => op.failed = Some(error),
+            Ok(Got::Done | Got::Runs(..)) => {}
+            Err(_) => op.failed = Some(GuestError::Lost),
         }
         if op.left > 0 {
             return;
@@ -291,7 +384,7 @@ impl Owner {
             None if op.read => GuestResult::Data(op.data),
             None => GuestResult::Done,
         };
-        self.effects.push_back(Effect::Complete { tag: op.tag, result });
+        self.effects.push_back(Effect::Complete { tag, result });
     }
 
     /// The chunk serves now: what waited for that goes on, in order.
@@ -318,6 +411,7 @@ impl Owner {
 
     /// A component may answer again: reads that found none are tried again.
     pub(super) fn unstall(&mut self, now: Instant) {
+        self.unstall_stripes();
         let chunks: Vec<ChunkIndex> =
             self.groups.values().filter(|g| !g.stalled.is_empty()).map(|g| g.index).collect();
         for chunk in chunks {

@@ -73,6 +73,7 @@ pub(super) enum Purpose {
     Write { chunk: ChunkIndex, seq: Seq },
     Copy(CopyId),
     List { chunk: ChunkIndex, disk: DiskId },
+    Scrub,
 }
 
 /// A request that was not answered.
@@ -124,6 +125,8 @@ impl Owner {
         if self.fenced {
             return;
         }
+        // Asked again it might cost the next connection too, should the host not know the request.
+        self.scrub_lost(disk);
         // A seal that was asked stays owed, so that a disk that never comes is found silent.
         let mut seal = Seal::No;
         for ask in self.asks.values_mut().filter(|a| a.disk == disk) {
@@ -212,6 +215,7 @@ impl Owner {
             }
             Purpose::Copy(copy) => self.copy_answered(now, copy, ask.disk, reply, payload),
             Purpose::List { chunk, disk } => self.list_answered(now, chunk, disk, reply),
+            Purpose::Scrub => self.scrub_answered(now.mono, ask.disk, reply),
         }
     }
 
@@ -478,6 +482,7 @@ impl Owner {
                 self.shrink_wanted.insert(index);
             }
         }
+        self.scrub_lost(disk);
         self.fail_copies_of(now, disk);
         self.reroute_reads(now, disk);
         if self.links.get(&disk).is_some_and(|l| l.dead) {

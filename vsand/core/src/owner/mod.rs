@@ -35,6 +35,8 @@ mod links;
 mod locks;
 mod record;
 mod resync;
+mod scrub;
+mod stripes;
 mod stuck;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -42,7 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ferro_protocol::ids::{ChunkId, ChunkIndex, DiskId, Epoch, HostId, ObjectId};
+use ferro_protocol::ids::{ChunkId, ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role};
 use ferro_protocol::peer::{Request, RequestId};
 
 use crate::bugs::Bugs;
@@ -54,6 +56,8 @@ use guest::{GuestRequest, GuestResult, GuestTag};
 use io::{Op, OpId, Part, PartId};
 use links::{Ask, Link};
 pub use resync::ResyncView;
+pub use scrub::{ScrubEnd, ScrubView};
+use stripes::{Stripes, Task, TaskId};
 
 /// Settings of an owner.
 #[derive(Clone, Debug)]
@@ -78,6 +82,11 @@ pub struct Config {
     pub resyncs_max: usize,
     /// Copies under way at once.
     pub copies_max: usize,
+    /// Slots of 4 KiB of the log of a chunk with parity (16,384). The same for all owners that an object ever has: a new one looks
+    /// for the log of the former in so many.
+    pub log_slots: u32,
+    /// A log this full, in thousandths (250), is put into the shards while the guest writes; before, only when it pauses.
+    pub destage_permille: u32,
 }
 
 impl Config {
@@ -93,6 +102,8 @@ impl Config {
             resync_bytes_per_s: 64 << 20,
             resyncs_max: 4,
             copies_max: 8,
+            log_slots: 16_384,
+            destage_permille: 250,
         }
     }
 }
@@ -135,6 +146,8 @@ pub enum Effect {
         /// The disk.
         disk: DiskId,
     },
+    /// A scrub of a chunk has ended ([`Owner::scrub`]).
+    Scrubbed(ScrubEnd),
     /// The object belongs to somebody else now. The guest's requests are neither completed nor failed; the driver drops
     /// its socket and this owner.
     Fenced,
@@ -170,6 +183,15 @@ pub struct Owner {
     ops: BTreeMap<OpId, Op>,
     parts: BTreeMap<PartId, Part>,
     copies: BTreeMap<CopyId, Copy>,
+    /// Chunks with parity, and what is under way in them.
+    stripes: BTreeMap<ChunkIndex, Stripes>,
+    tasks: BTreeMap<TaskId, Task>,
+    /// Tasks that have all that they asked for.
+    ready_tasks: VecDeque<TaskId>,
+    /// Chunks with parity where something may begin.
+    stripes_busy: BTreeSet<ChunkIndex>,
+    /// Data of logs in memory.
+    cached_bytes: usize,
     /// Reads that wait for the lease.
     lease_wait: Vec<PartId>,
     /// Groups that need a change in the directory before I/O can go on.
@@ -180,12 +202,15 @@ pub struct Owner {
     trim_wanted: BTreeSet<ChunkIndex>,
     /// The disks that are leaving the cluster.
     leaving: BTreeSet<DiskId>,
+    /// The disks of hosts in maintenance.
+    resting: BTreeSet<DiskId>,
     proposal: Option<record::Proposal>,
     propose_after: Instant,
     directory_silent: bool,
     next_id: u64,
     guest_io_at: Instant,
     budget: resync::Budget,
+    scrub: Option<scrub::Scrub>,
     /// Some component is not in sync, or one too many.
     degraded: bool,
     resync_after: Instant,
@@ -209,6 +234,11 @@ impl Owner {
             ops: BTreeMap::new(),
             parts: BTreeMap::new(),
             copies: BTreeMap::new(),
+            stripes: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            ready_tasks: VecDeque::new(),
+            stripes_busy: BTreeSet::new(),
+            cached_bytes: 0,
             lease_wait: Vec::new(),
             shrink_wanted: BTreeSet::new(),
             place_wanted: BTreeSet::new(),
@@ -216,12 +246,14 @@ impl Owner {
             repair_wanted: BTreeMap::new(),
             trim_wanted: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            resting: BTreeSet::new(),
             proposal: None,
             propose_after: Instant(0),
             directory_silent: false,
             next_id: 1,
             guest_io_at: Instant(0),
             budget: resync::Budget::new(now.mono),
+            scrub: None,
             degraded: !record.settled(),
             resync_after: Instant(0),
             next_check: now.mono,
@@ -236,6 +268,10 @@ impl Owner {
                 owner.link(now.mono, component.disk);
             }
             owner.groups.insert(*index, group);
+        }
+        let logs: Vec<ChunkIndex> = record.chunks.keys().filter(|i| i.role() == Role::Log).copied().collect();
+        for log in logs {
+            owner.begin_stripes(now.mono, log.base(), false);
         }
         let sealing: BTreeSet<DiskId> = record.chunks.values().flat_map(|c| c.in_sync()).collect();
         for disk in sealing {
@@ -273,7 +309,17 @@ impl Owner {
 
     /// Whether no guest request is under way.
     pub fn is_idle(&self) -> bool {
-        self.ops.is_empty()
+        !self.ops.values().any(Op::is_guests)
+    }
+
+    /// Whether nothing waits in a log for its shards (of a volume with parity).
+    pub fn is_destaged(&self) -> bool {
+        !self.stripes_pending()
+    }
+
+    /// The chunks with parity in whose rows nothing is under way: their in-sync shards are of one generation.
+    pub fn chunks_at_rest(&self) -> impl Iterator<Item = ChunkIndex> {
+        self.stripes.iter().filter(|(_, stripes)| stripes.is_at_rest()).map(|(chunk, _)| *chunk)
     }
 
     /// What keeps I/O waiting now.
@@ -283,9 +329,13 @@ impl Owner {
 
     /// When [`Self::tick`] is to be called again.
     pub fn tick_after(&self) -> Duration {
-        if !self.copies.is_empty() || self.resyncing() {
+        if !self.copies.is_empty() || self.resyncing() || self.scrub.is_some() {
             Duration::from_millis(10)
-        } else if !self.asks.is_empty() || self.proposal.is_some() || self.wants_proposal() {
+        } else if !self.asks.is_empty()
+            || self.proposal.is_some()
+            || self.wants_proposal()
+            || self.stripes_pending()
+        {
             Duration::from_millis(50)
         } else {
             Duration::from_secs(1)
@@ -325,6 +375,16 @@ impl Owner {
         self.tick(now);
     }
 
+    /// These disks are in hosts that somebody works on: their components are not built elsewhere because they are away.
+    pub fn handle_resting(&mut self, now: Now, resting: &BTreeSet<DiskId>) {
+        if self.fenced || self.resting == *resting {
+            return;
+        }
+        self.resting.clone_from(resting);
+        self.next_check = now.mono;
+        self.tick(now);
+    }
+
     /// The directory says that this owner's lock is gone ([`crate::lease::Standing::Lost`]).
     pub fn handle_lock_lost(&mut self) {
         self.fence();
@@ -338,6 +398,7 @@ impl Owner {
         self.check_silence(now.mono);
         self.check_stuck(now.mono);
         self.check_stale(now);
+        self.tick_stripes();
         self.settle(now);
     }
 
@@ -353,7 +414,10 @@ impl Owner {
         if self.fenced {
             return;
         }
+        self.run_stripes(now.mono);
         self.run_resyncs(now);
+        self.run_stripes(now.mono);
+        self.run_scrub(now.mono);
         self.propose_next(now);
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ferro_protocol::ids::{ChunkIndex, DiskId};
+use ferro_protocol::ids::{ChunkIndex, DiskId, Role};
 
 use super::group::{Group, Member, Phase};
 use super::links::Purpose;
@@ -102,8 +102,8 @@ impl Owner {
                 *group = Group::fresh(*index, Some(chunk));
                 group.backlog = backlog;
                 placed.push(*index);
-                self.place_wanted.remove(index);
-                self.troubles.remove(&Trouble::NoPlace(*index));
+                self.place_wanted.remove(&index.base());
+                self.troubles.remove(&Trouble::NoPlace(index.base()));
             }
         }
         let indexes: Vec<ChunkIndex> = self.groups.keys().copied().collect();
@@ -111,6 +111,9 @@ impl Owner {
             self.apply_members(now.mono, index);
         }
         for index in placed {
+            if index.role() == Role::Log {
+                self.begin_stripes(now.mono, index.base(), true);
+            }
             self.start_backlog(now.mono, index);
         }
     }
@@ -199,7 +202,9 @@ impl Owner {
         for disk in dropped {
             self.join_wanted.remove(&(index, *disk));
         }
-        self.abort_listings_of(now, index, dropped);
+        for listed in self.listed_at(index) {
+            self.abort_listings_of(now, listed, dropped);
+        }
         let Some(group) = self.groups.get_mut(&index) else { return };
         if matches!(group.phase, Phase::Agreeing { .. }) {
             self.agree_again(now, index);
@@ -252,14 +257,18 @@ impl Owner {
         let mut changes = Vec::new();
         for index in &self.shrink_wanted {
             let Some(group) = self.groups.get(index) else { continue };
-            if group.healthy().next().is_none() {
+            if !self.can_shrink(*index) {
                 continue;
             }
             // While sealing, what is acknowledged is known only from those that have answered.
-            if matches!(group.phase, Phase::Sealing) && group.summaries.is_empty() {
-                continue;
-            }
-            let stale_seq = group.watermark();
+            let stale_seq = match index.role() {
+                Role::Shard(_) => self.shards_watermark(*index),
+                Role::Whole | Role::Log => {
+                    let silent = matches!(group.phase, Phase::Sealing) && group.summaries.is_empty();
+                    (!silent).then(|| group.watermark())
+                }
+            };
+            let Some(stale_seq) = stale_seq else { continue };
             for (disk, member) in &group.members {
                 let joining = member.resync.as_ref().is_some_and(super::resync::Resync::is_joining);
                 if member.failing && (member.in_sync() || joining) {

@@ -16,13 +16,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ferro_protocol::ids::{ChunkIndex, DiskId, Seq};
+use ferro_protocol::ids::{ChunkIndex, DiskId, Role, Seq};
 use ferro_protocol::peer::{Refusal, Reply, Request};
 use ferro_protocol::units::BLOCK_BYTES;
 
 use super::Owner;
 use super::copy::{CopyId, Why};
-use super::dirty::{Dirty, Next, Piece};
+use super::dirty::{BadList, Dirty, Next, Piece};
 use super::group::Phase;
 use super::links::Purpose;
 use crate::bugs::Bug;
@@ -42,6 +42,8 @@ pub(super) struct Resync {
     stage: Stage,
     since: Seq,
     source: DiskId,
+    /// Of a shard that is made from others: who is still to be asked what has changed, the one that is asked now first.
+    siblings: Vec<(ChunkIndex, DiskId)>,
     dirty: Dirty,
     /// Blocks with data that were copied.
     copied: u32,
@@ -88,18 +90,18 @@ impl Budget {
         Self { bytes: 0, at: now }
     }
 
-    fn refill(&mut self, now: Instant, bytes_per_s: u64) {
+    pub(super) fn refill(&mut self, now: Instant, bytes_per_s: u64) {
         let earned = u128::from(bytes_per_s) * now.since(self.at).as_nanos() / 1_000_000_000;
         let burst = i64::try_from(bytes_per_s / 10).unwrap_or(i64::MAX);
         self.bytes = self.bytes.saturating_add(i64::try_from(earned).unwrap_or(i64::MAX)).min(burst);
         self.at = now;
     }
 
-    fn is_spent(&self) -> bool {
+    pub(super) fn is_spent(&self) -> bool {
         self.bytes <= 0
     }
 
-    fn spend(&mut self, bytes: usize) {
+    pub(super) fn spend(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 }
@@ -110,6 +112,7 @@ impl Resync {
             stage: Stage::Barrier(barrier),
             since,
             source,
+            siblings: Vec::new(),
             dirty: Dirty::new(),
             copied: 0,
             copies: BTreeMap::new(),
@@ -192,9 +195,14 @@ impl Owner {
     }
 
     fn begin_resync(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) -> bool {
+        let rebuilt = self.is_rebuilt(index);
+        if rebuilt && !self.can_rebuild(index) {
+            return false;
+        }
         let source = self.resync_source(index);
+        let next_job = self.next_job(index);
         let Some(group) = self.groups.get_mut(&index) else { return false };
-        let barrier = group.next_seq;
+        let barrier = if rebuilt { next_job } else { group.next_seq };
         let Some(member) = group.members.get_mut(&disk) else { return false };
         let (Some(source), Sync::Stale { stale_seq, .. }) = (source, member.sync) else { return false };
         member.resync = Some(Resync::new(now, stale_seq, source, barrier));
@@ -203,6 +211,9 @@ impl Owner {
 
     /// Whom to ask what has changed: an in-sync component that answers.
     fn resync_source(&self, index: ChunkIndex) -> Option<DiskId> {
+        if self.is_rebuilt(index) {
+            return self.rebuild_sources(index).first().map(|(_, disk)| *disk);
+        }
         self.groups
             .get(&index)?
             .healthy()
@@ -232,14 +243,22 @@ impl Owner {
         match stage {
             Stage::Barrier(barrier) => {
                 // Only writes that went out after the resync began go to the component by themselves.
+                let rebuilt = self.is_rebuilt(index);
                 let writes = self.groups.get(&index).map(|g| &g.writes);
-                let older = writes.and_then(|w| w.first_key_value()).is_some_and(|(seq, _)| *seq < barrier);
+                let older = if rebuilt {
+                    self.has_older_job(index, barrier)
+                } else {
+                    writes.and_then(|w| w.first_key_value()).is_some_and(|(seq, _)| *seq < barrier)
+                };
                 // The source must have those writes too: one that was in sync when the resync began may have missed them.
                 if !older && let Some(source) = self.resync_source(index) {
+                    let siblings = if rebuilt { self.rebuild_sources(index) } else { Vec::new() };
+                    let at = siblings.first().copied().unwrap_or((index, source));
                     let Some(resync) = self.resync_mut(index, disk) else { return };
                     resync.stage = Stage::ListSource;
                     resync.source = source;
-                    self.list(now, index, disk, source, since, 0);
+                    resync.siblings = siblings;
+                    self.list(now, index, disk, at, since, 0);
                 }
             }
             Stage::ListSource | Stage::ListTarget | Stage::Join => {}
@@ -252,11 +271,11 @@ impl Owner {
         now: Instant,
         chunk: ChunkIndex,
         disk: DiskId,
-        at: DiskId,
+        (record, at): (ChunkIndex, DiskId),
         since: Seq,
         from_block: u32,
     ) {
-        let request = Request::List { chunk: self.chunk_id(chunk), epoch: self.epoch, since, from_block };
+        let request = Request::List { chunk: self.chunk_id(record), epoch: self.epoch, since, from_block };
         self.ask(now, at, Purpose::List { chunk, disk }, request, Bytes::new());
     }
 
@@ -272,6 +291,10 @@ impl Owner {
         let Ok(Reply::List { runs, next_block }) = reply else {
             return self.abort_resync(now.mono, index, disk);
         };
+        if let Some(at) = resync.siblings.first().copied() {
+            let listed = resync.dirty.mark(&runs, next_block);
+            return self.rebuild_listed(now.mono, index, disk, at, listed);
+        }
         let next = match resync.stage {
             Stage::ListSource => resync.dirty.source_lists(runs, next_block),
             Stage::ListTarget if keep_divergent => resync.dirty.target_lists(&[], next_block),
@@ -281,17 +304,59 @@ impl Owner {
         match next {
             Ok(Next::Source(from)) => {
                 resync.stage = Stage::ListSource;
-                self.list(now.mono, index, disk, source, since, from);
+                self.list(now.mono, index, disk, (index, source), since, from);
             }
             Ok(Next::Target(from)) => {
                 resync.stage = Stage::ListTarget;
-                self.list(now.mono, index, disk, disk, since, from);
+                self.list(now.mono, index, disk, (index, disk), since, from);
             }
             Ok(Next::Done) => {
                 resync.stage = Stage::Copying;
                 self.copy_more(now.mono, index, disk);
             }
             Err(_) => self.abort_resync(now.mono, index, disk),
+        }
+    }
+
+    /// A shard, or the component itself, has listed what changed: what any of them names is made anew.
+    fn rebuild_listed(
+        &mut self,
+        now: Instant,
+        index: ChunkIndex,
+        disk: DiskId,
+        at: (ChunkIndex, DiskId),
+        listed: Result<Option<u32>, BadList>,
+    ) {
+        let Some(resync) = self.resync_mut(index, disk) else { return };
+        let since = resync.since;
+        match listed {
+            Err(BadList) => self.abort_resync(now, index, disk),
+            Ok(Some(from)) => self.list(now, index, disk, at, since, from),
+            Ok(None) if resync.stage == Stage::ListTarget => {
+                resync.stage = Stage::Copying;
+                self.copy_more(now, index, disk);
+            }
+            Ok(None) => {
+                if resync.siblings.len() > 1 {
+                    resync.siblings.remove(0);
+                    resync.source = resync.siblings[0].1;
+                } else {
+                    resync.siblings = vec![(index, disk)];
+                    resync.stage = Stage::ListTarget;
+                }
+                let at = resync.siblings[0];
+                self.list(now, index, disk, at, since, 0);
+            }
+        }
+    }
+
+    /// The records of which a component may be listing for a resync of this one, or of one beside it.
+    pub(super) fn listed_at(&self, index: ChunkIndex) -> Vec<ChunkIndex> {
+        match (index.role(), self.geometry()) {
+            (Role::Shard(_), Some(geometry)) => {
+                (0..geometry.shards()).map(|n| index.base().shard(n)).collect()
+            }
+            _ => vec![index],
         }
     }
 
@@ -322,6 +387,14 @@ impl Owner {
             let Some(Piece { range, data_blocks }) = resync.dirty.take() else { return };
             let bytes = if data_blocks > 0 { range.bytes() } else { 0 };
             self.budget.spend(bytes + COPY_COST_BYTES);
+            if self.is_rebuilt(index) {
+                if let Some(id) = self.start_rebuild(index, range, Why::Resync(disk), disk)
+                    && let Some(resync) = self.resync_mut(index, disk)
+                {
+                    resync.copies.insert(id, data_blocks);
+                }
+                continue;
+            }
             let mut sources = sources;
             sources.sort_by_key(|d| self.links.get(d).map(|l| (l.trusted(), l.local, *d)));
             let id = self.start_copy(now, index, range, Why::Resync(disk), sources, BTreeSet::from([disk]));

@@ -17,7 +17,7 @@
 //! disk has answered every stuck request, or is connected to anew, it is read from only where nobody else can be asked, and
 //! no resync to it begins: that would hold up guests again and again.
 
-use ferro_protocol::ids::DiskId;
+use ferro_protocol::ids::{DiskId, Role};
 use ferro_protocol::peer::{Request, RequestId};
 
 use super::links::{Ask, Link, Purpose, Seal};
@@ -58,7 +58,7 @@ impl Kind {
                 Some(Self::Bulk)
             }
             Request::Write { .. } | Request::Install { .. } => Some(Self::Change),
-            Request::Read { .. } | Request::Fetch { .. } => Some(Self::Read),
+            Request::Read { .. } | Request::Fetch { .. } | Request::Verify { .. } => Some(Self::Read),
             Request::List { .. } => Some(Self::List),
         }
     }
@@ -145,6 +145,12 @@ impl Owner {
                 if self.another_source(part, disk) {
                     self.remember_stuck(id, disk);
                     self.cancel_asks(|a| a.purpose == Purpose::Read(part));
+                    if let Some(part) = self.parts.get_mut(&part)
+                        && matches!(part.piece.chunk.role(), Role::Shard(_))
+                    {
+                        // No other component of it: it is decoded.
+                        part.tried.insert(disk);
+                    }
                     self.read_part(now, part);
                 }
             }
@@ -165,6 +171,10 @@ impl Owner {
                     self.member_failed(now, chunk, disk);
                 }
                 self.end_copy(now, copy, false);
+            }
+            Purpose::Scrub => {
+                self.remember_stuck(id, disk);
+                self.scrub_lost(disk);
             }
             Purpose::List { chunk, disk: target } => {
                 self.remember_stuck(id, disk);

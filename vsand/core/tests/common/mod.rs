@@ -2,6 +2,8 @@
 //! out at once. (Where order and time matter, the simulator is the place.)
 #![allow(dead_code, unreachable_pub, reason = "shared by test binaries")]
 
+pub mod cluster;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -10,10 +12,10 @@ use ferro_protocol::ids::{ChunkId, ChunkIndex, DiskId, Epoch, HostId, ObjectId, 
 use ferro_protocol::peer::{ChunkSummary, Request, RequestId, Run};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange, CHUNK_BLOCKS, CHUNK_BYTES};
 use vsand_core::bugs::Bugs;
-use vsand_core::directory::{Command, HostRecord, LockKind, ObjectRecord, Outcome, Policy, State};
+use vsand_core::directory::{Command, LockKind, ObjectRecord, Outcome, Policy, Refused, State};
 use vsand_core::disk::{DiskOp, DiskReply};
 use vsand_core::owner::guest::{GuestRequest, GuestResult, GuestTag};
-use vsand_core::owner::{Config, Effect, Owner, ResyncView};
+use vsand_core::owner::{Config, Effect, Owner, ResyncView, ScrubEnd};
 use vsand_core::replica::{self, Asker, Replica};
 use vsand_core::time::{Instant, Now};
 
@@ -149,6 +151,8 @@ pub struct Lab {
     /// Disks whose host was to be reconnected to.
     pub reconnects: Vec<DiskId>,
     pub fenced: bool,
+    /// Scrubs that have ended.
+    pub scrubs: Vec<ScrubEnd>,
     /// The most that resyncs had to copy in all, as they said.
     pub resync_total_max: u32,
     results: BTreeMap<GuestTag, GuestResult>,
@@ -166,15 +170,7 @@ impl Lab {
             state.apply(index, command).expect("accepted")
         };
         for n in 1..=copies {
-            let record = HostRecord {
-                id: host(n),
-                name: format!("h{n}"),
-                address: ([10, 0, 0, n], 7_000).into(),
-                fault_domain: format!("h{n}"),
-                joined_unix_s: 0,
-                lease: 0,
-            };
-            apply(Command::PutHost { host: record });
+            apply(Command::PutHost { host: cluster::host_record(n) });
             let (path, capacity_extents) = (format!("/d{n}"), 1 << 20);
             apply(Command::PutDisk { disk: disk(n), host: host(n), path, capacity_extents, used_extents: 0 });
         }
@@ -213,6 +209,7 @@ impl Lab {
             now,
             reconnects: Vec::new(),
             fenced: false,
+            scrubs: Vec::new(),
             resync_total_max: 0,
             results: BTreeMap::new(),
             index,
@@ -238,6 +235,15 @@ impl Lab {
             self.owner.handle_disk_up(self.now, n, n == disk(1));
         }
         self.run();
+    }
+
+    /// Somebody else's command; the owner hears of what became of its object.
+    pub fn command(&mut self, command: Command) -> Result<Outcome, Refused> {
+        self.index += 1;
+        let result = self.state.apply(self.index, command);
+        self.owner.handle_record(self.now, self.state.objects.get(&OBJECT));
+        self.run();
+        result
     }
 
     pub fn record(&self) -> &ObjectRecord {
@@ -347,6 +353,7 @@ impl Lab {
                     self.owner.handle_proposal(self.now, id, Some(outcome));
                 }
                 Effect::Reconnect { disk } => self.reconnects.push(disk),
+                Effect::Scrubbed(end) => self.scrubs.push(end),
                 Effect::Fenced => self.fenced = true,
             }
         }

@@ -14,10 +14,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferro_protocol::api::{
-    AddedDisk, ApiError, BootstrapRequest, BrokenLock, ChangedHost, ClusterInfo, DiskInfo, Document,
-    DocumentList, HostInfo, JoinRequest, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, Policy,
-    PutDocument, Removal, ResyncList, SetHostRequest, Status, TokenInfo, TopSample, Transfer,
-    TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
+    AddedDisk, ApiError, BootstrapRequest, BrokenLock, CapacityReport, ChangedHost, ClusterInfo, DiskInfo,
+    Document, DocumentList, EventList, HealthCheck, HealthReport, HostInfo, HostSupport, JoinRequest,
+    LockInfo, MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy, PutDocument,
+    Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status, TokenInfo, TopSample,
+    Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -56,11 +57,37 @@ pub struct ByteSpan {
     pub length: u64,
 }
 
+/// Which events.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EventQuery {
+    /// Only those from then on, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// The newest of them, 1 to [`ferro_protocol::api::EVENTS_MAX`].
+    pub limit: u32,
+    /// Only what this host saw.
+    pub local: bool,
+}
+
 /// What the API asks of the daemon.
 #[async_trait]
 pub trait ControlPlane: Send + Sync + 'static {
     /// The cluster at a glance. Answers before there is a cluster and without a quorum too, from what is known here.
     async fn status(&self) -> Result<Status>;
+
+    /// All health checks with what they find.
+    async fn health(&self) -> Result<HealthReport>;
+    /// Mute a check for [`ferro_protocol::api::MUTE_SECONDS_MIN`] to [`ferro_protocol::api::MUTE_SECONDS_MAX`].
+    async fn mute_check(&self, code: &str, request: MuteRequest) -> Result<HealthCheck>;
+    /// Show a muted check again.
+    async fn unmute_check(&self, code: &str) -> Result<()>;
+
+    /// What happened, from the logs of all hosts that answer soon.
+    async fn events(&self, query: EventQuery) -> Result<EventList>;
+
+    /// The room there is, what takes it, and what a loss would mean.
+    async fn capacity(&self) -> Result<CapacityReport>;
+    /// What a support bundle has of one host.
+    async fn host_support(&self, host: HostId) -> Result<HostSupport>;
 
     /// Make a cluster with this host as its first member.
     async fn bootstrap(&self, request: BootstrapRequest) -> Result<ClusterInfo>;
@@ -79,6 +106,15 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn remove_host(&self, host: HostId, force: bool) -> Result<Removal>;
     /// Change what a host is called or what fails together with it; at least one of both is given.
     async fn set_host(&self, host: HostId, request: SetHostRequest) -> Result<ChangedHost>;
+    /// Let a host enter maintenance: refused if something could not be read without it, or if what the mode moves finds no
+    /// place.
+    async fn enter_maintenance(&self, host: HostId, mode: MaintenanceMode) -> Result<HostInfo>;
+    /// End a host's maintenance.
+    async fn exit_maintenance(&self, host: HostId) -> Result<HostInfo>;
+    /// What it would mean if a host went now.
+    async fn host_safety(&self, host: HostId) -> Result<Safety>;
+    /// What it would mean if a disk went now.
+    async fn disk_safety(&self, disk: DiskId) -> Result<Safety>;
     /// Keep a host that is leaving after all.
     async fn keep_host(&self, host: HostId) -> Result<()>;
 
@@ -109,6 +145,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn open_volume(&self, name: &VolumeName, read_only: bool) -> Result<OpenedVolume>;
     /// Drop the socket and give the lock back. The volume must be open on this host.
     async fn close_volume(&self, name: &VolumeName) -> Result<VolumeInfo>;
+    /// Have the volume kept in another way, open or not: its components come and go from then on.
+    async fn set_volume_policy(&self, name: &VolumeName, policy: Policy) -> Result<VolumeInfo>;
     /// Grow the volume; whole blocks, at most the limit. The implementation refuses to shrink it.
     async fn resize_volume(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo>;
     /// Delete the volume and its data, unless somebody has it open.
@@ -159,6 +197,10 @@ pub trait ControlPlane: Send + Sync + 'static {
 
     /// All resyncs, running ones first.
     async fn resyncs(&self) -> Result<ResyncList>;
+    /// The latest scrub of each volume, by name.
+    async fn scrubs(&self) -> Result<ScrubList>;
+    /// Start or stop scrubs; those of the volumes that were meant.
+    async fn change_scrubs(&self, request: &ScrubRequest) -> Result<ScrubList>;
     /// This host's counters now.
     async fn top(&self) -> Result<TopSample>;
     /// This host's counters now, as Prometheus reads them (`OpenMetrics` text).

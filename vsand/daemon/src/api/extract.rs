@@ -52,13 +52,9 @@ pub(super) fn volume_size(name: &VolumeName, bytes: u64) -> Result<u64, ApiError
 
 /// A volume's policy.
 pub(super) fn policy(name: &VolumeName, spec: PolicySpec) -> Result<Policy, ApiError> {
-    use ferro_protocol::api::BadPolicy;
     Policy::try_from(spec).map_err(|bad| {
-        let code = match bad {
-            BadPolicy::NotYet(_) => ErrorCode::PolicyNotAvailable,
-            BadPolicy::Unknown(_) | BadPolicy::Copies(_) => ErrorCode::BadPolicy,
-        };
-        ApiError::new(code, format!("volume {name} can't be made: {bad}"), "choose another policy")
+        let why = format!("volume {name} can't be made: {bad}");
+        ApiError::new(ErrorCode::BadPolicy, why, "choose another policy")
     })
 }
 

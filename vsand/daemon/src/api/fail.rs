@@ -143,13 +143,31 @@ pub fn image_too_large(name: &VolumeName, volume_bytes: u64, image_bytes: u64) -
 
 /// Too few fault domains for the policy.
 pub fn policy_unsatisfiable(name: &VolumeName, policy: Policy, domains_have: u32) -> ApiError {
-    let copies = policy.copies();
+    let needed = policy.domains();
     ApiError::new(
         ErrorCode::PolicyUnsatisfiable,
         format!(
-            "volume {name} can't be {policy}: that needs usable disks in {copies} fault domains and there are {domains_have}"
+            "volume {name} can't be {policy}: that needs usable disks in {needed} fault domains and there are {domains_have}"
         ),
-        "add hosts or disks, or choose a policy with fewer copies",
+        "add hosts or disks, or choose a policy that needs fewer",
+    )
+}
+
+/// What helps against disks that are full.
+pub const MAKE_ROOM: &str = "add disks (`vsanctl disk add`), or delete volumes that nobody needs";
+
+/// What leads from a policy to one that it can't become.
+pub const CONVERT_BY_COPY: &str = "copy it: make a volume with the other policy, `vsanctl volume export` this one while it is closed and \
+                                   `vsanctl volume import` it there; nothing was changed";
+
+/// A mirror can't become shards in place, nor shards anything else.
+pub fn policy_not_convertible(name: &VolumeName, from: Policy, to: Policy) -> ApiError {
+    ApiError::new(
+        ErrorCode::PolicyNotConvertible,
+        format!(
+            "volume {name} is {from} and can't become {to} in place: only the copies of a mirror can be more or fewer"
+        ),
+        CONVERT_BY_COPY,
     )
 }
 
@@ -159,7 +177,7 @@ pub fn cluster_full(what: impl Display, need_bytes: u64, free_bytes: u64) -> Api
     ApiError::new(
         ErrorCode::ClusterFull,
         format!("{what} needs {need} on the disks and {free} are free where its policy lets it go"),
-        "add disks (`vsanctl disk add`), or delete volumes that nobody needs",
+        MAKE_ROOM,
     )
 }
 

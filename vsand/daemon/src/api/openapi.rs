@@ -3,7 +3,9 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{documents, handlers, transfers, volumes};
+use super::{
+    capacity, documents, events, handlers, health, maintenance, scrubs, support, transfers, volumes,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,6 +19,16 @@ use super::{documents, handlers, transfers, volumes};
     paths(
         document,
         handlers::status,
+        health::report,
+        health::mute,
+        health::unmute,
+        events::list,
+        maintenance::enter,
+        maintenance::exit,
+        maintenance::of_host,
+        maintenance::of_disk,
+        capacity::report,
+        support::of_host,
         handlers::cluster,
         handlers::bootstrap,
         handlers::create_token,
@@ -35,6 +47,8 @@ use super::{documents, handlers, transfers, volumes};
         handlers::locks,
         handlers::break_lock,
         handlers::resyncs,
+        scrubs::list,
+        scrubs::change,
         handlers::top,
         handlers::metrics,
         documents::list,
@@ -48,6 +62,7 @@ use super::{documents, handlers, transfers, volumes};
         volumes::open,
         volumes::close,
         volumes::resize,
+        volumes::set_policy,
         transfers::begin,
         transfers::end,
         transfers::read,

@@ -4,8 +4,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use ferro_protocol::api::{
-    ApiError, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ResizeVolumeRequest, VolumeInfo,
-    VolumeList,
+    ApiError, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ResizeVolumeRequest, SetPolicyRequest,
+    VolumeInfo, VolumeList,
 };
 use ferro_transport::http::{Answer, Body, Failure, Path};
 
@@ -69,6 +69,20 @@ pub(super) async fn open(
     responses((status = 200, body = VolumeInfo), (status = "default", body = ApiError)))]
 pub(super) async fn close(State(api): State<Api>, Path(name): Path<String>) -> Answer<VolumeInfo> {
     Ok(Json(api.control.close_volume(&volume_name(&name)?).await?))
+}
+
+/// Have a volume kept in another way, open or not.
+#[utoipa::path(post, path = "/v1/volumes/{name}/policy", tag = "volumes", request_body = SetPolicyRequest,
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeInfo), (status = "default", body = ApiError)))]
+pub(super) async fn set_policy(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Body(request): Body<SetPolicyRequest>,
+) -> Answer<VolumeInfo> {
+    let name = volume_name(&name)?;
+    let policy = policy(&name, request.policy)?;
+    Ok(Json(api.control.set_volume_policy(&name, policy).await?))
 }
 
 /// Grow a volume, open or not.

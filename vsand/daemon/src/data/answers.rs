@@ -70,6 +70,11 @@ impl DataLoop {
                 let (object, epoch) = (volume.object(), volume.owner.epoch());
                 self.port.tell(Event::Propose { object, epoch, id, command });
             }
+            OwnerEffect::Scrubbed(end) => {
+                if let Some(answer) = volume.scrubbing.take() {
+                    let _gone = answer.send(end);
+                }
+            }
             OwnerEffect::Reconnect { disk } => self.reconnect(now, disk),
             OwnerEffect::Fenced => {
                 let (object, epoch) = (volume.object(), volume.owner.epoch());

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use ferro_protocol::ids::ObjectId;
+use ferro_protocol::ids::{DiskId, ObjectId};
 use vsand_core::bugs::Bugs;
 use vsand_core::directory::{DiskHealth, State};
 use vsand_core::lease::{Renewal, Standing};
@@ -48,7 +48,8 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
                     owner.handle_disk_dead(now, disk);
                 }
             }
-            owner.handle_leaving(now, &data.state.leaving());
+            owner.handle_leaving(now, &data.state.emptied(owner.record().policy));
+            owner.handle_resting(now, &data.state.resting());
             data.own(now, owner, acquired, socket.map(|s| *s));
         }
         Command::Disown(object, answer) => {
@@ -70,6 +71,18 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
                 volume.transfer(now, request, answer);
             }
         }
+        Command::Scrub { object, chunk, bytes_per_s, answer } => {
+            if let Some(volume) = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
+                volume.scrubbing = Some(answer);
+                volume.owner.scrub(now, chunk, bytes_per_s);
+            }
+        }
+        Command::StopScrub(object) => {
+            if let Some(volume) = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
+                volume.scrubbing = None;
+                volume.owner.stop_scrub();
+            }
+        }
         Command::Proposed { object, epoch, id, result } => {
             let volume = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key));
             if let Some(volume) = volume.filter(|v| v.owner.epoch() == epoch) {
@@ -77,26 +90,12 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             }
         }
         Command::Condemn(disk, chunks, answer) => {
-            if let Some(disk) = data.disks.get_mut(&disk) {
-                chunks.into_iter().for_each(|chunk| disk.replica.condemn(chunk));
-            }
+            data.replica(disk, chunks, Replica::condemn);
             let _gone = answer.send(());
         }
-        Command::RemoveCondemned(disk, chunks) => {
-            if let Some(disk) = data.disks.get_mut(&disk) {
-                chunks.into_iter().for_each(|chunk| disk.replica.remove_condemned(chunk));
-            }
-        }
-        Command::Pardon(disk, chunks) => {
-            if let Some(disk) = data.disks.get_mut(&disk) {
-                chunks.into_iter().for_each(|chunk| disk.replica.pardon(chunk));
-            }
-        }
-        Command::ForgetObjects(disk, objects) => {
-            if let Some(disk) = data.disks.get_mut(&disk) {
-                objects.into_iter().for_each(|object| disk.replica.forget_object(object));
-            }
-        }
+        Command::RemoveCondemned(disk, chunks) => data.replica(disk, chunks, Replica::remove_condemned),
+        Command::Pardon(disk, chunks) => data.replica(disk, chunks, Replica::pardon),
+        Command::ForgetObjects(disk, objects) => data.replica(disk, objects, Replica::forget_object),
         Command::BarePromises(answer) => {
             let all = data.disks.iter().map(|(id, disk)| (*id, disk.bare_promises()));
             let _gone = answer.send(all.collect());
@@ -123,6 +122,13 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
 }
 
 impl DataLoop {
+    /// Tells the replica of a disk about each of these.
+    fn replica<T>(&mut self, disk: DiskId, all: Vec<T>, tell: impl Fn(&mut Replica, T)) {
+        if let Some(disk) = self.disks.get_mut(&disk) {
+            all.into_iter().for_each(|one| tell(&mut disk.replica, one));
+        }
+    }
+
     fn connected(&mut self, now: Now, id: ConnectionId, connection: Connection) {
         let (host, outbound) = (connection.host, connection.outbound);
         if outbound && let Some(old) = self.outbound.get(&host).copied() {
@@ -148,9 +154,11 @@ impl DataLoop {
                 volume.follow_size();
             }
         }
-        let leaving = self.state.leaving();
+        let resting = self.state.resting();
         for volume in self.volumes.values_mut() {
+            let leaving = self.state.emptied(volume.owner.record().policy);
             volume.owner.handle_leaving(now, &leaving);
+            volume.owner.handle_resting(now, &resting);
         }
         for disk in Arc::clone(&self.state).disks.values() {
             let before = old.disks.get(&disk.id);
@@ -214,6 +222,7 @@ impl DataLoop {
         Snapshot {
             volumes: self.volumes.values().map(|v| v.view(now.mono)).collect(),
             disks: self.disks.iter().map(|(id, d)| (*id, d.store.stats(), dead(d))).collect(),
+            bad: self.disks.iter().map(|(id, d)| (*id, d.replica.bad_blocks())).collect(),
             network: self.network,
             condemned: self.disks.values().flat_map(|d| d.replica.condemned()).map(|c| c.object).collect(),
             sleeps: self.sleeps,

@@ -26,7 +26,7 @@ impl LocalDisk {
         self.replica.promises().filter(|object| !held.contains(object)).collect()
     }
 
-    pub(super) fn has_answers(&self) -> bool {
-        self.store.has_answers()
+    pub(super) fn has_work(&self) -> bool {
+        self.store.has_work()
     }
 }

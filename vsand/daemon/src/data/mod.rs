@@ -165,7 +165,7 @@ impl DataLoop {
             let more = self.more_requests
                 || self.ring.has_completions()
                 || self.peers.values().any(|p| p.more)
-                || self.disks.values().any(LocalDisk::has_answers);
+                || self.disks.values().any(LocalDisk::has_work);
             if more {
                 self.ring.submit()?;
             } else {

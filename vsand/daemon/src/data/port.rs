@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use ferro_protocol::ids::{ChunkId, DiskId, Epoch, HostId, ObjectId};
+use ferro_protocol::ids::{ChunkId, ChunkIndex, DiskId, Epoch, HostId, ObjectId};
 use ferro_transport::tls::RawTls;
 use ferro_vhost::blk::BlkDevice;
 use ferro_vhost::server::Server;
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use vsand_core::directory::{Command as DirectoryCommand, ObjectRecord, Outcome, Refused, State};
 use vsand_core::lease::Renewal;
 use vsand_core::owner::guest::{GuestRequest, GuestResult};
-use vsand_core::owner::{Config as OwnerConfig, ProposalId, ResyncView, Trouble};
+use vsand_core::owner::{Config as OwnerConfig, ProposalId, ResyncView, ScrubEnd, Trouble};
 use vsand_core::time::Instant;
 use vsand_store::{InventoryEntry, Store};
 
@@ -82,6 +82,19 @@ pub enum Command {
         /// Gets the result; dropped if the object is lost meanwhile.
         answer: oneshot::Sender<GuestResult>,
     },
+    /// An owner is to scrub a chunk; what it did before it drops.
+    Scrub {
+        /// The object.
+        object: ObjectId,
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// At most so fast.
+        bytes_per_s: u64,
+        /// How it ended; dropped if the object is not owned here any more, or another chunk is scrubbed.
+        answer: oneshot::Sender<ScrubEnd>,
+    },
+    /// What the owner scrubs is dropped.
+    StopScrub(ObjectId),
     /// What became of an owner's proposal.
     Proposed {
         /// The object.

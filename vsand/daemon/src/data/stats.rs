@@ -1,6 +1,9 @@
 //! Counters of the data loop. Kept by the loop alone, without atomics; copied out when somebody asks.
 
+use std::collections::BTreeMap;
+
 use ferro_protocol::ids::{DiskId, ObjectId};
+use vsand_core::replica::BadCounts;
 use vsand_store::StoreStats;
 pub use vsand_store::latency::{BOUNDS_US, Histogram};
 
@@ -37,6 +40,8 @@ pub struct Snapshot {
     pub volumes: Vec<(VolumeView, VolumeStats)>,
     /// A disk each.
     pub disks: Vec<(DiskId, StoreStats, Option<String>)>,
+    /// Blocks of each disk that were bad.
+    pub bad: BTreeMap<DiskId, BadCounts>,
     /// From asking a remote disk to its answer.
     pub network: Histogram,
     /// Objects with condemned components, to find leftovers of a lost race.

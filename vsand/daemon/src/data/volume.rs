@@ -10,8 +10,8 @@ use ferro_vhost::blk::{BlkDevice, Request as BlkRequest, RequestKind, Sector, Se
 use ferro_vhost::server::Server;
 use ferro_vhost::{Notifier, RequestTag};
 use tokio::sync::oneshot;
-use vsand_core::owner::Owner;
 use vsand_core::owner::guest::{GuestError, GuestRequest, GuestResult, GuestTag};
+use vsand_core::owner::{Owner, ScrubEnd};
 use vsand_core::time::{Instant, Now};
 use vsand_store::ring::{BufPool, PollId};
 
@@ -61,6 +61,8 @@ pub(super) struct Volume {
     pub acquired: Instant,
     pub ticked: Instant,
     pub closing: Option<oneshot::Sender<Option<Epoch>>>,
+    /// Gets the end of the scrub that runs.
+    pub scrubbing: Option<oneshot::Sender<ScrubEnd>>,
     device: Option<BlkDevice>,
     /// Dropped, it ends the control thread and removes the socket.
     server: Option<Server>,
@@ -86,6 +88,7 @@ impl Volume {
             acquired,
             ticked: now,
             closing: None,
+            scrubbing: None,
             device,
             server,
             path,

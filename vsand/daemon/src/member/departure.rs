@@ -27,7 +27,7 @@ pub async fn see_off(member: Arc<Member>) {
     loop {
         tokio::time::sleep(EVERY).await;
         let state = member.state();
-        if state.leaving_disks.is_empty() && state.leaving_hosts.is_empty() {
+        if state.leaving_disks.is_empty() && !state.leaving_hosts.keys().any(|h| state.is_host_leaving(*h)) {
             complete_removals(&member, &state).await;
             continue;
         }
@@ -47,7 +47,7 @@ pub async fn see_off(member: Arc<Member>) {
                 }
             }
         }
-        for (host, departure) in &state.leaving_hosts {
+        for (host, departure) in state.leaving_hosts.iter().filter(|(h, _)| state.is_host_leaving(**h)) {
             let full = state.holds_components(&state.disks_in(*host));
             if (*departure == Departure::WhenEmpty && full) || !is_first(&member, &state) {
                 continue;
@@ -107,7 +107,7 @@ fn is_alive(member: &Member, host: HostId) -> bool {
 
 /// Whether this host is the first of those that stay and are there.
 fn is_first(member: &Member, state: &State) -> bool {
-    let mut staying = state.hosts.keys().filter(|h| !state.leaving_hosts.contains_key(h));
+    let mut staying = state.hosts.keys().filter(|h| !state.is_host_leaving(**h));
     staying.find(|host| is_alive(member, **host)) == Some(&member.host())
 }
 

@@ -15,8 +15,11 @@ pub mod departure;
 pub mod devices;
 pub mod disks;
 pub mod duties;
+pub mod erring;
 pub mod network;
 pub mod ownership;
+pub mod pace;
+pub mod scrub;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ferro_protocol::api::{EventKind, EventLevel};
 use ferro_protocol::ids::{ClusterId, DiskId, HostId, ObjectId};
 use ferro_transport::UnixTime;
 use ferro_transport::files;
@@ -37,6 +41,8 @@ use vsand_directory::{Config as DirectoryConfig, Directory, DirectoryError};
 
 use crate::config::Config;
 use crate::data::port::{ConnectionId, DataHandle, Event};
+use crate::events::diff::host_name;
+use crate::events::{Draft, EventLog};
 use crate::plane::remote::Reporter;
 use disks::{DiskError, Disks};
 use network::Peers;
@@ -44,6 +50,8 @@ use ownership::OpenVolume;
 
 /// How long the directory may take to stop.
 const DIRECTORY_STOP_MAX: Duration = Duration::from_secs(2);
+/// The status of a daemon whose data loop has failed.
+const EXIT_LOOP: i32 = 70;
 
 /// Waits for a quorum so long before an administrator's command fails.
 pub const PROPOSE_MAX: Duration = Duration::from_secs(10);
@@ -125,8 +133,16 @@ pub struct Member {
     pub peers: Arc<Peers>,
     /// This host's disks.
     pub disks: Disks,
+    /// What happened, as this host saw it.
+    pub events: EventLog,
     /// What reports to other hosts need from one time to the next.
     pub reporter: Reporter,
+    /// What this host scrubs.
+    pub scrubs: scrub::Scrubs,
+    /// Disks of this host that err too often.
+    pub erring: erring::Erring,
+    /// How fast the disks of this host are.
+    pub paces: pace::Paces,
     /// How long each host's lease has stood still.
     watcher: Mutex<Watcher>,
     /// The volumes that this host has open.
@@ -226,19 +242,21 @@ impl Member {
             membership.store(&config.state_dir)?;
         }
 
-        let (data, port, events) = crate::data::port::channel().map_err(StartError::Loop)?;
+        let (data, port, loop_events) = crate::data::port::channel().map_err(StartError::Loop)?;
         std::thread::Builder::new()
             .name("vsand-data".to_owned())
             .spawn(move || {
                 if let Err(error) = crate::data::run(port) {
                     tracing::error!(%error, "the data loop has failed; this host can't go on");
-                    std::process::exit(70);
+                    signal_hook::low_level::exit(EXIT_LOOP);
                 }
             })
             .map_err(StartError::Loop)?;
 
         let (broken, breaks) = tokio::sync::mpsc::unbounded_channel();
         let disks = Disks::load(&config.state_dir, config.debug_faults)?;
+        let events = EventLog::open(&config.state_dir)
+            .map_err(|source| StartError::File { path: config.state_dir.join("events"), source })?;
         let announced = membership.announced;
         let member = Arc::new(Self {
             config,
@@ -249,7 +267,11 @@ impl Member {
             data,
             peers,
             disks,
+            events,
             reporter: Reporter::default(),
+            scrubs: scrub::Scrubs::default(),
+            erring: erring::Erring::default(),
+            paces: pace::Paces::default(),
             watcher: Mutex::new(Watcher::default()),
             open: Mutex::new(HashMap::new()),
             taken_up: AtomicBool::new(false),
@@ -260,19 +282,19 @@ impl Member {
             broken,
         });
         member.disks.open_all(&member).await;
-        Self::spawn_tasks(&member, endpoint, events, breaks)?;
+        Self::spawn_tasks(&member, endpoint, loop_events, breaks)?;
         Ok(member)
     }
 
     fn spawn_tasks(
         member: &Arc<Self>,
         endpoint: Endpoint,
-        events: UnboundedReceiver<Event>,
+        loop_events: UnboundedReceiver<Event>,
         breaks: UnboundedReceiver<HostId>,
     ) -> Result<(), StartError> {
         let registrar = admission::registrar(member)?;
         tokio::spawn(connections::accept(Arc::clone(member), endpoint, registrar));
-        tokio::spawn(duties::events(Arc::clone(member), events));
+        tokio::spawn(duties::events(Arc::clone(member), loop_events));
         tokio::spawn(duties::watch(Arc::clone(member), breaks));
         tokio::spawn(duties::renew_lease(Arc::clone(member)));
         tokio::spawn(announce::announce(Arc::clone(member)));
@@ -280,8 +302,11 @@ impl Member {
         tokio::spawn(duties::report_usage(Arc::clone(member)));
         tokio::spawn(duties::remove_leftovers(Arc::clone(member)));
         tokio::spawn(departure::see_off(Arc::clone(member)));
+        tokio::spawn(crate::events::watch::watch(Arc::clone(member)));
         tokio::spawn(ownership::reopen(Arc::clone(member)));
         tokio::spawn(ownership::repair_closed(Arc::clone(member)));
+        tokio::spawn(scrub::scrub(Arc::clone(member)));
+        tokio::spawn(erring::watch(Arc::clone(member)));
         tokio::spawn(ferro_transport::renew::keep_renewed(
             member.identity_dir.clone(),
             member.identity.clone(),
@@ -321,6 +346,10 @@ impl Member {
     /// Stops: guests' sockets are closed, disks are checkpointed. Locks stay, so that the volumes are opened again at the
     /// next start. Returns the disks that did not answer and were left as they are.
     pub async fn stop(&self) -> Vec<DiskId> {
+        let me = self.host();
+        let message = format!("vsand stops on host {}", host_name(&self.state(), me));
+        let stopped = Draft::new(EventKind::DaemonStopped, EventLevel::Info, format!("host {me}"), message);
+        self.events.add(vec![stopped]).await;
         let left = self.data.ask(crate::data::port::Command::Stop).await.unwrap_or_else(|_| {
             tracing::warn!("the data loop had ended already");
             Vec::new()

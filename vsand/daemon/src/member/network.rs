@@ -15,6 +15,10 @@ use super::Member;
 
 /// Ask a host how its volumes, disks and resyncs are: answered with a [`crate::plane::remote::HostReport`] in JSON.
 pub const REPORT: ServiceId = ServiceId(0x0200);
+/// Ask a host for its events: a [`crate::events::Query`], answered with a [`crate::events::Page`], both in JSON.
+pub const EVENTS: ServiceId = ServiceId(0x0201);
+/// Ask a host for its part of a support bundle: answered with a [`ferro_protocol::api::HostSupport`] in JSON.
+pub const SUPPORT: ServiceId = ServiceId(0x0202);
 /// The longest that a directory message may take; its callers give up before.
 const CALL_MAX: Duration = Duration::from_secs(20);
 
@@ -110,6 +114,8 @@ impl ControlHandler for Answers {
                     renew::answer(&ca, peer, &request, now, HOST_CERT_LIFETIME)
                 }
                 REPORT => crate::plane::remote::report(&member).await.ok_or(Fault::Unavailable),
+                EVENTS => crate::plane::events::answer(&member, &request).await.ok_or(Fault::Unavailable),
+                SUPPORT => crate::plane::support::answer(&member).await.ok_or(Fault::Unavailable),
                 _ => Err(Fault::UnknownService),
             }
         })

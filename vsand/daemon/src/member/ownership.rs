@@ -10,17 +10,20 @@
 //!
 //! The directory's lock decides; what is kept here is only where the socket is. Opening and closing are done one at a time.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ferro_protocol::ids::{Epoch, ObjectId, VolumeName};
+use ferro_protocol::ids::{ChunkIndex, Epoch, HostId, ObjectId, Role, VolumeName};
 use ferro_transport::local::{self, LocalError};
 use ferro_vhost::SessionError;
 use ferro_vhost::blk::{BlkSettings, Sector};
 use ferro_vhost::server::ServerSettings;
-use vsand_core::directory::{Command, Content, LockKind, ObjectRecord, Outcome, Refused};
+use vsand_core::directory::{
+    ChunkRecord, Command, Component, Content, LockKind, ObjectRecord, Outcome, Refused, State, Sync,
+};
 use vsand_core::owner::Config as OwnerConfig;
 use vsand_directory::DirectoryError;
 
@@ -177,7 +180,7 @@ impl Member {
         self.state().by_name(name).cloned().ok_or_else(|| OwnError::NoVolume(name.clone()))
     }
 
-    async fn own(
+    pub(super) async fn own(
         &self,
         record: Arc<ObjectRecord>,
         kind: LockKind,
@@ -347,7 +350,8 @@ pub async fn repair_closed(member: Arc<Member>) {
                 Some(lock)
                     if lock.host == member.host()
                         && lock.kind == LockKind::Background
-                        && (state.is_settled(record) || !member.open_volumes().contains_key(&record.id)) =>
+                        && (state.is_settled(record) && !member.scrubs.is_at(record.id)
+                            || !member.open_volumes().contains_key(&record.id)) =>
                 {
                     let released = if member.open_volumes().contains_key(&record.id) {
                         member.release(record.id, &record.name).await
@@ -364,32 +368,150 @@ pub async fn repair_closed(member: Arc<Member>) {
     }
 }
 
-/// Whether this host is the first live one with a good component of the object's first chunk that needs repair, and there
-/// is something to repair it with.
+/// Whether something of this object can be put right now, and this host is the one to do it: the first live one with a good
+/// component of the first chunk where that is so.
 fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
     let state = member.state();
     let now = clock::mono();
     let watcher = member.watcher();
     let alive = |host| watcher.silent_for(now, host).is_some_and(|silent| silent < Duration::from_secs(5));
-    let host_of = |disk| state.disks.get(&disk).map(|d| d.host);
-    let needed = record.policy.components();
-    let moves = |c: &vsand_core::directory::ChunkRecord| {
-        c.components.len() > needed || c.components.iter().any(|c| state.is_leaving(c.disk))
+    let overdue = |since_unix_s| clock::unix_s().saturating_sub(since_unix_s) >= member.config.repair_delay_s;
+    repairer(&state, record, &alive, &overdue) == Some(member.host())
+}
+
+/// Whether this host is the one to scrub an object that nobody has open: the first live one with a good component.
+pub(super) fn is_ours_to_scrub(member: &Member, record: &ObjectRecord) -> bool {
+    let state = member.state();
+    let now = clock::mono();
+    let watcher = member.watcher();
+    let alive = |host| watcher.silent_for(now, host).is_some_and(|silent| silent < Duration::from_secs(5));
+    let good = record.chunks.values().flat_map(|c| &c.components).filter(|c| c.in_sync());
+    let hosts = good.filter_map(|c| state.disks.get(&c.disk)).map(|d| d.host);
+    hosts.filter(|host| alive(*host)).min() == Some(member.host())
+}
+
+fn repairer(
+    state: &State,
+    record: &ObjectRecord,
+    alive: &dyn Fn(HostId) -> bool,
+    overdue: &dyn Fn(u64) -> bool,
+) -> Option<HostId> {
+    let live = |c: &Component| state.disks.get(&c.disk).map(|d| d.host).filter(|host| alive(*host));
+    let good = |chunk: &ChunkRecord| chunk.components.iter().filter(|c| c.in_sync()).filter_map(live).min();
+    let useful = |index: ChunkIndex, chunk: &ChunkRecord| {
+        let worth = |c: &Component| match c.sync {
+            Sync::InSync => state.is_emptied(record.policy, c.disk),
+            Sync::Stale { since_unix_s, .. } => {
+                state.is_emptied(record.policy, c.disk)
+                    || live(c).is_some()
+                    || (overdue(since_unix_s) && !state.is_resting(c.disk))
+            }
+        };
+        chunk.components.len() != record.policy.components(index) || chunk.components.iter().any(worth)
     };
-    let chunk = record.chunks.values().find(|c| {
-        c.components.len() < needed
-            || moves(c)
-            || !c.components.iter().all(vsand_core::directory::Component::in_sync)
-    });
-    let Some(chunk) = chunk else { return false };
-    let overdue = |component: &vsand_core::directory::Component| match component.sync {
-        vsand_core::directory::Sync::InSync => false,
-        vsand_core::directory::Sync::Stale { since_unix_s, .. } => {
-            let back = host_of(component.disk).is_some_and(alive);
-            back || clock::unix_s().saturating_sub(since_unix_s) >= member.config.repair_delay_s
+    let from = |index: ChunkIndex, chunk: &ChunkRecord| match index.role() {
+        Role::Whole | Role::Log => good(chunk),
+        // A shard is made of the others, if enough of them answer.
+        Role::Shard(_) => {
+            let answering = record.shards(index).filter_map(|(_, shard)| good(shard));
+            let answering: BTreeSet<HostId> = answering.collect();
+            answering.first().filter(|_| answering.len() >= record.policy.sufficient()).copied()
         }
     };
-    let useful = chunk.components.len() < needed || moves(chunk) || chunk.components.iter().any(overdue);
-    let first = chunk.in_sync().filter_map(host_of).filter(|h| alive(*h)).min();
-    useful && first == Some(member.host())
+    record
+        .chunks
+        .iter()
+        .filter(|(index, chunk)| useful(**index, chunk))
+        .find_map(|(index, c)| from(*index, c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferro_protocol::ids::{DiskId, Seq};
+    use std::collections::BTreeMap;
+    use vsand_core::directory::{DiskHealth, DiskRecord, Policy};
+
+    fn host(n: u8) -> HostId {
+        HostId::from_bytes([n; 16])
+    }
+
+    fn disk(n: u8) -> DiskId {
+        DiskId::from_bytes([n; 16])
+    }
+
+    /// Hosts 1 to 6 with a disk each.
+    fn six() -> State {
+        let mut state = State::default();
+        for n in 1..=6 {
+            let record = DiskRecord {
+                id: disk(n),
+                host: host(n),
+                path: "/disk".to_owned(),
+                capacity_extents: 1_000,
+                used_extents: 10,
+                health: DiskHealth::Healthy,
+            };
+            state.disks.insert(disk(n), record);
+        }
+        state
+    }
+
+    fn component(n: u8, in_sync: bool) -> Component {
+        let stale = Sync::Stale { stale_seq: Seq(0), since_unix_s: 1_000 };
+        Component { disk: disk(n), sync: if in_sync { Sync::InSync } else { stale } }
+    }
+
+    fn object(policy: Policy, chunks: &[(ChunkIndex, &[Component])]) -> ObjectRecord {
+        let chunks = chunks.iter().map(|(index, c)| (*index, ChunkRecord { components: c.to_vec() }));
+        ObjectRecord {
+            id: ObjectId::from_bytes([7; 16]),
+            name: "v".parse().unwrap(),
+            size_bytes: 4 << 30,
+            policy,
+            content: Content::Whole,
+            epoch: Epoch(1),
+            lock: None,
+            chunks: chunks.collect::<BTreeMap<_, _>>(),
+            created_unix_s: 1,
+            revision: 1,
+        }
+    }
+
+    fn who(record: &ObjectRecord, dead: &[u8], late: bool) -> Option<HostId> {
+        repairer(&six(), record, &|h| !dead.iter().any(|n| host(*n) == h), &|_| late)
+    }
+
+    #[test]
+    fn the_first_live_host_with_a_good_copy_repairs() {
+        let mirror = Policy::Mirror { copies: 2 };
+        let (first, second) =
+            ([component(3, false), component(2, true)], [component(4, true), component(5, false)]);
+        let record = object(mirror, &[(ChunkIndex(0), &first), (ChunkIndex(1), &second)]);
+        assert_eq!(who(&record, &[], false), Some(host(2)));
+        assert_eq!(
+            who(&record, &[3], false),
+            Some(host(4)),
+            "the first chunk has to wait, the second has not"
+        );
+        assert_eq!(who(&record, &[3, 5], false), None);
+        assert_eq!(who(&record, &[3, 5], true), Some(host(2)), "the delay is over");
+        assert_eq!(who(&record, &[2, 4], false), None, "there is nothing to copy from");
+        let whole = object(mirror, &[(ChunkIndex(0), &[component(1, true), component(2, true)])]);
+        assert_eq!(who(&whole, &[], true), None);
+    }
+
+    #[test]
+    fn a_shard_is_made_again_where_enough_others_answer() {
+        let chunk = ChunkIndex(0);
+        let log = [component(5, true), component(4, true)];
+        let (a, b) = ([component(3, true)], [component(2, true)]);
+        for lost in [&[][..], &[component(1, false)]] {
+            let records =
+                [(chunk.shard(0), &a[..]), (chunk.shard(1), lost), (chunk.shard(2), &b), (chunk.log(), &log)];
+            let record = object(Policy::Parity { data: 2, parity: 1 }, &records);
+            assert_eq!(who(&record, &[], false), Some(host(2)));
+            assert_eq!(who(&record, &[2], false), None, "one shard is not enough");
+        }
+    }
 }

@@ -79,6 +79,7 @@ pub(super) async fn view(member: &Member) -> View {
         reports,
         sockets,
         repair_delay_s: member.config.repair_delay_s,
+        scrub_every_days: member.config.scrub.every_days,
         unix_s: clock::unix_s(),
     }
 }
@@ -107,9 +108,11 @@ pub(super) fn info(member: &Member) -> ClusterInfo {
 /// The cluster at a glance.
 pub(super) async fn status(member: &Member) -> Status {
     let view = view(member).await;
+    let (health, muted) = health::of(&view);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        health: health::of(&view),
+        health,
+        muted,
         cluster: Some(info(member)),
         hosts: view.hosts(),
         capacity: view.capacity(),
@@ -123,6 +126,7 @@ pub(super) fn status_without() -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         health: health::without_cluster(),
+        muted: Vec::new(),
         cluster: None,
         hosts: Vec::new(),
         capacity: Capacity::default(),

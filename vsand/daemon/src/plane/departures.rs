@@ -74,6 +74,7 @@ pub(super) async fn host(member: &Member, host: HostId, departure: Departure) ->
             Err(RemoveError::Directory(error)) => Err(errors::directory(&what, &error)),
         };
     }
+    super::maintenance::check_voters(&view(member).await, host)?;
     propose(member, &what, &state, &Command::LeaveHost { host, departure: Some(departure) }).await?;
     tracing::info!(%host, ?departure, "a host is to leave the cluster");
     let now = member.state();
@@ -104,7 +105,7 @@ pub(super) async fn keep_disk(member: &Member, disk: DiskId) -> Result<()> {
     let state = latest(member, &what).await?;
     let record = state.disks.get(&disk).ok_or_else(|| fail::disk_not_found(disk))?;
     if !state.leaving_disks.contains_key(&disk) {
-        let next = if state.leaving_hosts.contains_key(&record.host) {
+        let next = if state.is_host_leaving(record.host) {
             let host = host_name(&state, record.host);
             format!("its host is leaving, with all its disks: `vsanctl host remove {host} --cancel`")
         } else {
@@ -126,7 +127,7 @@ pub(super) async fn keep_host(member: &Member, host: HostId) -> Result<()> {
     let what = format!("keeping host {host}");
     let state = latest(member, &what).await?;
     let record = state.hosts.get(&host).ok_or_else(|| fail::host_not_found(host))?;
-    if !state.leaving_hosts.contains_key(&host) {
+    if !state.is_host_leaving(host) {
         return Err(ApiError::new(
             ErrorCode::Conflict,
             format!("host {} is not leaving", record.name),

@@ -1,7 +1,7 @@
 //! What the parts below say went wrong, in the words of the API ([`crate::api::fail`]).
 
 use ferro_protocol::api::{ApiError, ErrorCode, format_size};
-use ferro_protocol::ids::HostId;
+use ferro_protocol::ids::{HostId, VolumeName};
 use ferro_protocol::units::EXTENT_BYTES;
 use ferro_transport::identity::IdentityError;
 use ferro_transport::join::{JoinError, Refusal};
@@ -45,11 +45,13 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
         Refused::NoRoom { .. } => ApiError::new(
             ErrorCode::PolicyUnsatisfiable,
             refused.to_string(),
-            "add hosts or disks, or choose a policy with fewer copies",
+            "add hosts or disks, or choose a policy that needs fewer",
         ),
-        Refused::BadPolicy { .. } => {
-            ApiError::new(ErrorCode::BadPolicy, refused.to_string(), "use mirror:1, mirror:2 or mirror:3")
-        }
+        Refused::BadPolicy { .. } | Refused::BadParity { .. } => ApiError::new(
+            ErrorCode::BadPolicy,
+            refused.to_string(),
+            "use mirror:1 to mirror:4, raid5:2+1, raid5:4+1, raid6:2+2 or raid6:4+2",
+        ),
         Refused::Locked { object, holder, kind } => locked(state, *object, *holder, *kind),
         Refused::NotHolder(_)
         | Refused::WrongEpoch { .. }
@@ -64,35 +66,26 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
             format!("host {} is alive: it has just renewed its lease", host_name(state, *host)),
             "close the volume on that host instead",
         ),
-        Refused::LastInSync(_) => fail::would_lose_data("the component", refused),
+        Refused::OtherMethod => {
+            ApiError::new(ErrorCode::PolicyNotConvertible, refused.to_string(), fail::CONVERT_BY_COPY)
+        }
+        Refused::NoSpaceFor { .. } => {
+            ApiError::new(ErrorCode::ClusterFull, refused.to_string(), fail::MAKE_ROOM)
+        }
+        Refused::LastInSync(_) | Refused::TooFewShards { .. } => {
+            fail::would_lose_data("the component", refused)
+        }
         Refused::WouldLoseData { what, chunks, example } => fail::would_lose_data(
             what,
-            format!("it holds the last copy of {chunks} chunks, of volume {example} among others"),
+            format!("{chunks} chunks can't be had without it, of volume {example} among others"),
         ),
         Refused::HoldsLock { host, volume } => fail::object_in_use(volume, &host_name(state, *host)),
-        Refused::CantMove { what, example, needed, found } => ApiError::new(
-            ErrorCode::PolicyUnsatisfiable,
-            format!(
-                "{what} can't be emptied: volume {example} needs disks with room in {needed} fault domains and without it there are {found}"
-            ),
-            "add disks on other hosts first (`vsanctl disk add`); or, if fewer copies will do until then, repeat with --force",
-        ),
-        Refused::NoSpaceElsewhere { what, example, extents } => ApiError::new(
-            ErrorCode::ClusterFull,
-            format!(
-                "{what} can't be emptied: it holds {}, and the other disks have no room for all of it (volume {example} does not fit)",
-                format_size(extents.saturating_mul(EXTENT_BYTES))
-            ),
-            "add disks (`vsanctl disk add`) or delete volumes; or, if fewer copies will do until then, repeat with --force",
-        ),
-        Refused::HostLeaves(host) => ApiError::new(
-            ErrorCode::Conflict,
-            format!("host {} is leaving the cluster: no volume can be opened there", host_name(state, *host)),
-            format!(
-                "open it on another host, or keep this one: `vsanctl host remove {} --cancel`",
-                host_name(state, *host)
-            ),
-        ),
+        Refused::CantMove { .. }
+        | Refused::NoSpaceElsewhere { .. }
+        | Refused::HostLeaves(_)
+        | Refused::WouldBeUnreadable { .. }
+        | Refused::InMaintenance(_)
+        | Refused::NotOfDisks => not_spared(state, refused),
         Refused::HostNameTaken { name, .. } => ApiError::new(
             ErrorCode::NameTaken,
             refused.to_string(),
@@ -124,6 +117,60 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
     }
 }
 
+fn cant_move(what: &str, example: &VolumeName, needed: usize, found: usize) -> ApiError {
+    ApiError::new(
+        ErrorCode::PolicyUnsatisfiable,
+        format!(
+            "{what} can't be emptied: volume {example} needs disks with room in {needed} fault domains and without it there are {found}"
+        ),
+        "add disks on other hosts first (`vsanctl disk add`); or, if fewer copies will do until then, repeat with --force",
+    )
+}
+
+fn no_space_elsewhere(what: &str, example: &VolumeName, extents: u64) -> ApiError {
+    ApiError::new(
+        ErrorCode::ClusterFull,
+        format!(
+            "{what} can't be emptied: it holds {}, and the other disks have no room for all of it (volume {example} does not fit)",
+            format_size(extents.saturating_mul(EXTENT_BYTES))
+        ),
+        "add disks (`vsanctl disk add`) or delete volumes; or, if fewer copies will do until then, repeat with --force",
+    )
+}
+
+/// The directory refused to let a host or a disk go, for good or for a while.
+fn not_spared(state: &State, refused: &Refused) -> ApiError {
+    match refused {
+        Refused::CantMove { what, example, needed, found } => cant_move(what, example, *needed, *found),
+        Refused::NoSpaceElsewhere { what, example, extents } => no_space_elsewhere(what, example, *extents),
+        Refused::HostLeaves(host) => ApiError::new(
+            ErrorCode::Conflict,
+            format!("host {} is leaving the cluster: no volume can be opened there", host_name(state, *host)),
+            format!(
+                "open it on another host, or keep this one: `vsanctl host remove {} --cancel`",
+                host_name(state, *host)
+            ),
+        ),
+        Refused::WouldBeUnreadable { what, volumes, example } => ApiError::new(
+            ErrorCode::WouldLoseData,
+            format!(
+                "without {what}, {volumes} volumes could not be read, {example} among them: it has their only good copies"
+            ),
+            "see `vsanctl status`; wait for the resync to end, or bring back the hosts and disks that have other copies. What never \
+             had a second copy is moved by `--mode ensure-access`",
+        ),
+        Refused::InMaintenance(host) => ApiError::new(
+            ErrorCode::Conflict,
+            format!("host {} is in maintenance: no volume can be opened there", host_name(state, *host)),
+            format!(
+                "open it on another host, or end the maintenance: `vsanctl host maintenance exit {}`",
+                host_name(state, *host)
+            ),
+        ),
+        _ => ApiError::new(ErrorCode::Conflict, refused.to_string(), "let its host enter maintenance"),
+    }
+}
+
 fn locked(state: &State, object: ferro_protocol::ids::ObjectId, holder: HostId, kind: LockKind) -> ApiError {
     let owner = host_name(state, holder);
     let Some(record) = state.objects.get(&object) else { return fail::object_not_found(object) };
@@ -133,7 +180,7 @@ fn locked(state: &State, object: ferro_protocol::ids::ObjectId, holder: HostId, 
     }
 }
 
-fn in_transfer(name: &ferro_protocol::ids::VolumeName, owner: &str) -> ApiError {
+fn in_transfer(name: &VolumeName, owner: &str) -> ApiError {
     ApiError::new(
         ErrorCode::ObjectInUse,
         format!("volume {name} is being imported or exported on host {owner}"),
@@ -368,7 +415,7 @@ mod tests {
     fn refusals_name_the_object_and_the_way_out() {
         let state = State::default();
         let host = HostId::from_bytes([1; 16]);
-        let name: ferro_protocol::ids::VolumeName = "db".parse().unwrap();
+        let name: VolumeName = "db".parse().unwrap();
         for (refusal, code) in [
             (Refused::NoHost(host), ErrorCode::HostNotFound),
             (Refused::NoDisk(DiskId::from_bytes([2; 16])), ErrorCode::DiskNotFound),

@@ -1,13 +1,27 @@
-//! Health at a glance: what is not as it should be, with the object and the next step, the worst first.
+//! Health: what is not as it should be, with the object and the next step, the worst first.
+//!
+//! [`findings`] looks at everything once. `vsanctl status` shows what comes out of it as it is, less what is muted
+//! ([`mutes`]); `vsanctl health` groups it by check ([`checks`]), with those that found nothing. Pure, but for changes of
+//! mutes, which are a document of the directory.
+//!
+//! What it must not know: how a report came here, what a terminal shows.
+
+mod checks;
+pub(super) mod mutes;
+mod wear;
 
 use std::collections::BTreeSet;
 
-use ferro_protocol::api::{DiskState, Health, HealthLevel, HealthReason, HostState, Redundancy, format_size};
-use vsand_core::directory::{LockKind, ObjectRecord};
+use ferro_protocol::api::{
+    DiskState, Health, HealthLevel, HealthReason, HealthReport, HostInfo, HostState, MaintenanceInfo,
+    Redundancy, format_size,
+};
+use vsand_core::directory::{LockKind, ObjectRecord, Policy};
 
 use super::errors::host_name;
+use super::parts::SharedDomain;
 use super::remote::TroubleReport;
-use super::view::{SharedDomain, View};
+use super::view::View;
 
 /// A disk this full is named: what is left is soon needed for data that is placed there already.
 const NEARLY_FULL_PERCENT: u64 = 80;
@@ -19,7 +33,33 @@ const CERTIFICATE_LEFT_MIN_S: u64 = 5 * 24 * 3600;
 const JOINING_MAX_S: u64 = 120;
 
 fn reason(level: HealthLevel, code: &str, message: String, next_step: impl Into<String>) -> HealthReason {
+    debug_assert!(checks::CHECKS.iter().any(|c| c.code == code), "{code} is not in the list of checks");
     HealthReason { level, code: code.to_owned(), message, next_step: next_step.into() }
+}
+
+/// One thing that a check found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Finding {
+    /// What it is about, the same as long as it is there: a host, disk or volume by its id.
+    pub subject: String,
+    pub reason: HealthReason,
+}
+
+/// What was found so far, and what is looked at now.
+#[derive(Default)]
+struct Findings {
+    about: String,
+    list: Vec<Finding>,
+}
+
+impl Findings {
+    fn about(&mut self, what: &str, id: impl std::fmt::Display) {
+        self.about = format!("{what} {id}");
+    }
+
+    fn push(&mut self, reason: HealthReason) {
+        self.list.push(Finding { subject: self.about.clone(), reason });
+    }
 }
 
 /// Of a host without a cluster.
@@ -33,26 +73,61 @@ pub(super) fn without_cluster() -> Health {
     Health { level: one.level, reasons: vec![one] }
 }
 
-/// Of the cluster.
-pub(super) fn of(view: &View) -> Health {
-    let mut reasons = Vec::new();
+/// Of the cluster, without what is muted; and the codes of the checks that are.
+pub(super) fn of(view: &View) -> (Health, Vec<String>) {
+    let found = findings(view);
+    let mutes = mutes::Mutes::of(&view.state);
+    let muted: Vec<String> = checks::grouped(found.clone())
+        .into_iter()
+        .filter(|group| !group.subjects.is_empty() && mutes.hides(group, view.unix_s))
+        .map(|group| group.check.code)
+        .collect();
+    let mut reasons: Vec<HealthReason> =
+        found.into_iter().map(|f| f.reason).filter(|r| !muted.contains(&r.code)).collect();
+    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.level));
+    (Health { level: reasons.first().map_or(HealthLevel::Ok, |r| r.level), reasons }, muted)
+}
+
+/// Of the cluster, by check.
+pub(super) fn report(view: &View) -> HealthReport {
+    let mutes = mutes::Mutes::of(&view.state);
+    let mut level = HealthLevel::Ok;
+    let mut checks = Vec::new();
+    for mut group in checks::grouped(findings(view)) {
+        if !mutes.hides(&group, view.unix_s) {
+            level = level.max(group.check.level);
+        }
+        group.check.mute = mutes.show(&group, view.unix_s);
+        checks.push(group.check);
+    }
+    HealthReport { level, checks }
+}
+
+/// All that was found, in the order in which it was looked at.
+pub(super) fn findings(view: &View) -> Vec<Finding> {
+    let mut found = Findings::default();
+    found.about("host", view.me);
     if view.removed {
         // What it last heard of the others says nothing any more.
         let error = super::errors::removed();
-        let one = reason(HealthLevel::Critical, "host_removed", error.message, error.next_step);
-        return Health { level: one.level, reasons: vec![one] };
+        found.push(reason(HealthLevel::Critical, "host_removed", error.message, error.next_step));
+        return found.list;
     }
-    directory(view, &mut reasons);
-    hosts(view, &mut reasons);
-    disks(view, &mut reasons);
+    found.about("cluster", "directory");
+    directory(view, &mut found);
+    hosts(view, &mut found);
+    disks(view, &mut found);
+    wear::disks(view, &mut found);
+    wear::slow(view, &mut found);
+    wear::volumes(view, &mut found);
     for record in view.state.objects.values() {
-        volume(view, record, &mut reasons);
+        found.about("volume", record.id);
+        volume(view, record, &mut found);
     }
-    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.level));
-    Health { level: reasons.first().map_or(HealthLevel::Ok, |r| r.level), reasons }
+    found.list
 }
 
-fn directory(view: &View, reasons: &mut Vec<HealthReason>) {
+fn directory(view: &View, reasons: &mut Findings) {
     if view.quorum {
         return;
     }
@@ -73,13 +148,17 @@ fn directory(view: &View, reasons: &mut Vec<HealthReason>) {
     reasons.push(reason(HealthLevel::Critical, "no_quorum", message, next));
 }
 
-fn hosts(view: &View, reasons: &mut Vec<HealthReason>) {
+fn hosts(view: &View, reasons: &mut Findings) {
     let mut versions = BTreeSet::new();
     for host in view.hosts() {
+        reasons.about("host", host.id);
         let name = &host.name;
         let joined = view.state.hosts.get(&host.id).map_or(0, |h| h.joined_unix_s);
+        if let Some(maintenance) = &host.maintenance {
+            reasons.push(in_maintenance(&host, maintenance));
+        }
         match host.state {
-            HostState::Offline => {
+            HostState::Offline if host.maintenance.is_none() => {
                 let since = host.last_seen_seconds.map_or_else(String::new, |s| format!(" for {}", span(s)));
                 let leaving = if host.leaving_bytes.is_some() { ", which is leaving," } else { "" };
                 reasons.push(reason(
@@ -121,6 +200,7 @@ fn hosts(view: &View, reasons: &mut Vec<HealthReason>) {
         }
         versions.extend(host.version);
     }
+    reasons.about("cluster", "hosts");
     if versions.len() > 1 {
         let all: Vec<String> = versions.into_iter().collect();
         reasons.push(reason(
@@ -132,13 +212,33 @@ fn hosts(view: &View, reasons: &mut Vec<HealthReason>) {
     }
 }
 
-fn disks(view: &View, reasons: &mut Vec<HealthReason>) {
+fn in_maintenance(host: &HostInfo, maintenance: &MaintenanceInfo) -> HealthReason {
+    let name = &host.name;
+    let how = match (host.state, maintenance.ready) {
+        (HostState::Offline, _) => "it is offline, and nothing is rebuilt because of that".to_owned(),
+        (_, true) => "it may be switched off".to_owned(),
+        (_, false) if maintenance.remaining_bytes > 0 => {
+            format!("{} are still to be moved", format_size(maintenance.remaining_bytes))
+        }
+        (_, false) => "it must not be switched off yet: something could not be read without it".to_owned(),
+    };
+    reason(
+        HealthLevel::Ok,
+        "host_maintenance",
+        format!("host {name} is in maintenance, mode {}: {how}", maintenance.mode),
+        format!("when the work is done: `vsanctl host maintenance exit {name}`"),
+    )
+}
+
+fn disks(view: &View, reasons: &mut Findings) {
+    reasons.about("cluster", "disks");
     if view.state.disks.is_empty() {
         let message = "the cluster has no disks: no volume can be made".to_owned();
         let next = "give it one on each host: `vsanctl disk add PATH`";
         reasons.push(reason(HealthLevel::Warning, "no_disks", message, next));
     }
     for disk in view.disks() {
+        reasons.about("disk", disk.id);
         let what = format!("disk {} of host {}", disk.path, disk.host_name);
         let why = disk.reason.as_deref().unwrap_or("unknown");
         // `leaving_bytes` is of all that leave, those that were overtaken by something worse too.
@@ -207,7 +307,7 @@ fn disks(view: &View, reasons: &mut Vec<HealthReason>) {
     }
 }
 
-fn volume(view: &View, record: &ObjectRecord, reasons: &mut Vec<HealthReason>) {
+fn volume(view: &View, record: &ObjectRecord, reasons: &mut Findings) {
     let name = &record.name;
     match view.redundancy(record) {
         Redundancy::Healthy => {}
@@ -220,13 +320,27 @@ fn volume(view: &View, record: &ObjectRecord, reasons: &mut Vec<HealthReason>) {
         Redundancy::Degraded => reasons.push(reason(
             HealthLevel::Warning,
             "volume_degraded",
-            format!("volume {name} has fewer good copies than its policy asks for"),
+            format!(
+                "volume {name} has fewer good copies than its policy asks for: it stands {}",
+                match view.failures_left(record) {
+                    0 => "no further failure".to_owned(),
+                    1 => "one more failure".to_owned(),
+                    n => format!("{n} more failures"),
+                }
+            ),
             degraded_next_step(view, record),
         )),
         Redundancy::Unavailable => reasons.push(reason(
             HealthLevel::Critical,
             "volume_unavailable",
-            format!("volume {name} can't be read or written: no good copy of a part of it can be reached"),
+            match record.policy {
+                Policy::Mirror { .. } => {
+                    format!("volume {name} can't be read or written: no good copy of a part of it can be reached")
+                }
+                Policy::Parity { .. } => format!(
+                    "volume {name} can't be read or written: of a part of it too few shards, or no copy of the log, can be reached"
+                ),
+            },
             format!(
                 "bring back one of the hosts that have one; `vsanctl object show {}` says which",
                 record.id
@@ -334,12 +448,12 @@ fn stalled(view: &View, record: &ObjectRecord, trouble: TroubleReport) -> Health
         }
         TroubleReport::NoPlace(chunk) => (
             "volume_waits_for_space",
-            format!("writes to volume {name} wait: no disks can take its chunk {}", chunk.0),
+            format!("writes to volume {name} wait: no disks can take its chunk {chunk}"),
             "add disks, on as many hosts as the policy asks for",
         ),
         TroubleReport::Unreachable(chunk) => (
             "volume_waits_for_data",
-            format!("I/O of volume {name} waits: no good copy of its chunk {} answers", chunk.0),
+            format!("I/O of volume {name} waits: no good copy of its chunk {chunk} answers"),
             "bring back the hosts that have one; nothing is lost as long as they come back",
         ),
         TroubleReport::NoDirectory => (
@@ -368,13 +482,17 @@ mod tests {
     use std::sync::Arc;
     use vsand_core::directory::DiskHealth;
 
+    fn shown(view: &View) -> Health {
+        of(view).0
+    }
+
     fn codes(health: &Health) -> Vec<&str> {
         health.reasons.iter().map(|r| r.code.as_str()).collect()
     }
 
     #[test]
     fn nothing_to_say_when_all_is_well() {
-        let health = of(&healthy());
+        let health = shown(&healthy());
         assert_eq!((health.level, codes(&health)), (HealthLevel::Ok, vec![]));
     }
 
@@ -383,7 +501,7 @@ mod tests {
         let mut view = healthy();
         kill(&mut view, 3);
         stale(&mut view, 3, 5);
-        let health = of(&view);
+        let health = shown(&view);
         assert_eq!(health.level, HealthLevel::Warning);
         assert_eq!(codes(&health), ["host_offline", "volume_degraded"]);
         assert!(health.reasons[0].message.contains("host3") && health.reasons[0].message.contains("30 s"));
@@ -396,7 +514,7 @@ mod tests {
         view.quorum = false;
         kill(&mut view, 2);
         kill(&mut view, 3);
-        let health = of(&view);
+        let health = shown(&view);
         assert_eq!(health.level, HealthLevel::Critical);
         assert_eq!(codes(&health)[0], "no_quorum");
         assert!(health.reasons[0].next_step.contains("host2, host3"));
@@ -408,7 +526,7 @@ mod tests {
         let state = Arc::make_mut(&mut view.state);
         state.disks.get_mut(&disk_id(2)).unwrap().health = DiskHealth::Dead("EIO".to_owned());
         view.reports.get_mut(&host_id(3)).unwrap().disks[0].extents_used = 960;
-        let health = of(&view);
+        let health = shown(&view);
         assert!(
             codes(&health).contains(&"disk_failed") && codes(&health).contains(&"disk_full"),
             "{health:?}"
@@ -420,7 +538,7 @@ mod tests {
         let mut view = healthy();
         view.me = host_id(2);
         kill(&mut view, 1);
-        let health = of(&view);
+        let health = shown(&view);
         let owner = health.reasons.iter().find(|r| r.code == "owner_offline").unwrap();
         assert!(owner.next_step.contains("vsanctl lock break"), "{owner:?}");
     }
@@ -434,7 +552,7 @@ mod tests {
         view.reports.get_mut(&host_id(3)).unwrap().disks[0].failure = Some("EIO".to_owned());
         let found = view.disks().into_iter().find(|d| d.id == disk_id(3)).unwrap();
         assert_eq!((found.state, found.leaving_bytes), (DiskState::Failed, Some(10 << 20)));
-        let health = of(&view);
+        let health = shown(&view);
         let both = health.reasons.iter().find(|r| r.code == "disk_failed").unwrap();
         assert!(both.message.contains("is leaving and has failed: EIO"), "{both:?}");
         assert!(both.next_step.contains("goes by itself"), "{both:?}");
@@ -442,7 +560,7 @@ mod tests {
         Arc::make_mut(&mut view.state)
             .leaving_hosts
             .insert(host_id(3), vsand_core::directory::Departure::WhenEmpty);
-        let health = of(&view);
+        let health = shown(&view);
         let host = health.reasons.iter().find(|r| r.code == "host_offline").unwrap();
         assert!(host.message.contains("host3, which is leaving, is offline"), "{host:?}");
     }
@@ -454,7 +572,7 @@ mod tests {
             Arc::make_mut(&mut view.state).hosts.get_mut(&host_id(n)).unwrap().fault_domain =
                 "rack".to_owned();
         }
-        let health = of(&view);
+        let health = shown(&view);
         assert_eq!(codes(&health), ["copies_share_fault_domain"]);
         let one = &health.reasons[0];
         assert!(one.message.contains("copies of a chunk in one fault domain, rack"), "{one:?}");
@@ -462,7 +580,7 @@ mod tests {
         // A copy that is leaving is on its way out of it.
         let leaving = &mut Arc::make_mut(&mut view.state).leaving_disks;
         leaving.insert(disk_id(3), vsand_core::directory::Departure::WhenEmpty);
-        assert_eq!(codes(&of(&view)), ["disk_leaving"]);
+        assert_eq!(codes(&shown(&view)), ["disk_leaving"]);
     }
 
     #[test]
@@ -470,7 +588,7 @@ mod tests {
         let mut view = healthy();
         view.removed = true;
         kill(&mut view, 2);
-        assert_eq!(codes(&of(&view)), ["host_removed"]);
+        assert_eq!(codes(&shown(&view)), ["host_removed"]);
     }
 
     #[test]

@@ -11,14 +11,20 @@
 //!
 //! What it must not know: HTTP, how the data loop works inside, Raft.
 
+mod capacity;
 mod cluster;
 mod departures;
 mod disks;
 mod documents;
 mod errors;
+pub mod events;
 mod health;
+pub mod maintenance;
+mod parts;
 pub mod remote;
 mod resync;
+mod scrub;
+pub mod support;
 mod transfers;
 mod view;
 mod volumes;
@@ -29,19 +35,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ferro_protocol::api::{
-    AddedDisk, BootstrapRequest, BrokenLock, ChangedHost, ClusterInfo, DiskInfo, Document, DocumentList,
-    HostInfo, JoinRequest, LockInfo, ObjectDetails, ObjectInfo, OpenedVolume, PutDocument, Removal,
-    ResyncList, SetHostRequest, Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded,
-    TransferOutcome, VolumeInfo,
+    AddedDisk, BootstrapRequest, BrokenLock, CapacityReport, ChangedHost, ClusterInfo, DiskInfo, Document,
+    DocumentList, EventList, HealthCheck, HealthReport, HostInfo, HostSupport, JoinRequest, LockInfo,
+    MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy, PutDocument, Removal,
+    ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status, TokenInfo, TopSample, Transfer,
+    TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
 use tokio::sync::watch;
 
-use crate::api::control::{ByteSpan, ControlPlane, NewDisk, NewVolume, Result};
+use crate::api::control::{ByteSpan, ControlPlane, EventQuery, NewDisk, NewVolume, Result};
 use crate::api::fail;
 use crate::config::Config;
 use crate::data::port::Command;
+use crate::events::watch::Finding;
 use crate::member::{Member, Membership, Start, StartError};
 use transfers::Transfers;
 
@@ -127,6 +135,17 @@ async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Sen
     }
 }
 
+/// What health checks find now, muted or not.
+pub(crate) async fn findings(member: &Member) -> Vec<Finding> {
+    let found = health::findings(&cluster::view(member).await);
+    let one = |f: health::Finding| Finding {
+        found: (f.reason.code, f.subject),
+        level: f.reason.level,
+        message: f.reason.message,
+    };
+    found.into_iter().map(one).collect()
+}
+
 #[async_trait]
 impl ControlPlane for Plane {
     async fn status(&self) -> Result<Status> {
@@ -134,6 +153,50 @@ impl ControlPlane for Plane {
             Some(member) => Ok(cluster::status(&member).await),
             None => Ok(cluster::status_without()),
         }
+    }
+
+    async fn health(&self) -> Result<HealthReport> {
+        Ok(health::report(&cluster::view(&*self.member()?).await))
+    }
+
+    async fn mute_check(&self, code: &str, request: MuteRequest) -> Result<HealthCheck> {
+        health::mutes::mute(&*self.member()?, code, &request).await
+    }
+
+    async fn unmute_check(&self, code: &str) -> Result<()> {
+        health::mutes::unmute(&*self.member()?, code).await
+    }
+
+    async fn events(&self, query: EventQuery) -> Result<EventList> {
+        Ok(events::list(&*self.member()?, query).await)
+    }
+
+    async fn host_support(&self, host: HostId) -> Result<HostSupport> {
+        support::of_host(&*self.member()?, host).await
+    }
+
+    async fn capacity(&self) -> Result<CapacityReport> {
+        let view = cluster::view(&*self.member()?).await;
+        // Every chunk is looked at once for each host and disk: too long for a thread that others wait for.
+        let made = tokio::task::spawn_blocking(move || capacity::report(&view)).await;
+        made.map_err(|error| fail::internal("reckoning the capacity", error))
+    }
+
+    async fn enter_maintenance(&self, host: HostId, mode: MaintenanceMode) -> Result<HostInfo> {
+        let member = self.member()?;
+        detached(async move { maintenance::enter(&member, host, mode).await }).await
+    }
+
+    async fn exit_maintenance(&self, host: HostId) -> Result<HostInfo> {
+        maintenance::exit(&*self.member()?, host).await
+    }
+
+    async fn host_safety(&self, host: HostId) -> Result<Safety> {
+        maintenance::of_host(&cluster::view(&*self.member()?).await, host)
+    }
+
+    async fn disk_safety(&self, disk: DiskId) -> Result<Safety> {
+        maintenance::of_disk(&cluster::view(&*self.member()?).await, disk)
     }
 
     async fn bootstrap(&self, request: BootstrapRequest) -> Result<ClusterInfo> {
@@ -228,6 +291,10 @@ impl ControlPlane for Plane {
         detached(async move { volumes::close(&member, &name).await }).await
     }
 
+    async fn set_volume_policy(&self, name: &VolumeName, policy: Policy) -> Result<VolumeInfo> {
+        volumes::set_policy(&*self.member()?, name, policy).await
+    }
+
     async fn resize_volume(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo> {
         volumes::resize(&*self.member()?, name, size_bytes).await
     }
@@ -301,6 +368,14 @@ impl ControlPlane for Plane {
 
     async fn resyncs(&self) -> Result<ResyncList> {
         Ok(resync::list(&cluster::view(&*self.member()?).await))
+    }
+
+    async fn scrubs(&self) -> Result<ScrubList> {
+        scrub::list(&*self.member()?)
+    }
+
+    async fn change_scrubs(&self, request: &ScrubRequest) -> Result<ScrubList> {
+        scrub::act(&*self.member()?, request).await
     }
 
     async fn top(&self) -> Result<TopSample> {

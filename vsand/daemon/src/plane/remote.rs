@@ -98,8 +98,42 @@ pub struct DiskReport {
     pub extents_used: u64,
     /// Blocks that failed their checksum since it was opened.
     pub bad_blocks: u64,
+    /// Those of them that were told apart: one that is read again and again counts once.
+    #[serde(default)]
+    pub bad_found: u64,
+    /// How many of these were written anew since.
+    #[serde(default)]
+    pub bad_mended: u64,
+    /// It errs too often, and this is why it stays.
+    #[serde(default)]
+    pub errs_and_stays: Option<String>,
+    /// Requests to its files in the last minutes.
+    #[serde(default)]
+    pub late_requests: u64,
+    /// How long one of them took on average, in microseconds.
+    #[serde(default)]
+    pub late_mean_us: u64,
     /// How many extents each object takes up here.
     pub objects: Vec<(ObjectId, u64)>,
+}
+
+impl DiskReport {
+    /// Of a disk of which nothing more is known.
+    pub(super) fn new(disk: DiskId) -> Self {
+        Self {
+            disk,
+            failure: None,
+            extents: 0,
+            extents_used: 0,
+            bad_blocks: 0,
+            bad_found: 0,
+            bad_mended: 0,
+            errs_and_stays: None,
+            late_requests: 0,
+            late_mean_us: 0,
+            objects: Vec::new(),
+        }
+    }
 }
 
 impl From<&Trouble> for TroubleReport {
@@ -242,19 +276,16 @@ pub async fn own_report(member: &Member) -> Option<HostReport> {
             extents: u64::from(stats.extents),
             extents_used: u64::from(stats.extents_used),
             bad_blocks: stats.bad_blocks,
+            bad_found: snapshot.bad.get(disk).map_or(0, |bad| bad.found),
+            bad_mended: snapshot.bad.get(disk).map_or(0, |bad| bad.mended),
+            errs_and_stays: member.erring.refusal(*disk),
+            late_requests: member.paces.of(*disk).requests,
+            late_mean_us: member.paces.of(*disk).mean_us,
             objects: usage.get(disk).into_iter().flatten().map(|(object, n)| (*object, *n)).collect(),
         })
         .collect();
     for (disk, reason) in member.disks.failures() {
-        let failure = Some(reason);
-        disks.push(DiskReport {
-            disk,
-            failure,
-            extents: 0,
-            extents_used: 0,
-            bad_blocks: 0,
-            objects: Vec::new(),
-        });
+        disks.push(DiskReport { failure: Some(reason), ..DiskReport::new(disk) });
     }
     Some(HostReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ferro_protocol::api::{
     Capacity, ChunkInfo, ComponentInfo, ComponentState, DiskInfo, DiskState, HostInfo, HostRole, HostState,
-    ObjectInfo, Policy as ApiPolicy, Redundancy, VolumeInfo, VolumeOwner,
+    ObjectInfo, Policy as ApiPolicy, VolumeInfo, VolumeOwner,
 };
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId};
 use ferro_protocol::units::EXTENT_BYTES;
@@ -39,24 +39,16 @@ pub(super) struct View {
     /// The sockets of the volumes that are open here.
     pub sockets: BTreeMap<ObjectId, String>,
     pub repair_delay_s: u64,
+    /// As this host is told; 0: never by themselves.
+    pub scrub_every_days: u64,
     pub unix_s: u64,
-}
-
-/// Copies that one failure would take together.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct SharedDomain {
-    /// How many chunks have copies that share a fault domain.
-    pub chunks: usize,
-    /// The fault domain of the first of them.
-    pub domain: String,
-    /// The disks of the copies that share it there.
-    pub disks: Vec<DiskId>,
 }
 
 /// The API's policy.
 pub(super) fn api_policy(policy: Policy) -> ApiPolicy {
     match policy {
         Policy::Mirror { copies } => ApiPolicy::Mirror { copies },
+        Policy::Parity { data, parity } => ApiPolicy::Parity { data, parity },
     }
 }
 
@@ -64,6 +56,7 @@ pub(super) fn api_policy(policy: Policy) -> ApiPolicy {
 pub(super) fn core_policy(policy: ApiPolicy) -> Policy {
     match policy {
         ApiPolicy::Mirror { copies } => Policy::Mirror { copies },
+        ApiPolicy::Parity { data, parity } => Policy::Parity { data, parity },
     }
 }
 
@@ -80,11 +73,7 @@ impl View {
     pub(super) fn host_state(&self, host: &HostRecord) -> HostState {
         match () {
             () if self.is_online(host.id) && (host.lease > 0 || host.id == self.me) => {
-                if self.state.leaving_hosts.contains_key(&host.id) {
-                    HostState::Leaving
-                } else {
-                    HostState::Online
-                }
+                if self.state.is_host_leaving(host.id) { HostState::Leaving } else { HostState::Online }
             }
             () if host.lease == 0 => HostState::Joining,
             () => HostState::Offline,
@@ -118,9 +107,9 @@ impl View {
             used_bytes: disks.iter().map(|d| self.used_bytes_of_disk(d)).sum(),
             leaving_bytes: self
                 .state
-                .leaving_hosts
-                .contains_key(&host.id)
+                .is_host_leaving(host.id)
                 .then(|| disks.iter().map(|d| self.bytes_to_move(d)).sum()),
+            maintenance: super::maintenance::info(self, host.id),
             last_seen_seconds: match state {
                 HostState::Offline => self.silence.get(&host.id).map(Duration::as_secs),
                 _ => None,
@@ -134,7 +123,7 @@ impl View {
         self.reports.get(&disk.host)?.disks.iter().find(|d| d.disk == disk.id)
     }
 
-    fn used_bytes_of_disk(&self, disk: &DiskRecord) -> u64 {
+    pub(super) fn used_bytes_of_disk(&self, disk: &DiskRecord) -> u64 {
         let reported = self.disk_report(disk).filter(|r| r.extents > 0).map(|r| r.extents_used);
         reported.unwrap_or(disk.used_extents) * EXTENT_BYTES
     }
@@ -246,64 +235,14 @@ impl View {
         reported.iter().find(|v| v.object == record.id && v.epoch == record.epoch)
     }
 
-    /// Whether the component's data is being brought up to date, or its turn comes.
-    fn is_being_repaired(&self, record: &ObjectRecord, component: &Component) -> bool {
-        !component.in_sync() && record.lock.is_some() && self.is_disk_reachable(component.disk)
-    }
-
-    pub(super) fn redundancy(&self, record: &ObjectRecord) -> Redundancy {
-        let mut worst = Redundancy::Healthy;
-        for chunk in record.chunks.values() {
-            let good = |c: &&Component| c.in_sync() && self.is_disk_online(c.disk);
-            let count = chunk.components.iter().filter(good).count();
-            if count == 0 {
-                return Redundancy::Unavailable;
-            }
-            // More than enough while one of them moves.
-            if count >= record.policy.components() {
-                continue;
-            }
-            if chunk.components.iter().any(|c| self.is_being_repaired(record, c)) {
-                worst = Redundancy::Resyncing;
-            } else if worst == Redundancy::Healthy {
-                worst = Redundancy::Degraded;
-            }
-        }
-        worst
-    }
-
-    /// Whether chunks have fewer fault domains than copies: those of hosts were changed after they were placed. Copies that
-    /// are leaving, or too many, don't count.
-    pub(super) fn shared_domain(&self, record: &ObjectRecord) -> Option<SharedDomain> {
-        let needed = record.policy.components();
-        let mut shared: Option<SharedDomain> = None;
-        for chunk in record.chunks.values() {
-            let mut by_domain: BTreeMap<&str, Vec<DiskId>> = BTreeMap::new();
-            let stays = chunk.components.iter().map(|c| c.disk).filter(|d| !self.state.is_leaving(*d));
-            for disk in stays {
-                if let Some(domain) = self.state.fault_domain(disk) {
-                    by_domain.entry(domain).or_default().push(disk);
-                }
-            }
-            if by_domain.len() >= needed.min(by_domain.values().map(Vec::len).sum()) {
-                continue;
-            }
-            let Some((domain, disks)) = by_domain.into_iter().find(|(_, disks)| disks.len() > 1) else {
-                continue;
-            };
-            let domain = domain.to_owned();
-            shared.get_or_insert(SharedDomain { chunks: 0, domain, disks }).chunks += 1;
-        }
-        shared
-    }
-
     /// The host that has it open; a repair in the background gives way to everybody and is nobody's opening.
     fn owner(&self, record: &ObjectRecord) -> Option<VolumeOwner> {
         let lock = record.lock.filter(|lock| lock.kind != LockKind::Background)?;
         Some(VolumeOwner { host: lock.host, host_name: host_name(&self.state, lock.host) })
     }
 
-    /// What one copy takes, if all hosts with a component have reported.
+    /// What the guest's data takes, if all hosts with a component have reported: all components together, less what the
+    /// policy adds to it. With parity that is an estimate, as the log and what it has to hold are counted too.
     fn used_bytes(&self, record: &ObjectRecord) -> Option<u64> {
         let disks: BTreeSet<DiskId> =
             record.chunks.values().flat_map(|c| &c.components).map(|c| c.disk).collect();
@@ -315,8 +254,8 @@ impl View {
             }
             extents += report.objects.iter().find(|(object, _)| *object == record.id).map_or(0, |(_, n)| *n);
         }
-        let copies = record.policy.components().max(1) as u64;
-        Some(extents.div_ceil(copies) * EXTENT_BYTES)
+        let (of, parts) = (record.policy.domains().max(1) as u64, record.policy.sufficient() as u64);
+        Some((extents * parts).div_ceil(of) * EXTENT_BYTES)
     }
 
     pub(super) fn volume(&self, record: &ObjectRecord) -> VolumeInfo {
@@ -328,6 +267,7 @@ impl View {
             used_bytes: self.used_bytes(record),
             policy: api_policy(record.policy),
             redundancy: self.redundancy(record),
+            failures_left: self.failures_left(record),
             owner: self.owner(record),
             epoch: record.epoch,
             read_only,
@@ -360,7 +300,8 @@ impl View {
             epoch: record.epoch,
             chunks: record.chunks_total(),
             components_in_sync: record.chunks.values().map(in_sync).sum::<usize>() as u32,
-            components: (record.chunks.len() * record.policy.components()) as u32,
+            components: record.chunks.keys().map(|index| record.policy.components(*index)).sum::<usize>()
+                as u32,
         }
     }
 
@@ -387,13 +328,18 @@ impl View {
                 },
             }
         };
-        ChunkInfo { index, components: chunk.components.iter().map(component).collect() }
+        ChunkInfo {
+            index: index.base(),
+            part: super::parts::part(record.policy, index),
+            components: chunk.components.iter().map(component).collect(),
+        }
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use ferro_protocol::api::Redundancy;
     use ferro_protocol::ids::{Epoch, Seq};
     use vsand_core::directory::Lock;
 
@@ -427,12 +373,10 @@ pub(super) mod tests {
                 health: DiskHealth::Healthy,
             };
             let report = DiskReport {
-                disk: disk.id,
-                failure: None,
                 extents: 1_000,
                 extents_used: 12,
-                bad_blocks: 0,
                 objects: vec![(ObjectId::from_bytes([7; 16]), 12)],
+                ..DiskReport::new(disk.id)
             };
             let report = HostReport {
                 version: "1".to_owned(),
@@ -475,6 +419,7 @@ pub(super) mod tests {
             reports: view_reports,
             sockets: BTreeMap::new(),
             repair_delay_s: 3_600,
+            scrub_every_days: 14,
             unix_s: 2_000,
         }
     }
@@ -485,14 +430,38 @@ pub(super) mod tests {
         view.reports.remove(&host_id(n));
     }
 
-    pub(in crate::plane) fn stale(view: &mut View, n: u8, stale_seq: u64) {
-        let state = Arc::make_mut(&mut view.state);
-        let record = Arc::make_mut(state.objects.values_mut().next().unwrap());
-        for component in record.chunks.values_mut().flat_map(|c| &mut c.components) {
-            if component.disk == disk_id(n) {
-                component.sync = Sync::Stale { stale_seq: Seq(stale_seq), since_unix_s: 1_900 };
-            }
+    impl View {
+        /// Changes the one volume.
+        pub(in crate::plane) fn change_volume(&mut self, change: impl FnOnce(&mut ObjectRecord)) {
+            let state = Arc::make_mut(&mut self.state);
+            change(Arc::make_mut(state.objects.values_mut().next().unwrap()));
         }
+    }
+
+    /// The same with the volume in two data shards on hosts 1 and 2 and one of parity on 3, its log on 1 and 3.
+    pub(in crate::plane) fn parity() -> View {
+        let mut view = healthy();
+        view.change_volume(|record| {
+            record.policy = Policy::Parity { data: 2, parity: 1 };
+            let on = |disks: &[u8]| {
+                let components = disks.iter().map(|n| Component { disk: disk_id(*n), sync: Sync::InSync });
+                ChunkRecord { components: components.collect() }
+            };
+            let places: [&[u8]; 4] = [&[1], &[2], &[3], &[1, 3]];
+            let records = record.policy.records(ChunkIndex(0)).zip(places.map(on));
+            record.chunks = records.collect();
+        });
+        view
+    }
+
+    pub(in crate::plane) fn stale(view: &mut View, n: u8, stale_seq: u64) {
+        view.change_volume(|record| {
+            for component in record.chunks.values_mut().flat_map(|c| &mut c.components) {
+                if component.disk == disk_id(n) {
+                    component.sync = Sync::Stale { stale_seq: Seq(stale_seq), since_unix_s: 1_900 };
+                }
+            }
+        });
     }
 
     fn redundancy(view: &View) -> Redundancy {

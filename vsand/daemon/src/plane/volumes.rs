@@ -4,22 +4,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferro_protocol::api::{
-    ApiError, BrokenLock, DiskCounters, ErrorCode, LockInfo, ObjectDetails, OpenedVolume, OperationCounters,
-    TopSample, VolumeCounters, VolumeInfo, VolumeOwner,
+    ApiError, BrokenLock, DiskCounters, ErrorCode, EventKind, EventLevel, LockInfo, ObjectDetails,
+    OpenedVolume, OperationCounters, Policy, TopSample, VolumeCounters, VolumeInfo, VolumeOwner,
 };
 use ferro_protocol::ids::{ChunkIndex, HostId, ObjectId, VolumeName};
+use ferro_protocol::units::EXTENT_BYTES;
 use uuid::Uuid;
 use vsand_core::directory::placement::has_room;
 use vsand_core::directory::{Command, DiskHealth, LockKind, ObjectRecord, Outcome, Refused, State};
 
 use super::cluster::{settle, view};
 use super::errors::{self, host_name};
+use super::parts;
 use super::view::core_policy;
 use crate::api::control::{NewVolume, Result};
 use crate::api::fail;
 use crate::data::clock;
 use crate::data::port::Command as DataCommand;
 use crate::data::stats::VolumeStats;
+use crate::events::Draft;
 use crate::member::Member;
 use crate::member::ownership::QUEUES;
 
@@ -66,29 +69,25 @@ pub(super) async fn create(member: &Member, volume: NewVolume) -> Result<VolumeI
         Ok(Outcome::Object(record)) => record,
         Ok(other) => return Err(fail::internal(what, format!("the directory answered {other:?}"))),
         Err(Refused::NoRoom { .. }) => {
-            let state = member.state();
-            let (roomy, healthy) = domains(&state);
-            if healthy >= u32::from(policy.copies()) {
-                let free = state
-                    .disks
-                    .values()
-                    .map(|d| d.capacity_extents.saturating_sub(d.used_extents))
-                    .sum::<u64>();
-                tracing::debug!(roomy, healthy, "no room for a volume");
-                let need = size_bytes.saturating_mul(u64::from(policy.copies()));
-                return Err(fail::cluster_full(
-                    format!("volume {name}"),
-                    need,
-                    free * ferro_protocol::units::EXTENT_BYTES,
-                ));
-            }
-            return Err(fail::policy_unsatisfiable(&name, policy, healthy));
+            return Err(no_place(&member.state(), &name, policy, policy.raw_bytes(size_bytes)));
         }
         Err(refused) => return Err(errors::refused(&member.state(), &refused)),
     };
     tracing::info!(volume = %name, object = %record.id, size_bytes, %policy, "a volume was made");
     settle(member).await;
     Ok(view(member).await.volume(&record))
+}
+
+/// The policy has no place for the volume: too few fault domains, or their disks are full.
+fn no_place(state: &State, name: &VolumeName, policy: Policy, need_bytes: u64) -> ApiError {
+    let (roomy, healthy) = domains(state);
+    if healthy < u32::from(policy.domains()) {
+        return fail::policy_unsatisfiable(name, policy, healthy);
+    }
+    tracing::debug!(roomy, healthy, "no room for a volume");
+    let free = |d: &vsand_core::directory::DiskRecord| d.capacity_extents.saturating_sub(d.used_extents);
+    let free_bytes = state.disks.values().map(free).sum::<u64>() * EXTENT_BYTES;
+    fail::cluster_full(format!("volume {name}"), need_bytes, free_bytes)
 }
 
 pub(super) async fn show(member: &Member, name: &VolumeName) -> Result<VolumeInfo> {
@@ -137,6 +136,29 @@ pub(super) async fn resize(member: &Member, name: &VolumeName, size_bytes: u64) 
     }
 }
 
+pub(super) async fn set_policy(member: &Member, name: &VolumeName, policy: Policy) -> Result<VolumeInfo> {
+    let record = find(member, name).await?;
+    let from = view(member).await.volume(&record).policy;
+    let command = Command::SetPolicy { object: record.id, from: record.policy, to: core_policy(policy) };
+    match propose(member, &format!("changing the policy of volume {name}"), &command).await? {
+        Ok(Outcome::Object(record)) => {
+            tracing::info!(volume = %name, %from, %policy, "a volume gets another policy");
+            settle(member).await;
+            Ok(view(member).await.volume(&record))
+        }
+        Ok(_) => show(member, name).await,
+        Err(Refused::NoObject(_)) => Err(fail::volume_not_found(name)),
+        Err(Refused::OtherMethod) => Err(fail::policy_not_convertible(name, from, policy)),
+        Err(Refused::NoRoom { .. }) => {
+            Err(no_place(&member.state(), name, policy, policy.raw_bytes(record.size_bytes)))
+        }
+        Err(Refused::NoSpaceFor { extents, .. }) => {
+            Err(no_place(&member.state(), name, policy, extents.saturating_mul(EXTENT_BYTES)))
+        }
+        Err(refused) => Err(errors::refused(&member.state(), &refused)),
+    }
+}
+
 pub(super) async fn delete(member: &Member, name: &VolumeName) -> Result<()> {
     let record = find(member, name).await?;
     match propose(member, &format!("deleting volume {name}"), &Command::DeleteObject { object: record.id })
@@ -160,10 +182,11 @@ pub(super) async fn object(
 ) -> Result<ObjectDetails> {
     let view = view(member).await;
     let record = view.state.objects.get(&object).ok_or_else(|| fail::object_not_found(object))?;
-    let mut placed = record.chunks.range(from..);
-    let chunks = placed.by_ref().take(chunks_max as usize);
-    let chunks = chunks.map(|(index, chunk)| view.chunk(record, *index, chunk)).collect();
-    let next_chunk = placed.next().map(|(index, _)| *index);
+    let mut placed = parts::chunks_from(record, from);
+    let chunks = placed.by_ref().take(chunks_max as usize).flat_map(|chunk| record.policy.records(chunk));
+    let chunks =
+        chunks.filter_map(|index| Some(view.chunk(record, index, record.chunks.get(&index)?))).collect();
+    let next_chunk = placed.next();
     Ok(ObjectDetails { object: view.object(record), chunks, next_chunk })
 }
 
@@ -208,6 +231,11 @@ pub(super) async fn break_lock(member: &Member, object: ObjectId) -> Result<Brok
     match propose(member, &what, &command).await? {
         Ok(_) => {
             tracing::warn!(volume = %record.name, holder = %lock.host, "a lock was broken");
+            let (name, host) = (&record.name, host_name(&state, lock.host));
+            let message = format!("the lock of volume {name} was taken from host {host}, which is gone");
+            let broken =
+                Draft::new(EventKind::LockBroken, EventLevel::Warning, format!("volume {object}"), message);
+            member.events.add(vec![broken]).await;
             Ok(BrokenLock {
                 object,
                 volume: Some(record.name.clone()),

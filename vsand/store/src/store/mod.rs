@@ -294,6 +294,11 @@ impl Store {
         !self.done.is_empty()
     }
 
+    /// Whether it goes on at its next turn without anything to be waited for: who drives it must not sleep.
+    pub fn has_work(&self) -> bool {
+        self.has_answers() || (self.checkpoint.is_some() && self.tables.has_to_freeze())
+    }
+
     /// The disk.
     pub fn disk(&self) -> DiskId {
         self.superblock.disk

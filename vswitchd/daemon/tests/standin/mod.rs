@@ -199,6 +199,7 @@ async fn hosts(State(inner): State<Arc<Inner>>) -> Json<HostList> {
         capacity_bytes: 0,
         used_bytes: 0,
         leaving_bytes: None,
+        maintenance: None,
         last_seen_seconds: None,
         certificate_expires_unix_s: None,
         version: None,

@@ -6,25 +6,26 @@
 //!                   └── console.log, by QEMU itself: nothing is lost while no daemon is here
 //! ```
 //!
-//! What a guest prints is never waited for: a client that does not read is sent away, and may come again.
+//! What a guest prints is never waited for: of what a client does not read in time, it misses the oldest.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 /// What a client sees first.
 const TAIL_BYTES: usize = 4096;
 const PIECE: usize = 4096;
-/// Pieces that wait for a client that reads slowly: 1 MiB.
-const WAITING_MAX: usize = 256;
+/// Bytes that wait for a client that reads slowly.
+const WAITING_MAX: usize = 1 << 20;
 /// Pieces of input that wait for the guest.
 const TYPED_MAX: usize = 4;
 /// How long it is waited when a client can't be let in.
@@ -68,9 +69,42 @@ impl Console {
     }
 }
 
+/// What waits for a client. It is counted in bytes: QEMU hands over what a guest prints a few bytes at a time.
+#[derive(Debug, Default)]
+struct Backlog {
+    bytes: Mutex<VecDeque<u8>>,
+    filled: Notify,
+}
+
+impl Backlog {
+    fn bytes(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, piece: &[u8]) {
+        keep_last(&mut self.bytes(), piece, WAITING_MAX);
+        self.filled.notify_one();
+    }
+
+    /// What is there next, once there is something.
+    async fn next(&self) -> Vec<u8> {
+        loop {
+            let next: Vec<u8> = {
+                let mut bytes = self.bytes();
+                let count = bytes.len().min(PIECE);
+                bytes.drain(..count).collect()
+            };
+            if !next.is_empty() {
+                return next;
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
 /// Somebody who has the console.
 struct Client {
-    printed: mpsc::Sender<Vec<u8>>,
+    backlog: Arc<Backlog>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -83,16 +117,12 @@ impl Drop for Client {
 impl Client {
     fn new(stream: UnixStream, typed: mpsc::Sender<Vec<u8>>) -> Self {
         let (read, mut write) = stream.into_split();
-        let (printed, mut prints) = mpsc::channel::<Vec<u8>>(WAITING_MAX);
-        let writer = tokio::spawn(async move {
-            while let Some(piece) = prints.recv().await {
-                if write.write_all(&piece).await.is_err() {
-                    return;
-                }
-            }
-        });
+        let backlog = Arc::<Backlog>::default();
+        let printed = Arc::clone(&backlog);
+        let writer =
+            tokio::spawn(async move { while write.write_all(&printed.next().await).await.is_ok() {} });
         let reader = tokio::spawn(pump(read, typed));
-        Self { printed, tasks: [writer, reader] }
+        Self { backlog, tasks: [writer, reader] }
     }
 }
 
@@ -128,18 +158,15 @@ async fn run(places: Places, serial: UnixStream, listener: UnixListener, mut tai
                     continue;
                 };
                 let new = Client::new(stream, typed.clone());
-                // There is room: nothing waits yet.
-                let _ = new.printed.try_send(tail.iter().copied().collect());
+                new.backlog.add(tail.make_contiguous());
                 client = Some(new);
             }
             count = from_guest.read(&mut buffer) => {
                 let Ok(count @ 1..) = count else { break };
                 let piece = &buffer[..count];
-                tail.extend(piece);
-                let over = tail.len().saturating_sub(TAIL_BYTES);
-                tail.drain(..over);
-                if client.as_ref().is_some_and(|client| client.printed.try_send(piece.to_vec()).is_err()) {
-                    client = None;
+                keep_last(&mut tail, piece, TAIL_BYTES);
+                if let Some(client) = &client {
+                    client.backlog.add(piece);
                 }
             }
             _ = look.tick() => {
@@ -153,6 +180,12 @@ async fn run(places: Places, serial: UnixStream, listener: UnixListener, mut tai
     if let Err(error) = ferro_transport::local::remove(&places.console) {
         tracing::debug!(%error, "a console's socket is gone already");
     }
+}
+
+/// Adds bytes; of more than `most`, the oldest go.
+fn keep_last(queue: &mut VecDeque<u8>, bytes: &[u8], most: usize) {
+    queue.extend(bytes);
+    queue.drain(..queue.len().saturating_sub(most));
 }
 
 /// The last bytes of a file.
@@ -185,6 +218,9 @@ fn renew(log: &Path, bytes_max: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// More than a socket takes in pieces of a byte.
+    const LATE_BYTES: usize = 200_000;
 
     async fn read_until(stream: &mut UnixStream, word: &str) -> String {
         let mut seen = Vec::new();
@@ -230,9 +266,22 @@ mod tests {
         second.write_all(b"who\n").await.unwrap();
         read_until(&mut guest, "who\n").await;
 
-        // One that does not read holds up nobody, and is sent away.
+        // One that reads late has missed nothing, whatever the size of the pieces.
+        for _ in 0..LATE_BYTES {
+            guest.write_all(b"z").await.unwrap();
+        }
+        guest.write_all(b"end").await.unwrap();
+        assert_eq!(read_until(&mut second, "end").await.matches('z').count(), LATE_BYTES);
+
+        // One that does not read holds up nobody, and misses the oldest.
         let flood = vec![b'y'; 4 << 20];
-        tokio::time::timeout(Duration::from_secs(20), guest.write_all(&flood)).await.unwrap().unwrap();
+        let flooding = async {
+            guest.write_all(&flood).await.unwrap();
+            guest.write_all(b"last words").await.unwrap();
+        };
+        tokio::time::timeout(Duration::from_secs(20), flooding).await.unwrap();
+        let seen = read_until(&mut second, "last words").await;
+        assert!((WAITING_MAX..3 << 20).contains(&seen.len()), "{}", seen.len());
         let mut third = UnixStream::connect(path("console.sock")).await.unwrap();
         read_until(&mut third, "yyy").await;
 

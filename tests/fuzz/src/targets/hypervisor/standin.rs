@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use ferro_protocol::api::vm::spec::{DiskSpec, NicSpec};
 use ferro_protocol::api::vm::{
     ConsoleInfo, HostCapacity, HypervisorStatus, LOG_LINES_MAX, VmInfo, VmLog, VmName, VmPower, VmSpec,
-    VmState, VmStats, VmStatus,
+    VmStats, VmStatus,
 };
 use ferro_protocol::api::{ApiError, ErrorCode};
 use ferro_protocol::ids::VolumeName;
@@ -22,16 +22,7 @@ fn made(spec: VmSpec) -> Result<VmInfo> {
     let (spec, vm) = super::checked(spec).map_err(|faults| {
         ApiError::new(ErrorCode::InvalidVm, "it can't be like this", "change it").with_faults(faults)
     })?;
-    let status = VmStatus {
-        state: VmState::Off,
-        incarnation: 0,
-        epoch: None,
-        process: None,
-        since_unix_s: 0,
-        detail: None,
-        last_exit: None,
-        restarts: 0,
-    };
+    let status = VmStatus::never_started();
     let (host, host_name) = (None, None);
     Ok(VmInfo {
         name: vm.name,

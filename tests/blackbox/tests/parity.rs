@@ -1,0 +1,150 @@
+//! Volumes with parity: as many hosts die as the policy stands, under a client that writes, and the owner itself; nothing is lost, and
+//! what is lost of a shard is made anew.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ferro_blackbox::endure::{HEAL_MAX, begin, form_with_loop_disk, read_everywhere, survive};
+use ferro_blackbox::lab::with_hosts;
+use ferro_blackbox::{Host, LabOptions, eventually, with_lab};
+use ferro_vhost::blk::Sector;
+use ferro_vhost::frontend::{BlkClient, ClientOptions, FrontendError, Op, Ticket};
+
+/// What a fault may cost at most: the aim is 2 s. A busy test machine gets more.
+const STALL_MAX: Duration = Duration::from_secs(6);
+
+/// Does something to each of some hosts, at once.
+fn each(hosts: &[&Host], act: impl Fn(&Host) -> Result<()>) -> Result<()> {
+    hosts.iter().try_for_each(|host| act(host))
+}
+
+#[test]
+fn one_host_of_raid5_may_die_whichever_it_is() {
+    with_lab(LabOptions::default(), |lab| {
+        let (first, owner, other) = (lab.host(1), lab.host(2), lab.host(3));
+        let mut load = begin(owner, "raid5", 1)?;
+        let what = "kill -9 of a shard's host";
+        survive(lab, &mut load, what, STALL_MAX, || other.kill9(), || other.start())?;
+        survive(lab, &mut load, "SIGSTOP of another one", STALL_MAX, || first.stop(), || first.cont())?;
+        survive(lab, &mut load, "a pulled cable", STALL_MAX, || other.cut_cable(), || other.mend())?;
+        // The owner: its client waits, and goes on when it is there again.
+        load.take_longest();
+        owner.kill9()?;
+        owner.start()?;
+        load.progress(300, Duration::from_secs(40)).context("the owner was killed")?;
+        println!("kill -9 of the owner and a start: {} ms", load.take_longest().as_millis());
+        load.verify()?;
+        read_everywhere(lab, owner, load)
+    });
+}
+
+#[test]
+fn two_hosts_of_raid6_may_die_at_once() {
+    with_lab(LabOptions { hosts: 6, ..LabOptions::default() }, |lab| {
+        let owner = lab.host(6);
+        let mut load = begin(owner, "raid6", 2)?;
+        for pair in [[4, 5], [1, 3]] {
+            let hosts = pair.map(|host| lab.host(host));
+            let what = format!("kill -9 of hosts {pair:?} at once");
+            let (fault, mend) = (|| each(&hosts, |h| h.kill9()), || each(&hosts, |h| h.start()));
+            survive(lab, &mut load, &what, STALL_MAX, fault, mend)?;
+        }
+        // Everything loses power, the owner and the log's copies too.
+        lab.hosts().iter().for_each(|host| host.kill9_if_running());
+        for host in lab.hosts() {
+            host.start()?;
+        }
+        load.progress(300, Duration::from_secs(60)).context("after all of them lost power")?;
+        lab.wait_healthy(HEAL_MAX)?;
+        load.verify()?;
+        read_everywhere(lab, owner, load)
+    });
+}
+
+#[test]
+fn a_disk_that_answers_after_half_a_minute_costs_no_request() {
+    with_hosts(LabOptions::default(), |lab| {
+        let disk = form_with_loop_disk(lab)?;
+        let owner = lab.host(2);
+        let mut load = begin(owner, "raid5", 3)?;
+        load.take_longest();
+        let began = Instant::now();
+        disk.freeze()?;
+        load.progress(200, Duration::from_secs(40))?;
+        load.verify().context("while it does not answer")?;
+        std::thread::sleep(Duration::from_secs(30).saturating_sub(began.elapsed()));
+        disk.thaw()?;
+        // What it was asked for half a minute ago it does now.
+        load.progress(200, Duration::from_secs(40))?;
+        lab.wait_healthy(HEAL_MAX)?;
+        load.verify()?;
+        let stall = load.take_longest();
+        println!("a disk that answers after 30 s: the longest request took {} ms", stall.as_millis());
+        ensure!(stall < STALL_MAX, "a request took {stall:?}");
+        read_everywhere(lab, owner, load)
+    });
+}
+
+const MIB: usize = 1 << 20;
+
+/// What is written to a MiB of the volume.
+fn content(mib: u64) -> Vec<u8> {
+    let words = (0..MIB as u64 / 8).map(|word| (mib << 32 | word).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    words.flat_map(u64::to_le_bytes).collect()
+}
+
+fn sector(mib: u64) -> Sector {
+    Sector(mib * (MIB / 512) as u64)
+}
+
+/// Writes from the beginning until a write waits: its place and itself.
+fn fill(client: &mut BlkClient, mibs: u64) -> Result<(u64, Ticket)> {
+    for mib in 0..mibs {
+        let ticket = client.submit(0, &Op::Write(sector(mib), &content(mib)))?;
+        match client.wait(0, Duration::from_secs(15)) {
+            Ok(done) => ensure!(done.status == 0, "MiB {mib}: status {}", done.status),
+            Err(FrontendError::Timeout(_)) => return Ok((mib, ticket)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    anyhow::bail!("{mibs} MiB fit")
+}
+
+/// More is written than the disks hold: the writer waits, without an error, and goes on when there is room again.
+#[test]
+fn a_writer_waits_while_the_cluster_is_full() {
+    with_lab(LabOptions { disk: "1G", ..LabOptions::default() }, |lab| {
+        let owner = lab.host(1);
+        let connect = |name: &str| -> Result<BlkClient> {
+            let options = ClientOptions { data_bytes_max: MIB as u32, ..ClientOptions::default() };
+            Ok(BlkClient::connect(&owner.open(name)?, options)?)
+        };
+        owner.create("spare", "256M", "mirror:3")?;
+        let mut spare = connect("spare")?;
+        for mib in 0..256 {
+            spare.write(sector(mib), &content(mib))?;
+        }
+        drop(spare);
+        owner.ctl_ok(&["volume", "close", "spare"])?;
+
+        owner.create("data", "4G", "raid5")?;
+        let mut client = connect("data")?;
+        let (last, waiting) = fill(&mut client, 4 << 10)?;
+        println!("{last} MiB fit");
+        ensure!(last > 400, "only {last} MiB fit");
+        eventually("it is said that writes wait", Duration::from_secs(20), || {
+            let health = owner.status()?.health;
+            ensure!(health.reasons.iter().any(|r| r.code == "volume_waits_for_space"), "{health:?}");
+            Ok(())
+        })?;
+        owner.ctl_ok(&["--yes", "volume", "delete", "spare"])?;
+        let done = client.wait(0, Duration::from_secs(60)).context("there is room again")?;
+        ensure!(done.ticket == waiting && done.status == 0, "status {}", done.status);
+        let mut read = vec![0; MIB];
+        for mib in 0..=last {
+            client.read(sector(mib), &mut read)?;
+            ensure!(read == content(mib), "MiB {mib} is not what was written");
+        }
+        Ok(())
+    });
+}

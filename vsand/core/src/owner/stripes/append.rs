@@ -1,0 +1,195 @@
+//! What a guest writes goes into the log: gathered into records, and given back when it is in the shards.
+//!
+//! While some records are under way, writes that arrive are gathered for the next: the busier the guest, the fewer and larger
+//! they are. A write that has no room waits for jobs to make some; jobs begin long before the log is full, and more of them the
+//! fuller it is ([`super::destage`]), so that writers slow down and do not stop.
+
+use std::iter::successors;
+
+use bytes::{Bytes, BytesMut};
+use ferro_protocol::ids::{ChunkIndex, Seq};
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
+
+use super::ring::{self, RECORD_BLOCKS_MAX, RECORD_ZEROS_MAX, Record, Written};
+use super::{Queued, Stripes, Wanted, Work};
+use crate::owner::Owner;
+use crate::owner::guest::PieceKind;
+use crate::owner::io::{Fault, Got, PartId};
+use crate::time::Instant;
+
+/// Records under way at once.
+const APPENDS_MAX: usize = 3;
+/// Slots that are given back together, while there is more in the log: this part of it.
+const TRIM_DIVISOR: u32 = 16;
+/// Data of records that is kept in memory for jobs and reads, of all chunks of an owner.
+const CACHE_BYTES_MAX: usize = 48 << 20;
+
+/// A record on its way.
+#[derive(Debug)]
+pub(super) struct Append {
+    seq: Seq,
+    parts: Vec<PartId>,
+    data: Bytes,
+}
+
+/// Slots on their way to be unmapped.
+#[derive(Debug)]
+pub(super) struct Trim {
+    seq: Seq,
+}
+
+impl Stripes {
+    /// Whether a record that touches this row is under way.
+    pub(super) fn is_appending(&self, row: u32) -> bool {
+        let blocks = || self.geometry.data_shards().map(|shard| self.geometry.block(shard, row));
+        self.appends().any(|record| blocks().any(|block| record.touches(block)))
+    }
+
+    /// The records under way.
+    fn appends(&self) -> impl Iterator<Item = &Record> {
+        self.log_open.iter().filter_map(|seq| self.ring.record(*seq))
+    }
+}
+
+impl Owner {
+    /// A guest's write has its range: it goes into the next record.
+    pub(super) fn queue_write(
+        &mut self,
+        chunk: ChunkIndex,
+        part: PartId,
+        range: BlockRange,
+        data: Option<Bytes>,
+    ) {
+        let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
+        stripes.queue.push_back(Queued { part, first: range.first(), end: range.end(), data });
+        self.stripes_busy.insert(chunk);
+    }
+
+    /// Makes records of what waits, as long as they may go and have room.
+    pub(super) fn pump(&mut self, now: Instant, chunk: ChunkIndex) {
+        loop {
+            let Some(stripes) = self.stripes.get(&chunk) else { return };
+            let appending = stripes.appends().count();
+            if stripes.queue.is_empty() || appending >= APPENDS_MAX {
+                return;
+            }
+            // What came while nothing was under way goes at once, what comes later is gathered.
+            let blocks: u32 = stripes.queue.iter().map(|q| q.end - q.first).take(64).sum();
+            if appending > 0 && blocks < RECORD_BLOCKS_MAX / 4 && appending + 1 >= APPENDS_MAX {
+                return;
+            }
+            if !self.append(now, chunk) {
+                return;
+            }
+        }
+    }
+
+    fn append(&mut self, now: Instant, chunk: ChunkIndex) -> bool {
+        let Some(stripes) = self.stripes.get_mut(&chunk) else { return false };
+        let wanted: u32 = stripes.queue.iter().filter(|q| q.data.is_some()).map(|q| q.end - q.first).sum();
+        // A record of any size that fits, but not one block at a time while the log is full.
+        let sizes = successors(Some(wanted.min(RECORD_BLOCKS_MAX)), |size| (*size > 1).then_some(size / 2));
+        let fits = |size: u32| Some((size, stripes.ring.room(size)?));
+        let Some((room, slot)) = sizes.into_iter().find_map(fits) else { return false };
+        let (mut entries, mut parts, mut payload) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut blocks, mut zeros) = (0, 0);
+        while let Some(next) = stripes.queue.front_mut() {
+            let left = if next.data.is_some() { room - blocks } else { RECORD_ZEROS_MAX - zeros };
+            let count = left.min(next.end - next.first);
+            if count == 0 || parts.len() == RECORD_BLOCKS_MAX as usize {
+                break;
+            }
+            entries.push(Written { first: next.first, count, zero: next.data.is_none() });
+            match &mut next.data {
+                Some(data) => {
+                    payload.push(data.split_to(count as usize * BLOCK_BYTES));
+                    blocks += count;
+                }
+                None => zeros += count,
+            }
+            next.first += count;
+            parts.push(next.part);
+            *stripes.under_way.entry(next.part).or_default() += 1;
+            if next.first < next.end {
+                break;
+            }
+            stripes.queue.pop_front();
+        }
+        let Ok(slots) = BlockRange::new(slot, blocks + 1) else { return false };
+        let seq = self.take_seqs(chunk, 1);
+        let mut data = BytesMut::with_capacity(slots.bytes());
+        data.extend_from_slice(&ring::encode(slot, seq, &entries));
+        for piece in payload {
+            data.extend_from_slice(&piece);
+        }
+        let data = data.freeze();
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            stripes.ring.append(slot, seq, entries);
+            stripes.log_open.insert(seq);
+            stripes.appended_at = now;
+        }
+        self.set_floors(chunk);
+        let id = self.begin_task(chunk, Work::Append(Append { seq, parts, data: data.clone() }));
+        self.want(now, id, vec![Wanted::change(chunk.log(), slots, Some(data), seq)]);
+        true
+    }
+
+    /// The record is on every copy: the guest may know.
+    pub(super) fn append_done(
+        &mut self,
+        now: Instant,
+        chunk: ChunkIndex,
+        append: Append,
+        got: &[Result<Got, Fault>],
+    ) {
+        let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
+        let failed = got.iter().find_map(|g| g.as_ref().err()).copied();
+        stripes.log_open.remove(&append.seq);
+        let bytes = append.data.len() - BLOCK_BYTES;
+        let keep = self.cached_bytes + bytes <= CACHE_BYTES_MAX;
+        if keep {
+            self.cached_bytes += bytes;
+        }
+        stripes.ring.appended(append.seq, keep.then_some(&append.data), self.bugs);
+        let mut ended = Vec::new();
+        for part in append.parts {
+            let Some(left) = stripes.under_way.get_mut(&part) else { continue };
+            *left -= 1;
+            if *left == 0 && stripes.queue.iter().all(|q| q.part != part) {
+                stripes.under_way.remove(&part);
+                ended.push(part);
+            }
+        }
+        self.set_floors(chunk);
+        self.stripes_busy.insert(chunk);
+        for part in ended {
+            self.end_guest(now, chunk, part, failed.map_or(Ok(Got::Done), Err));
+        }
+    }
+
+    /// Gives slots back whose blocks are in the shards.
+    pub(super) fn trim(&mut self, now: Instant, chunk: ChunkIndex) {
+        let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
+        let least = if stripes.ring.is_settled() { 1 } else { self.config.log_slots / TRIM_DIVISOR };
+        let Some(slots) = stripes.ring.trimmable(least) else { return };
+        let seq = self.take_seqs(chunk, 1);
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            stripes.log_open.insert(seq);
+        }
+        self.set_floors(chunk);
+        let id = self.begin_task(chunk, Work::Trim(Trim { seq }));
+        self.want(
+            now,
+            id,
+            vec![Wanted { chunk: chunk.log(), range: slots, kind: PieceKind::Zero, seq: Some(seq) }],
+        );
+    }
+
+    pub(super) fn trim_done(&mut self, chunk: ChunkIndex, trim: Trim) {
+        let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
+        stripes.log_open.remove(&trim.seq);
+        stripes.ring.trimmed();
+        self.set_floors(chunk);
+        self.stripes_busy.insert(chunk);
+    }
+}

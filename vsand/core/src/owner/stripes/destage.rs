@@ -1,0 +1,440 @@
+//! Jobs: what the log has of some rows goes into the shards.
+//!
+//! ```text
+//!   rows taken ──▶ read ──────────────▶ parity ──────────────▶ data ──────────────▶ settled: the log may forget it
+//!                  what of the rows     on every in-sync       on its shard, every
+//!                  is not in the log    parity shard           block of it
+//!                  (bad or away: all of the rows, to decode)
+//! ```
+//!
+//! Whole rows are counted anew, from all their data: with one block changed of four that reads as much as taking the old
+//! value out of the old parity would, and it mends what it passes.
+//!
+//! All versions of a job are taken when it has its rows and none of their blocks is in a record under way: higher than
+//! those of all that it puts into the shards, lower than those of all that comes later.
+
+use bytes::{Bytes, BytesMut};
+use ferro_protocol::ids::{ChunkIndex, Seq};
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
+
+use super::decode::{Fetched, LogData};
+use super::ring::Entry;
+use super::{Stage, TaskId, Wanted, Work};
+use crate::bugs::Bug;
+use crate::owner::Owner;
+use crate::owner::io::{Fault, Got};
+use crate::owner::locks::Mode;
+use crate::time::Instant;
+
+/// Rows of a job at most: an extent on each shard.
+const ROWS_MAX: u32 = EXTENT_BLOCKS;
+/// Jobs begin when nothing was written for so long, or when the log is as full as the settings say.
+const QUIET: std::time::Duration = std::time::Duration::from_millis(200);
+/// Jobs of a chunk at once: when the log is as full as that, and when it is full.
+const JOBS_MIN: usize = 4;
+const JOBS_MAX: usize = 64;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Rows,
+    Read,
+    Recover,
+    Parity,
+    Data,
+}
+
+/// Rows of one data shard that become what the log has.
+#[derive(Clone, Debug)]
+struct Change {
+    shard: u8,
+    rows: BlockRange,
+    zero: bool,
+}
+
+/// A job under way.
+#[derive(Debug)]
+pub(super) struct Job {
+    rows: BlockRange,
+    step: Step,
+    /// The first of its versions.
+    seq: Seq,
+    changes: Vec<Change>,
+    /// What is asked for: rows of a shard, or slots of the log.
+    asked: Vec<Asked>,
+    log: LogData,
+    fetched: Fetched,
+    bad: Vec<u8>,
+    /// By data shard, then row: what the row will be. `None` is not known yet.
+    cells: Vec<Vec<Option<Bytes>>>,
+}
+
+/// What of a job's rows could not be read; the worse is the greater.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Gap {
+    /// Of a shard: the others may make up for it.
+    Shard,
+    /// Of the log, from any of its copies: nothing else has it.
+    Log,
+}
+
+#[derive(Clone, Debug)]
+enum Asked {
+    Shard { shard: u8, rows: BlockRange },
+    Log(u32),
+    Whole(u8),
+}
+
+impl Owner {
+    /// Begins as many jobs as the log's fullness asks for.
+    pub(super) fn start_jobs(&mut self, now: Instant, chunk: ChunkIndex) {
+        loop {
+            let Some(stripes) = self.stripes.get(&chunk) else { return };
+            if stripes.stage != Stage::Ready || stripes.ring.is_settled() {
+                return;
+            }
+            let (full, low) = (stripes.ring.fullness(), self.config.destage_permille);
+            let quiet = now.since(stripes.appended_at) >= QUIET;
+            let most = if full >= low {
+                JOBS_MIN + (full - low) as usize * JOBS_MAX / (1_000 - low as usize).max(1)
+            } else if quiet || !stripes.is_healed() {
+                JOBS_MIN
+            } else {
+                0
+            };
+            if stripes.jobs.len() >= most.min(JOBS_MAX) {
+                return;
+            }
+            let Some(rows) = self.next_rows(chunk) else { return };
+            let job = Job {
+                rows,
+                step: Step::Rows,
+                seq: Seq(0),
+                changes: Vec::new(),
+                asked: Vec::new(),
+                log: LogData::default(),
+                fetched: Fetched::default(),
+                bad: Vec::new(),
+                cells: Vec::new(),
+            };
+            let id = self.begin_task(chunk, Work::Job(Box::new(job)));
+            if let Some(stripes) = self.stripes.get_mut(&chunk) {
+                stripes.jobs.insert(id, rows);
+            }
+            if self.take_rows(id, chunk, rows, Mode::Exclusive) {
+                self.ready_tasks.push_back(id);
+            }
+        }
+    }
+
+    /// The rows around the oldest block of the log that no job has and no record under way touches, with those beside them.
+    fn next_rows(&self, chunk: ChunkIndex) -> Option<BlockRange> {
+        let stripes = self.stripes.get(&chunk)?;
+        let geometry = stripes.geometry;
+        let has_job = |row: u32| stripes.jobs.values().any(|rows| rows.contains(row));
+        let taken = |row: u32| has_job(row) || stripes.is_appending(row);
+        let block = stripes.ring.oldest(|block| taken(geometry.locate(block).1))?;
+        let row = geometry.locate(block).1;
+        let in_log =
+            |row: u32| geometry.data_shards().any(|s| stripes.ring.latest(geometry.block(s, row)).is_some());
+        let extent = row / ROWS_MAX * ROWS_MAX;
+        let (mut first, mut end) = (row, row + 1);
+        while first > extent && in_log(first - 1) && !taken(first - 1) {
+            first -= 1;
+        }
+        while end < (extent + ROWS_MAX).min(geometry.rows()) && in_log(end) && !taken(end) {
+            end += 1;
+        }
+        BlockRange::new(first, end - first).ok()
+    }
+
+    /// A job goes on.
+    pub(super) fn job_on(
+        &mut self,
+        now: Instant,
+        id: TaskId,
+        chunk: ChunkIndex,
+        mut job: Job,
+        got: Vec<Result<Got, Fault>>,
+    ) {
+        match job.step {
+            Step::Rows => self.job_reads(now, id, chunk, job),
+            Step::Read => match self.job_got(chunk, &mut job, got) {
+                None => self.job_parity(now, id, chunk, job),
+                Some(Gap::Shard) => self.job_recovers(now, id, chunk, job),
+                Some(Gap::Log) => self.job_waits(id, chunk, job),
+            },
+            Step::Recover => {
+                let first = job.asked.is_empty();
+                match self.job_got(chunk, &mut job, got) {
+                    _ if first => self.job_recovers(now, id, chunk, job),
+                    None if self.job_solves(chunk, &mut job) => self.job_parity(now, id, chunk, job),
+                    Some(Gap::Shard) => self.job_recovers(now, id, chunk, job),
+                    None | Some(Gap::Log) => self.job_waits(id, chunk, job),
+                }
+            }
+            Step::Parity => self.job_data(now, id, chunk, job),
+            Step::Data => self.job_ended(chunk, id, &job),
+        }
+    }
+
+    /// The job has its rows: what is in the log of them is what it puts into the shards.
+    fn job_reads(&mut self, now: Instant, id: TaskId, chunk: ChunkIndex, mut job: Job) {
+        let Some(stripes) = self.stripes.get(&chunk) else { return };
+        let geometry = stripes.geometry;
+        let first = job.rows.first();
+        if job.rows.blocks().any(|row| stripes.is_appending(row)) {
+            // It would be neither before nor after this job. The oldest blocks are looked for again.
+            return self.end_job(chunk, id);
+        }
+        let rows = job.rows.count() as usize;
+        job.cells = vec![vec![None; rows]; usize::from(geometry.data)];
+        let mut wanted = Vec::new();
+        for shard in geometry.data_shards() {
+            let entry = |row: u32| stripes.ring.latest(geometry.block(shard, row));
+            let kind = |row: u32| entry(row).map(|e| e.slot.is_none());
+            for (rows, kind) in runs(job.rows, kind) {
+                if let Some(zero) = kind {
+                    job.changes.push(Change { shard, rows, zero });
+                } else {
+                    wanted.push(Wanted::read(chunk.shard(shard), rows));
+                    job.asked.push(Asked::Shard { shard, rows });
+                }
+            }
+            for row in job.rows.blocks() {
+                match entry(row) {
+                    Some(Entry { slot: Some(slot), cached: None, .. }) => {
+                        if let Ok(range) = BlockRange::one(*slot) {
+                            wanted.push(Wanted::read(chunk.log(), range));
+                            job.asked.push(Asked::Log(*slot));
+                        }
+                    }
+                    Some(entry) => {
+                        job.cells[usize::from(shard)][(row - first) as usize] = job.log.get(entry).cloned()
+                    }
+                    None => {}
+                }
+            }
+        }
+        if job.changes.is_empty() {
+            return self.end_job(chunk, id);
+        }
+        let versions = u64::from(geometry.parity) + job.changes.len() as u64;
+        job.seq = self.take_seqs(chunk, versions);
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            stripes.jobs_open.insert(job.seq);
+        }
+        self.set_floors(chunk);
+        job.step = Step::Read;
+        self.put_back(id, chunk, Work::Job(Box::new(job)));
+        self.want(now, id, wanted);
+    }
+
+    /// What the job needs can't be read now, however often it is asked for: it goes on when a component may answer again.
+    fn job_waits(&mut self, id: TaskId, chunk: ChunkIndex, mut job: Job) {
+        job.step = Step::Recover;
+        job.asked.clear();
+        // Blocks that could not be read may be readable again by then.
+        job.bad.clear();
+        self.put_back(id, chunk, Work::Job(Box::new(job)));
+        self.stall(id, chunk);
+    }
+
+    /// Takes what was answered; says what failed.
+    fn job_got(&self, chunk: ChunkIndex, job: &mut Job, got: Vec<Result<Got, Fault>>) -> Option<Gap> {
+        let stripes = self.stripes.get(&chunk)?;
+        let first = job.rows.first();
+        let mut gap = None;
+        for (asked, got) in std::mem::take(&mut job.asked).into_iter().zip(got) {
+            match (asked, got) {
+                (Asked::Shard { shard, rows }, Ok(Got::Data(data))) => {
+                    for (n, row) in rows.blocks().enumerate() {
+                        let block = data.slice(n * BLOCK_BYTES..(n + 1) * BLOCK_BYTES);
+                        job.cells[usize::from(shard)][(row - first) as usize] = Some(block);
+                    }
+                }
+                (Asked::Log(slot), Ok(Got::Data(data))) => job.log.put(slot, data),
+                (Asked::Whole(shard), Ok(Got::Runs(runs, data))) => job.fetched.add(shard, &runs, &data),
+                (Asked::Shard { shard, .. } | Asked::Whole(shard), failed) => {
+                    if matches!(failed, Err(Fault::Bad)) {
+                        job.bad.push(shard);
+                    }
+                    gap = gap.max(Some(Gap::Shard));
+                }
+                (Asked::Log(_), _) => gap = Some(Gap::Log),
+            }
+        }
+        for shard in stripes.geometry.data_shards() {
+            for row in job.rows.blocks() {
+                let cell = &mut job.cells[usize::from(shard)][(row - first) as usize];
+                let block = stripes.geometry.block(shard, row);
+                // What came into the log since has a later version, and its turn later.
+                if let Some(entry) = stripes.ring.before(block, job.seq)
+                    && cell.is_none()
+                {
+                    *cell = job.log.get(entry).cloned();
+                    if cell.is_none() {
+                        gap = Some(Gap::Log);
+                    }
+                }
+            }
+        }
+        gap
+    }
+
+    /// Something of the rows can't be read: everything there is of them is fetched.
+    fn job_recovers(&mut self, now: Instant, id: TaskId, chunk: ChunkIndex, mut job: Job) {
+        let Some(stripes) = self.stripes.get(&chunk) else { return };
+        let geometry = stripes.geometry;
+        job.fetched = Fetched::default();
+        job.asked.clear();
+        let good = |n: &u8| !job.bad.contains(n) && self.shard_disk(chunk.shard(*n)).is_some();
+        let shards: Vec<u8> = (0..geometry.shards()).filter(good).collect();
+        let slots = job.log.missing(stripes, job.rows);
+        if shards.len() < usize::from(geometry.data) {
+            return self.job_waits(id, chunk, job);
+        }
+        job.step = Step::Recover;
+        let mut wanted = Vec::new();
+        for slot in slots {
+            if let Ok(range) = BlockRange::one(slot) {
+                wanted.push(Wanted::read(chunk.log(), range));
+                job.asked.push(Asked::Log(slot));
+            }
+        }
+        for shard in shards {
+            wanted.push(Wanted::fetch(chunk.shard(shard), job.rows));
+            job.asked.push(Asked::Whole(shard));
+        }
+        self.put_back(id, chunk, Work::Job(Box::new(job)));
+        self.want(now, id, wanted);
+    }
+
+    /// Fills the cells that are not in the log from what was fetched.
+    fn job_solves(&self, chunk: ChunkIndex, job: &mut Job) -> bool {
+        let Some(stripes) = self.stripes.get(&chunk) else { return false };
+        let mixed = self.bugs.has(Bug::GenerationsMixed);
+        for (n, row) in job.rows.blocks().enumerate() {
+            let open = |shard: &u8| job.cells[usize::from(*shard)][n].is_none();
+            let wanted: Vec<u8> = stripes.geometry.data_shards().filter(open).collect();
+            let Some(blocks) = stripes.solve_row(row, &wanted, &job.fetched, &job.log, mixed) else {
+                return false;
+            };
+            for (shard, block) in wanted.into_iter().zip(blocks) {
+                job.cells[usize::from(shard)][n] = Some(block);
+            }
+        }
+        true
+    }
+
+    /// All data of the rows is known: their parity is written.
+    fn job_parity(&mut self, now: Instant, id: TaskId, chunk: ChunkIndex, mut job: Job) {
+        let Some(stripes) = self.stripes.get(&chunk) else { return };
+        let geometry = stripes.geometry;
+        // Rows that become zeros altogether need no place.
+        let zeros = job.changes.iter().filter(|c| c.zero).map(|c| c.rows.count()).sum::<u32>()
+            == job.rows.count() * u32::from(geometry.data);
+        let parities: Vec<Option<Bytes>> = if zeros {
+            vec![None; geometry.parity.into()]
+        } else {
+            let columns: Option<Vec<Bytes>> = job.cells.iter().map(|cells| column(cells)).collect();
+            let Some(columns) = columns else { return self.job_recovers(now, id, chunk, job) };
+            let data: Vec<&[u8]> = columns.iter().map(AsRef::as_ref).collect();
+            stripes.code.encode(&data).into_iter().map(|block| Some(Bytes::from(block))).collect()
+        };
+        let change = |(n, (shard, block))| {
+            Wanted::change(chunk.shard(shard), job.rows, block, Seq(job.seq.0 + n as u64))
+        };
+        let wanted: Vec<Wanted> = (0..).zip(geometry.parity_shards().zip(parities)).map(change).collect();
+        job.step = Step::Parity;
+        if self.bugs.has(Bug::DataBeforeParity) {
+            // The write hole: the old data is gone while the parities are still old.
+            let early: Vec<Wanted> = self.job_changes(chunk, &job);
+            self.put_back(id, chunk, Work::Job(Box::new(job)));
+            return self.want(now, id, early.into_iter().chain(wanted).collect());
+        }
+        self.put_back(id, chunk, Work::Job(Box::new(job)));
+        self.want(now, id, wanted);
+    }
+
+    fn job_changes(&self, chunk: ChunkIndex, job: &Job) -> Vec<Wanted> {
+        let Some(stripes) = self.stripes.get(&chunk) else { return Vec::new() };
+        let first = job.rows.first();
+        let after = job.seq.0 + u64::from(stripes.geometry.parity);
+        let change = |(n, change): (usize, &Change)| {
+            let (from, to) = (change.rows.first() - first, change.rows.end() - first);
+            let cells = &job.cells[usize::from(change.shard)][from as usize..to as usize];
+            let data = if change.zero { None } else { Some(column(cells)?) };
+            Some(Wanted::change(chunk.shard(change.shard), change.rows, data, Seq(after + n as u64)))
+        };
+        job.changes.iter().enumerate().filter_map(change).collect()
+    }
+
+    /// Every parity is new: the data may be overwritten.
+    fn job_data(&mut self, now: Instant, id: TaskId, chunk: ChunkIndex, mut job: Job) {
+        let wanted =
+            if self.bugs.has(Bug::DataBeforeParity) { Vec::new() } else { self.job_changes(chunk, &job) };
+        job.step = Step::Data;
+        if self.bugs.has(Bug::LogTrimmedEarly) {
+            self.job_settled(chunk, &job);
+        }
+        self.put_back(id, chunk, Work::Job(Box::new(job)));
+        self.want(now, id, wanted);
+    }
+
+    fn job_ended(&mut self, chunk: ChunkIndex, id: TaskId, job: &Job) {
+        self.job_settled(chunk, job);
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            stripes.jobs_open.remove(&job.seq);
+        }
+        self.set_floors(chunk);
+        self.end_job(chunk, id);
+    }
+
+    fn job_settled(&mut self, chunk: ChunkIndex, job: &Job) {
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            let geometry = stripes.geometry;
+            let mut freed = 0;
+            for row in job.rows.blocks() {
+                for shard in geometry.data_shards() {
+                    freed += stripes.ring.settled(geometry.block(shard, row), job.seq);
+                }
+            }
+            self.cached_bytes = self.cached_bytes.saturating_sub(freed * BLOCK_BYTES);
+        }
+    }
+
+    fn end_job(&mut self, chunk: ChunkIndex, id: TaskId) {
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            stripes.jobs.remove(&id);
+        }
+        self.give_rows_back(chunk, id);
+        self.stripes_busy.insert(chunk);
+    }
+}
+
+/// Rows in runs of the same kind.
+fn runs<K: PartialEq>(rows: BlockRange, kind: impl Fn(u32) -> K) -> Vec<(BlockRange, K)> {
+    let mut runs: Vec<(u32, u32, K)> = Vec::new();
+    for row in rows.blocks() {
+        let this = kind(row);
+        match runs.last_mut() {
+            Some((_, end, last)) if *last == this => *end = row + 1,
+            _ => runs.push((row, row + 1, this)),
+        }
+    }
+    runs.into_iter()
+        .filter_map(|(from, to, kind)| Some((BlockRange::new(from, to - from).ok()?, kind)))
+        .collect()
+}
+
+/// Blocks that follow each other as one run of bytes.
+fn column(cells: &[Option<Bytes>]) -> Option<Bytes> {
+    if let [Some(one)] = cells {
+        return Some(one.clone());
+    }
+    let mut all = BytesMut::with_capacity(cells.len() * BLOCK_BYTES);
+    for cell in cells {
+        all.extend_from_slice(cell.as_ref()?);
+    }
+    Some(all.freeze())
+}

@@ -1,0 +1,130 @@
+//! After a change of owner: the log is read through, so that it is known what it holds.
+//!
+//! What a former owner's job had begun with is not looked for: each row that the log has something of is put into the shards again.
+//! Until that is done its parities may be of different generations, which [`super::decode`] takes into account.
+//!
+//! Slots of a record that is not whole are wiped before anything else is written: it was never acknowledged, and what a guest
+//! wrote must not be taken for a header by the next who reads the log through.
+
+use ferro_protocol::ids::{ChunkIndex, Seq};
+use ferro_protocol::units::{BlockRange, IO_BLOCKS_MAX};
+
+use super::ring::Scan;
+use super::{Stage, TaskId, Wanted, Work};
+use crate::bugs::Bug;
+use crate::owner::group::Phase;
+use crate::owner::guest::PieceKind;
+use crate::owner::io::{Fault, Got};
+use crate::owner::{Owner, Trouble};
+use crate::time::Instant;
+
+/// Pieces of the log that are read at once.
+const READS_MAX: u32 = 8;
+
+/// A log that is read through.
+#[derive(Debug)]
+pub(super) struct Recover {
+    /// The slot after those that were asked for.
+    at: u32,
+    scan: Scan,
+    wiping: Vec<Seq>,
+}
+
+impl Owner {
+    pub(super) fn recover(&mut self, now: Instant, chunk: ChunkIndex) {
+        if self.bugs.has(Bug::LogNotRead) {
+            return self.recovered(now, chunk);
+        }
+        let recover = Recover { at: 0, scan: Scan::default(), wiping: Vec::new() };
+        let id = self.begin_task(chunk, Work::Recover(recover));
+        self.recover_more(now, id, chunk);
+    }
+
+    fn recover_more(&mut self, now: Instant, id: TaskId, chunk: ChunkIndex) {
+        let slots_max = self.config.log_slots;
+        let Some(Work::Recover(recover)) = self.tasks.get_mut(&id).map(|t| &mut t.work) else { return };
+        let mut wanted = Vec::new();
+        while recover.at < slots_max && wanted.len() < READS_MAX as usize {
+            let count = IO_BLOCKS_MAX.min(slots_max - recover.at);
+            if let Ok(slots) = BlockRange::new(recover.at, count) {
+                wanted.push(Wanted::fetch(chunk.log(), slots));
+            }
+            recover.at += count;
+        }
+        self.want(now, id, wanted);
+    }
+
+    pub(super) fn recover_on(
+        &mut self,
+        now: Instant,
+        id: TaskId,
+        chunk: ChunkIndex,
+        mut recover: Recover,
+        got: Vec<Result<Got, Fault>>,
+    ) {
+        if !recover.wiping.is_empty() {
+            if let Some(stripes) = self.stripes.get_mut(&chunk) {
+                for seq in recover.wiping {
+                    stripes.log_open.remove(&seq);
+                }
+            }
+            return self.recovered(now, chunk);
+        }
+        for got in got {
+            match got {
+                Ok(Got::Runs(runs, data)) => recover.scan.add(&runs, &data),
+                _ => return self.log_lost(now, chunk),
+            }
+        }
+        if recover.at < self.config.log_slots {
+            self.put_back(id, chunk, Work::Recover(recover));
+            return self.recover_more(now, id, chunk);
+        }
+        let Ok((ring, wipe)) = recover.scan.finish(self.config.log_slots, self.bugs) else {
+            return self.log_lost(now, chunk);
+        };
+        let first = self.take_seqs(chunk, wipe.len() as u64);
+        let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
+        stripes.ring = ring;
+        let mut wanted = Vec::new();
+        let mut wiping = Vec::new();
+        for (n, range) in wipe.into_iter().enumerate() {
+            let seq = Seq(first.0 + n as u64);
+            wiping.push(seq);
+            stripes.log_open.insert(seq);
+            wanted.push(Wanted { chunk: chunk.log(), range, kind: PieceKind::Zero, seq: Some(seq) });
+        }
+        self.set_floors(chunk);
+        if wiping.is_empty() {
+            return self.recovered(now, chunk);
+        }
+        let recover = Recover { at: self.config.log_slots, scan: Scan::default(), wiping };
+        self.put_back(id, chunk, Work::Recover(recover));
+        self.want(now, id, wanted);
+    }
+
+    fn recovered(&mut self, now: Instant, chunk: ChunkIndex) {
+        let next = self.groups.get(&chunk.log()).map_or(Seq(0), |log| log.next_seq);
+        let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
+        stripes.stage = Stage::Ready;
+        stripes.heal_before = next;
+        self.stripes_serve(now, chunk);
+    }
+
+    /// The guest is told of each block that it reads: nothing is known to be what it wrote last.
+    fn log_lost(&mut self, now: Instant, chunk: ChunkIndex) {
+        let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
+        stripes.stage = Stage::Lost;
+        self.troubles.insert(Trouble::Unreachable(chunk));
+        self.stripes_serve(now, chunk);
+    }
+
+    fn stripes_serve(&mut self, now: Instant, chunk: ChunkIndex) {
+        self.set_floors(chunk);
+        self.stripes_busy.insert(chunk);
+        if let Some(group) = self.groups.get_mut(&chunk) {
+            group.phase = Phase::Serving;
+        }
+        self.start_backlog(now, chunk);
+    }
+}

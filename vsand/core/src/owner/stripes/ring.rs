@@ -1,0 +1,369 @@
+//! The log of a chunk with parity as a ring of slots, each a block: which are free, which hold what.
+//!
+//! ```text
+//!      0                                                        slots
+//!      ├──free──┤ record │ record │ … │ record ├──────free──────┤
+//!               ▲ tail: the oldest             ▲ head: the next goes here
+//!
+//!      record = header │ data blocks, in the order of the header's entries (those that are zeros have none)
+//! ```
+//!
+//! Invariants:
+//! - a record is written to slots that are unmapped, in one write of its own: all its slots have one version, no two
+//!   records have the same, and the order of versions is the order in the ring;
+//! - slots are given back in the order of the ring only, when all of the record's blocks are in the shards, so what is in
+//!   the log is never older than what is not;
+//! - a record that was acknowledged is whole on every in-sync copy. One that is not whole was not acknowledged: whoever
+//!   takes the chunk over wipes it, so that its data is not taken for a header one day.
+//!
+//! What it must not know: disks, requests, who waits.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use ferro_protocol::ids::Seq;
+use ferro_protocol::peer::Run;
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange, IO_BLOCKS_MAX};
+
+use crate::bugs::{Bug, Bugs};
+
+/// Data blocks of a record at most; with its header it is one message.
+pub(super) const RECORD_BLOCKS_MAX: u32 = IO_BLOCKS_MAX - 1;
+/// Entries of a header at most.
+const ENTRIES_MAX: usize = 256;
+/// Zeroed blocks of a record at most, so that no record changes a whole chunk at once.
+pub(super) const RECORD_ZEROS_MAX: u32 = 4_096;
+
+const MAGIC: [u8; 8] = *b"FERROLOG";
+const VERSION: u16 = 1;
+
+/// Blocks that a record writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Written {
+    pub first: u32,
+    pub count: u32,
+    /// They become zeros, and have no slots.
+    pub zero: bool,
+}
+
+/// The header of a record that begins at `slot`.
+pub(super) fn encode(slot: u32, seq: Seq, entries: &[Written]) -> Bytes {
+    let mut block = BytesMut::with_capacity(BLOCK_BYTES);
+    block.put_slice(&MAGIC);
+    block.put_u16_le(VERSION);
+    block.put_u16_le(entries.len() as u16);
+    block.put_u32_le(slot);
+    block.put_u64_le(seq.0);
+    for entry in entries {
+        block.put_u32_le(entry.first);
+        block.put_u32_le(entry.count | u32::from(entry.zero) << 31);
+    }
+    block.resize(BLOCK_BYTES, 0);
+    block.freeze()
+}
+
+/// What a header says, if it is the header of a record of `slots` slots at `slot` with that version.
+pub(super) fn decode(block: &[u8], slot: u32, slots: u32, seq: Seq) -> Option<Vec<Written>> {
+    let bytes = |at: usize, len: usize| block.get(at..at + len);
+    let word = |at: usize| Some(u16::from_le_bytes(bytes(at, 2)?.try_into().ok()?));
+    let field = |at: usize| Some(u32::from_le_bytes(bytes(at, 4)?.try_into().ok()?));
+    let count = usize::from(word(10)?);
+    let said = u64::from_le_bytes(bytes(16, 8)?.try_into().ok()?);
+    let ours = bytes(0, 8)? == MAGIC && word(8)? == VERSION;
+    if !ours || count > ENTRIES_MAX || field(12)? != slot || said != seq.0 {
+        return None;
+    }
+    let mut entries = Vec::with_capacity(count);
+    let (mut data, mut zeros) = (0_u32, 0_u32);
+    for n in 0..count {
+        let (first, word) = (field(24 + 8 * n)?, field(28 + 8 * n)?);
+        let entry = Written { first, count: word & 0x7fff_ffff, zero: word >> 31 == 1 };
+        BlockRange::new(entry.first, entry.count).ok()?;
+        let sum = if entry.zero { &mut zeros } else { &mut data };
+        *sum = sum.checked_add(entry.count)?;
+        entries.push(entry);
+    }
+    (data + 1 == slots && zeros <= RECORD_ZEROS_MAX).then_some(entries)
+}
+
+/// Where a block's data is, in the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    pub seq: Seq,
+    /// `None`: it is zeros.
+    pub slot: Option<u32>,
+    /// The data itself, while there is memory for it.
+    pub cached: Option<Bytes>,
+}
+
+/// One record.
+#[derive(Debug)]
+pub(super) struct Record {
+    seq: Seq,
+    first: u32,
+    slots: u32,
+    entries: Vec<Written>,
+    /// Blocks that are not in the shards yet.
+    pending: u32,
+    /// It is on every copy.
+    stable: bool,
+}
+
+impl Record {
+    pub(super) fn touches(&self, block: u32) -> bool {
+        self.entries.iter().any(|e| (e.first..e.first + e.count).contains(&block))
+    }
+}
+
+/// The log.
+#[derive(Debug)]
+pub(super) struct Ring {
+    slots: u32,
+    /// In the order of the ring, which is that of their versions.
+    records: VecDeque<Record>,
+    head: u32,
+    /// Records that are being given back.
+    trimming: usize,
+    /// Each block's values, the latest last. Older ones are kept until the row was put into the shards: a parity of before a
+    /// crash may be counted with one of them.
+    blocks: BTreeMap<u32, Vec<Entry>>,
+}
+
+impl Ring {
+    /// An empty log of so many slots.
+    pub(super) fn new(slots: u32) -> Self {
+        Self { slots, records: VecDeque::new(), head: 0, trimming: 0, blocks: BTreeMap::new() }
+    }
+
+    /// Whether the log holds nothing that is not in the shards.
+    pub(super) fn is_settled(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Whether no slot is taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The record with this version.
+    pub(super) fn record(&self, seq: Seq) -> Option<&Record> {
+        self.records.binary_search_by_key(&seq, |r| r.seq).ok().map(|at| &self.records[at])
+    }
+
+    /// How full it is, in thousandths.
+    pub(super) fn fullness(&self) -> u32 {
+        let Some(tail) = self.records.front().map(|r| r.first) else { return 0 };
+        let used = if self.head > tail { self.head - tail } else { self.slots + self.head - tail };
+        (u64::from(used) * 1_000 / u64::from(self.slots)) as u32
+    }
+
+    /// Where a record with so many data blocks can go, if there is room for it.
+    pub(super) fn room(&self, data_blocks: u32) -> Option<u32> {
+        let slots = data_blocks + 1;
+        let to_end = self.head + slots <= self.slots;
+        match self.records.front().map(|r| r.first) {
+            None => Some(if to_end { self.head } else { 0 }),
+            Some(tail) if self.head > tail => {
+                if to_end {
+                    Some(self.head)
+                } else {
+                    (slots <= tail).then_some(0)
+                }
+            }
+            Some(tail) => (self.head + slots <= tail).then_some(self.head),
+        }
+    }
+
+    /// A record is on its way to the slots from `at` on.
+    pub(super) fn append(&mut self, at: u32, seq: Seq, entries: Vec<Written>) {
+        let data: u32 = entries.iter().filter(|e| !e.zero).map(|e| e.count).sum();
+        let pending = entries.iter().map(|e| e.count).sum();
+        let slots = data + 1;
+        self.head = (at + slots) % self.slots;
+        self.records.push_back(Record { seq, first: at, slots, entries, pending, stable: false });
+    }
+
+    /// The record is on every copy: its blocks are what the guest wrote last. `data` is the record with its header, if there
+    /// is memory for it.
+    pub(super) fn appended(&mut self, seq: Seq, data: Option<&Bytes>, bugs: Bugs) {
+        let Ok(at) = self.records.binary_search_by_key(&seq, |r| r.seq) else { return };
+        let record = &mut self.records[at];
+        record.stable = true;
+        if bugs.has(Bug::LogForgetsOverwritten) {
+            let entries = record.entries.clone();
+            for block in entries.iter().flat_map(|e| e.first..e.first + e.count) {
+                self.settled(block, seq);
+            }
+        }
+        let record = &mut self.records[at];
+        let mut slot = record.first + 1;
+        let mut at = BLOCK_BYTES;
+        for entry in &record.entries {
+            for block in entry.first..entry.first + entry.count {
+                let value = if entry.zero {
+                    Entry { seq, slot: None, cached: None }
+                } else {
+                    let cached = data.map(|d| d.slice(at..at + BLOCK_BYTES));
+                    (slot, at) = (slot + 1, at + BLOCK_BYTES);
+                    Entry { seq, slot: Some(slot - 1), cached }
+                };
+                let values = self.blocks.entry(block).or_default();
+                let place = values.partition_point(|e| e.seq < seq);
+                values.insert(place, value);
+            }
+        }
+    }
+
+    /// What the log has of a block, the latest.
+    pub(super) fn latest(&self, block: u32) -> Option<&Entry> {
+        self.blocks.get(&block)?.last()
+    }
+
+    /// What the log has of a block as of a parity of this version: the latest that is older.
+    pub(super) fn before(&self, block: u32, seq: Seq) -> Option<&Entry> {
+        self.blocks.get(&block)?.iter().rev().find(|e| e.seq < seq)
+    }
+
+    /// All that the log has of a block, the latest last.
+    pub(super) fn values(&self, block: u32) -> &[Entry] {
+        self.blocks.get(&block).map_or(&[], Vec::as_slice)
+    }
+
+    /// The first block from `from` on of which the log has something.
+    pub(super) fn next_from(&self, from: u32) -> Option<u32> {
+        self.blocks.range(from..).next().map(|(block, _)| *block)
+    }
+
+    /// A block of the oldest record that is not in the shards; those that `busy` names are passed over.
+    pub(super) fn oldest(&self, busy: impl Fn(u32) -> bool) -> Option<u32> {
+        let waiting = self.records.iter().filter(|r| r.stable && r.pending > 0);
+        waiting.take(OLDEST_LOOK).find_map(|record| {
+            let blocks = record.entries.iter().flat_map(|e| e.first..e.first + e.count);
+            let here = |block: &u32| {
+                self.blocks.get(block).is_some_and(|v| v.iter().any(|e| e.seq == record.seq)) && !busy(*block)
+            };
+            blocks.into_iter().find(here)
+        })
+    }
+
+    /// Whether the log holds anything that is older than this and not in the shards.
+    pub(super) fn holds_before(&self, seq: Seq) -> bool {
+        self.records.iter().take_while(|r| r.seq < seq).any(|r| r.pending > 0)
+    }
+
+    /// What was written to the block before `seq` is in the shards. How many blocks in memory that frees.
+    pub(super) fn settled(&mut self, block: u32, seq: Seq) -> usize {
+        let Some(values) = self.blocks.get_mut(&block) else { return 0 };
+        let keep = values.partition_point(|e| e.seq < seq);
+        let mut freed = 0;
+        for entry in values.drain(..keep) {
+            freed += usize::from(entry.cached.is_some());
+            if let Ok(at) = self.records.binary_search_by_key(&entry.seq, |r| r.seq) {
+                self.records[at].pending -= 1;
+            }
+        }
+        if values.is_empty() {
+            self.blocks.remove(&block);
+        }
+        freed
+    }
+
+    /// The oldest slots, if nothing needs them any more and they are no fewer than `least` or all there are. They count as taken
+    /// until [`Self::trimmed`].
+    pub(super) fn trimmable(&mut self, least: u32) -> Option<BlockRange> {
+        if self.trimming > 0 {
+            return None;
+        }
+        let first = self.records.front()?.first;
+        let (mut slots, mut count) = (0, 0);
+        for record in &self.records {
+            if record.first != first + slots || record.pending > 0 || !record.stable {
+                break;
+            }
+            slots += record.slots;
+            count += 1;
+        }
+        // Where the ring turns over, or slots of a broken record were wiped, no more can follow.
+        let goes_on = self.records.get(count).is_some_and(|r| r.first == first + slots);
+        if count == 0 || (slots < least && goes_on) {
+            return None;
+        }
+        self.trimming = count;
+        BlockRange::new(first, slots).ok()
+    }
+
+    /// The slots that [`Self::trimmable`] named are unmapped on every copy.
+    pub(super) fn trimmed(&mut self) {
+        self.records.drain(..self.trimming);
+        self.trimming = 0;
+    }
+}
+
+/// Records that are looked through for one whose rows are free.
+const OLDEST_LOOK: usize = 256;
+
+/// The slots can't be those of a log: records lie across each other's order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct BadLog;
+
+/// What a scan of the log's slots has found.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    /// Runs of mapped slots of one version.
+    runs: Vec<(u32, u32, Seq)>,
+    headers: BTreeMap<u32, Bytes>,
+}
+
+impl Scan {
+    /// A piece of the log, in order.
+    pub(super) fn add(&mut self, runs: &[Run], data: &Bytes) {
+        let mut at = 0;
+        for run in runs.iter().filter(|run| run.mapped) {
+            let (first, count, seq) = (run.range.first(), run.range.count(), run.version.seq);
+            match self.runs.last_mut() {
+                Some((f, c, s)) if *f + *c == first && *s == seq => *c += count,
+                _ => {
+                    if let Some(block) = data.get(at..at + BLOCK_BYTES) {
+                        // Not a slice: that would keep all of the piece.
+                        self.headers.insert(first, Bytes::copy_from_slice(block));
+                    }
+                    self.runs.push((first, count, seq));
+                }
+            }
+            at += run.range.bytes();
+        }
+    }
+
+    /// The log as it was found, and the slots that hold no record and must be wiped.
+    pub(super) fn finish(self, slots: u32, bugs: Bugs) -> Result<(Ring, Vec<BlockRange>), BadLog> {
+        let mut ring = Ring::new(slots);
+        let mut wipe = Vec::new();
+        let mut found = Vec::new();
+        for (first, count, seq) in self.runs {
+            match self.headers.get(&first).and_then(|block| decode(block, first, count, seq)) {
+                Some(entries) => found.push((seq, first, entries)),
+                None => wipe.extend(BlockRange::new(first, count)),
+            }
+        }
+        found.sort_by_key(|(seq, ..)| *seq);
+        let Some((_, tail, _)) = found.first().cloned() else { return Ok((ring, wipe)) };
+        let mut before = 0;
+        for (seq, first, entries) in found {
+            // In the order of their versions they follow each other round the ring, once.
+            let distance = (first + slots - tail) % slots;
+            if distance < before {
+                return Err(BadLog);
+            }
+            before = distance;
+            ring.append(first, seq, entries);
+            ring.appended(seq, None, bugs);
+        }
+        Ok((ring, wipe))
+    }
+}
+
+const _: () = assert!(24 + 8 * ENTRIES_MAX <= BLOCK_BYTES);
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;

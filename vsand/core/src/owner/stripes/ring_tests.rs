@@ -1,0 +1,170 @@
+use ferro_protocol::ids::{Epoch, Version};
+
+use super::*;
+
+const NONE: Bugs = Bugs::NONE;
+
+fn data(first: u32, count: u32) -> Written {
+    Written { first, count, zero: false }
+}
+
+/// A log in memory: the blocks of the slots that are mapped, with their versions.
+#[derive(Default)]
+struct Slots(BTreeMap<u32, (Seq, Bytes)>);
+
+impl Slots {
+    /// Writes a record as [`Ring`] places it; false if there is no room.
+    fn write(&mut self, ring: &mut Ring, seq: u64, entries: &[Written]) -> bool {
+        let blocks: u32 = entries.iter().filter(|e| !e.zero).map(|e| e.count).sum();
+        let Some(slot) = ring.room(blocks) else { return false };
+        ring.append(slot, Seq(seq), entries.to_vec());
+        ring.appended(Seq(seq), None, NONE);
+        let header = encode(slot, Seq(seq), entries);
+        let body = (0..blocks).map(|n| Bytes::from(vec![(seq + u64::from(n)) as u8; BLOCK_BYTES]));
+        for (n, block) in std::iter::once(header).chain(body).enumerate() {
+            let taken = self.0.insert(slot + n as u32, (Seq(seq), block));
+            assert!(taken.is_none(), "slot {} was in use", slot + n as u32);
+        }
+        true
+    }
+
+    fn unmap(&mut self, range: BlockRange) {
+        range.blocks().for_each(|slot| drop(self.0.remove(&slot)));
+    }
+
+    fn scan(&self, slots: u32) -> Result<(Ring, Vec<BlockRange>), BadLog> {
+        let mut scan = Scan::default();
+        for from in (0..slots).step_by(7) {
+            let (mut runs, mut bytes): (Vec<Run>, BytesMut) = (Vec::new(), BytesMut::new());
+            for (slot, (seq, block)) in self.0.range(from..(from + 7).min(slots)) {
+                let version = Version { epoch: Epoch(1), seq: *seq };
+                runs.push(Run { range: BlockRange::one(*slot).unwrap(), version, mapped: true });
+                bytes.extend_from_slice(block);
+            }
+            scan.add(&runs, &bytes.freeze());
+        }
+        scan.finish(slots, NONE)
+    }
+}
+
+/// Each value of a block: its version and slot.
+type Values = Vec<(Seq, Option<u32>)>;
+
+fn known(ring: &Ring) -> Vec<(u32, Values)> {
+    ring.blocks.iter().map(|(b, values)| (*b, values.iter().map(|e| (e.seq, e.slot)).collect())).collect()
+}
+
+#[test]
+fn a_header_is_read_back_and_no_other_is_taken_for_it() {
+    let entries = [data(7, 2), Written { first: 0, count: 4_096, zero: true }, data(262_143, 1)];
+    let block = encode(11, Seq(99), &entries);
+    assert_eq!(decode(&block, 11, 4, Seq(99)), Some(entries.to_vec()));
+    assert_eq!(decode(&block, 12, 4, Seq(99)), None, "it lies elsewhere");
+    assert_eq!(decode(&block, 11, 4, Seq(98)), None, "it has another version");
+    assert_eq!(decode(&block, 11, 3, Seq(99)), None, "a slot is missing");
+    assert_eq!(decode(&block[..100], 11, 4, Seq(99)).map(|e| e.len()), Some(3));
+    assert_eq!(decode(&block[..20], 11, 4, Seq(99)), None);
+}
+
+#[test]
+fn a_header_that_says_too_much_is_refused() {
+    for entries in
+        [vec![data(262_143, 2)], vec![data(5, 0)], vec![Written { first: 0, count: 4_097, zero: true }]]
+    {
+        let slots = 1 + entries.iter().filter(|e| !e.zero).map(|e| e.count).sum::<u32>();
+        assert_eq!(decode(&encode(0, Seq(1), &entries), 0, slots, Seq(1)), None, "{entries:?}");
+    }
+    let mut block = encode(0, Seq(1), &[data(0, 1)]).to_vec();
+    block[10..12].copy_from_slice(&u16::MAX.to_le_bytes());
+    assert_eq!(decode(&block, 0, 2, Seq(1)), None, "more entries than a block holds");
+}
+
+#[test]
+fn an_older_value_stays_until_its_row_is_settled() {
+    let mut ring = Ring::new(300);
+    let mut slots = Slots::default();
+    assert!(slots.write(&mut ring, 10, &[data(5, 1)]));
+    assert!(slots.write(&mut ring, 20, &[data(5, 2)]));
+    assert_eq!(ring.latest(5).unwrap().seq, Seq(20));
+    assert_eq!(ring.before(5, Seq(15)).unwrap().seq, Seq(10));
+    assert_eq!(ring.trimmable(1), None, "a parity may be counted with what was written over");
+    ring.settled(5, Seq(15));
+    assert_eq!(ring.before(5, Seq(15)), None);
+    let first = ring.trimmable(1).unwrap();
+    assert_eq!((first.first(), first.count()), (0, 2));
+    assert!(ring.holds_before(Seq(21)));
+    ring.trimmed();
+    ring.settled(5, Seq(21));
+    ring.settled(6, Seq(21));
+    assert!(ring.is_settled() && !ring.is_empty() && !ring.holds_before(Seq(21)));
+    assert!(ring.trimmable(1).is_some());
+    ring.trimmed();
+    assert!(ring.is_empty());
+}
+
+#[test]
+fn a_log_turns_over_and_is_found_again_as_it_was() {
+    let mut ring = Ring::new(64);
+    let mut slots = Slots::default();
+    let (mut written, mut refused) = (0, 0);
+    for seq in 1..2_000_u64 {
+        let count = (seq * 7 % 11) as u32;
+        let entries = if count == 0 {
+            vec![Written { first: 100, count: 9, zero: true }]
+        } else {
+            vec![data((seq % 40) as u32, count)]
+        };
+        if slots.write(&mut ring, seq, &entries) {
+            written += 1
+        } else {
+            refused += 1
+        }
+        let (found, wipe) = slots.scan(64).unwrap();
+        assert_eq!((known(&found), wipe), (known(&ring), Vec::new()), "after {seq}");
+        assert_eq!(found.head, ring.head);
+        if seq % 3 == 0 {
+            // What came up to some time ago is in the shards.
+            for block in 0..200 {
+                ring.settled(block, Seq(seq.saturating_sub(6)));
+            }
+            while let Some(range) = ring.trimmable(1) {
+                slots.unmap(range);
+                ring.trimmed();
+            }
+            // A scan does not know what was settled: it is put into the shards again.
+            let (found, _) = slots.scan(64).unwrap();
+            ring = found;
+        }
+    }
+    assert!(written > 1_000 && refused > 50, "{written} {refused}");
+}
+
+#[test]
+fn a_record_that_is_not_whole_is_wiped() {
+    for missing in 0..4 {
+        let (mut ring, mut slots) = (Ring::new(64), Slots::default());
+        assert!(slots.write(&mut ring, 1, &[data(0, 2)]));
+        let at = ring.head;
+        assert!(slots.write(&mut ring, 2, &[data(10, 3)]));
+        slots.unmap(BlockRange::one(at + missing).unwrap());
+        let (found, wipe) = slots.scan(64).unwrap();
+        assert_eq!(
+            known(&found).iter().map(|(b, _)| *b).collect::<Vec<_>>(),
+            [0, 1],
+            "without slot {missing}"
+        );
+        let wiped: u32 = wipe.iter().map(|r| r.count()).sum();
+        assert_eq!(wiped, 3, "all that is left of it");
+        assert_eq!(found.head, at);
+    }
+}
+
+#[test]
+fn records_across_each_other_are_no_log() {
+    let mut slots = Slots::default();
+    for (slot, seq) in [(10, 1), (30, 2), (20, 3)] {
+        let header = encode(slot, Seq(seq), &[Written { first: 0, count: 1, zero: true }]);
+        slots.0.insert(slot, (Seq(seq), header));
+    }
+    assert!(slots.scan(64).is_err());
+}

@@ -1,0 +1,75 @@
+//! Scrubs: shown, started and stopped. Doing them is [`crate::member::scrub`]'s.
+
+use ferro_protocol::api::{ApiError, ErrorCode, ScrubAction, ScrubList, ScrubRequest};
+use ferro_protocol::ids::VolumeName;
+use vsand_core::directory::{ObjectRecord, State};
+
+use super::cluster::settle;
+use super::errors;
+use crate::api::control::Result;
+use crate::api::fail;
+use crate::data::clock;
+use crate::member::Member;
+use crate::member::scrub::book::Book;
+use crate::member::scrub::{BookError, change};
+
+/// The latest scrub of each volume, by name.
+pub(super) fn list(member: &Member) -> Result<ScrubList> {
+    shown(member, |_| true)
+}
+
+fn shown(member: &Member, wanted: impl Fn(&ObjectRecord) -> bool) -> Result<ScrubList> {
+    let state = member.state();
+    let book = Book::of(&state).ok_or_else(|| failed(&state, "showing scrubs", &BookError::Later))?;
+    let every_days = member.config.scrub.every_days;
+    let records = state.objects.values().filter(|record| wanted(record));
+    let mut scrubs: Vec<_> = records.map(|r| book.entry(r.id).info(r, every_days)).collect();
+    scrubs.sort_by(|a, b| a.volume.cmp(&b.volume));
+    Ok(ScrubList { scrubs })
+}
+
+/// Starts or stops them.
+pub(super) async fn act(member: &Member, request: &ScrubRequest) -> Result<ScrubList> {
+    let what = match request.action {
+        ScrubAction::Start => "starting a scrub",
+        ScrubAction::Stop => "stopping a scrub",
+    };
+    let is_meant = |name: &VolumeName| request.volume.as_ref().is_none_or(|volume| volume == name);
+    let state = member.directory.linearizable_state().await.map_err(|e| errors::directory(what, &e))?;
+    if let Some(name) = request.volume.as_ref().filter(|name| state.by_name(name).is_none()) {
+        return Err(fail::volume_not_found(name));
+    }
+    let now = clock::unix_s();
+    let edit = |book: &mut Book, state: &State| {
+        let mut news = false;
+        for record in state.objects.values().filter(|record| is_meant(&record.name)) {
+            news |= match request.action {
+                ScrubAction::Start => {
+                    book.edit(state, record.id).start();
+                    true
+                }
+                ScrubAction::Stop => book.edit(state, record.id).stop(now),
+            };
+        }
+        news
+    };
+    change(member, edit).await.map_err(|error| failed(&state, what, &error))?;
+    settle(member).await;
+    shown(member, |record| is_meant(&record.name))
+}
+
+fn failed(state: &State, what: &str, error: &BookError) -> ApiError {
+    match error {
+        BookError::Directory(error) => errors::directory(what, error),
+        BookError::Refused(refused) => errors::refused(state, refused),
+        BookError::Encode(error) => fail::internal(what, error),
+        BookError::Later => ApiError::new(
+            ErrorCode::Conflict,
+            format!("{what}: {error}"),
+            "upgrade this host, or use `vsanctl` on one of that version",
+        ),
+        BookError::Busy => {
+            ApiError::new(ErrorCode::Conflict, format!("{what}: {error}"), "repeat in a few seconds")
+        }
+    }
+}
