@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
-use ferro_protocol::api::{OpenedVolume, Status, TokenInfo, VolumeInfo};
+use ferro_protocol::api::{ComponentInfo, ObjectDetails, OpenedVolume, Status, TokenInfo, VolumeInfo};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
@@ -151,6 +151,19 @@ impl Host {
     /// One volume, as this host sees it.
     pub fn volume(&self, name: &str) -> Result<VolumeInfo> {
         self.ctl(&["volume", "show", name])
+    }
+
+    /// All components of a volume.
+    pub fn components(&self, volume: &str) -> Result<Vec<ComponentInfo>> {
+        let object: ObjectDetails = self.ctl(&["object", "show", volume])?;
+        Ok(object.chunks.into_iter().flat_map(|c| c.components).collect())
+    }
+
+    /// The names of the hosts that a volume has something on, in order, once for each component.
+    pub fn hosts_of(&self, volume: &str) -> Result<Vec<String>> {
+        let mut names: Vec<String> = self.components(volume)?.into_iter().map(|c| c.host_name).collect();
+        names.sort();
+        Ok(names)
     }
 
     /// Makes a volume.

@@ -41,4 +41,4 @@ pub mod workload;
 
 pub use host::Host;
 pub use lab::{Lab, LabOptions, with_lab};
-pub use wait::eventually;
+pub use wait::{eventually, while_holding};

@@ -1,15 +1,14 @@
 //! Disks and hosts that leave: what they hold is elsewhere before they go, with a client that writes all the while; and a
 //! disk that was taken for dead and is not.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ferro_blackbox::checker::Checker;
 use ferro_blackbox::workload::{Workload, WorkloadOptions};
-use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
+use ferro_blackbox::{Host, Lab, LabOptions, eventually, while_holding, with_lab};
 use ferro_protocol::api::{
-    ComponentInfo, ComponentState, DiskInfo, DiskList, DiskState, ObjectDetails, Redundancy, Removal,
+    ComponentInfo, ComponentState, DiskInfo, DiskList, DiskState, Redundancy, Removal,
 };
 use ferro_protocol::ids::DiskId;
 use ferro_vhost::blk::Sector;
@@ -17,36 +16,19 @@ use ferro_vhost::frontend::{BlkClient, ClientOptions};
 
 const SETTLE_MAX: Duration = Duration::from_secs(90);
 
-fn components(host: &Host, volume: &str) -> Result<Vec<ComponentInfo>> {
-    let object: ObjectDetails = host.ctl(&["object", "show", volume])?;
-    Ok(object.chunks.into_iter().flat_map(|c| c.components).collect())
-}
-
 fn disk(host: &Host, id: DiskId) -> Result<Option<DiskInfo>> {
     let list: DiskList = host.ctl(&["disk", "list"])?;
     Ok(list.disks.into_iter().find(|d| d.id == id))
 }
 
-/// Runs a removal and looks all the time whether the volume ever has fewer copies than it should.
-fn never_degraded(watcher: &Host, volume: &str, remove: impl FnOnce() -> Result<()>) -> Result<()> {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            while !done.load(Ordering::Acquire) {
-                let info = watcher.volume(volume)?;
-                ensure!(info.redundancy == Redundancy::Healthy, "a copy is missing while it moves: {info:?}");
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            Ok(())
-        });
-        let removed = remove();
-        done.store(true, Ordering::Release);
-        watch.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))?.and(removed)
-    })
+fn is_healthy(watcher: &Host, volume: &str) -> Result<()> {
+    let info = watcher.volume(volume)?;
+    ensure!(info.redundancy == Redundancy::Healthy, "a copy is missing while it moves: {info:?}");
+    Ok(())
 }
 
 fn all_in_sync(host: &Host, volume: &str, count: usize) -> Result<Vec<ComponentInfo>> {
-    let all = components(host, volume)?;
+    let all = host.components(volume)?;
     ensure!(all.len() == count && all.iter().all(|c| c.state == ComponentState::InSync), "{all:?}");
     Ok(all)
 }
@@ -64,11 +46,14 @@ fn what_leaves_is_emptied_first_under_a_client() {
         // The disk of another host that is online, and not by that host.
         let first = all_in_sync(owner, "data", 6)?;
         let leaves = first.iter().find(other).context("all copies in one host")?.clone();
-        never_degraded(owner, "data", || {
-            let gone: Removal = owner.ctl(&["--yes", "disk", "remove", &leaves.disk.to_string()])?;
-            ensure!(gone.removed, "{gone:?}");
-            Ok(())
-        })?;
+        while_holding(
+            || is_healthy(owner, "data"),
+            || {
+                let gone: Removal = owner.ctl(&["--yes", "disk", "remove", &leaves.disk.to_string()])?;
+                ensure!(gone.removed, "{gone:?}");
+                Ok(())
+            },
+        )?;
         ensure!(disk(owner, leaves.disk)?.is_none(), "it is still there");
         let now = all_in_sync(owner, "data", 6)?;
         ensure!(now.iter().all(|c| c.disk != leaves.disk), "{now:?}");
@@ -83,11 +68,14 @@ fn what_leaves_is_emptied_first_under_a_client() {
         // A whole host; not while a volume is open there.
         owner.ctl_refused(&["--yes", "host", "remove", "host2"], "object_in_use", 4)?;
         let leaves = now.iter().find(other).context("all copies in one host")?.clone();
-        never_degraded(owner, "data", || {
-            let gone: Removal = owner.ctl(&["--yes", "host", "remove", &leaves.host_name])?;
-            ensure!(gone.removed, "{gone:?}");
-            Ok(())
-        })?;
+        while_holding(
+            || is_healthy(owner, "data"),
+            || {
+                let gone: Removal = owner.ctl(&["--yes", "host", "remove", &leaves.host_name])?;
+                ensure!(gone.removed, "{gone:?}");
+                Ok(())
+            },
+        )?;
         let status = owner.status()?;
         ensure!(status.hosts.len() == 3, "{:?}", status.hosts);
         let now = all_in_sync(owner, "data", 6)?;
@@ -142,7 +130,7 @@ fn a_removal_can_be_taken_back() {
         let begun: Removal = host.ctl(&["--yes", "disk", "remove", &id.to_string(), "--no-wait"])?;
         ensure!(!begun.removed, "{begun:?}");
         eventually("another component is placed", Duration::from_secs(20), || {
-            let all = components(host, "small")?;
+            let all = host.components("small")?;
             ensure!(all.len() == 4, "{all:?}");
             Ok(())
         })?;
@@ -237,7 +225,7 @@ fn a_disk_that_leaves_and_dies_is_both() {
         load.progress(300, Duration::from_secs(30))?;
         // The only disk that could take its place is in a host that is away by then: the move begins and waits.
         spare.add_disk(&spare.disks_dir().join("a"), "2G")?;
-        let id = components(owner, "data")?.iter().find(|c| c.host_name == "host3").context("host3")?.disk;
+        let id = owner.components("data")?.iter().find(|c| c.host_name == "host3").context("host3")?.disk;
         spare.kill9()?;
         let begun: Removal = owner.ctl(&["--yes", "disk", "remove", &id.to_string(), "--no-wait"])?;
         ensure!(!begun.removed, "{begun:?}");

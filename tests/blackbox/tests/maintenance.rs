@@ -1,32 +1,22 @@
 //! A host that somebody works on: it enters maintenance, is switched off, comes back and leaves it, with a client that writes all
 //! the while; then everything moves off it, and it goes for good.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ferro_blackbox::checker::Checker;
 use ferro_blackbox::process::run;
 use ferro_blackbox::workload::{Workload, WorkloadOptions};
-use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
+use ferro_blackbox::{Host, Lab, LabOptions, eventually, while_holding, with_lab};
 use ferro_protocol::api::{
-    ComponentState, DiskList, EventKind, EventList, HealthReport, HostInfo, HostList, MaintenanceInfo,
-    MaintenanceMode, ObjectDetails, Redundancy, Removal, Safety,
+    ComponentInfo, ComponentState, DiskList, EventKind, EventList, HealthReport, HostInfo, HostList,
+    MaintenanceInfo, MaintenanceMode, ObjectDetails, Redundancy, Removal, Safety,
 };
 use ferro_protocol::ids::DiskId;
 
 const SETTLE_MAX: Duration = Duration::from_secs(90);
 /// The shortest that there is: a host which is merely away would have been replaced before it comes back.
 const REPAIR_DELAY: Duration = Duration::from_secs(10);
-
-/// The hosts that a volume has something on, in order, once for each component.
-fn hosts_of(host: &Host, volume: &str) -> Result<Vec<String>> {
-    let object: ObjectDetails = host.ctl(&["object", "show", volume])?;
-    let components = object.chunks.into_iter().flat_map(|c| c.components);
-    let mut names: Vec<String> = components.map(|c| c.host_name).collect();
-    names.sort();
-    Ok(names)
-}
 
 fn maintenance(host: &Host, of: &str) -> Result<Option<MaintenanceInfo>> {
     let list: HostList = host.ctl(&["host", "list"])?;
@@ -65,7 +55,7 @@ fn said(host: &Host, kind: EventKind, word: &str) -> Result<()> {
 
 /// Who has a copy of the volume beside host 1, and who has none.
 fn cast<'a>(lab: &'a Lab, volume: &str) -> Result<(&'a Host, &'a Host)> {
-    let holders = hosts_of(lab.host(1), volume)?;
+    let holders = lab.host(1).hosts_of(volume)?;
     let holds = |n: &u8| holders.contains(&format!("host{n}"));
     let victim = [2, 3].into_iter().find(holds).context("all copies in one host")?;
     Ok((lab.host(victim), lab.host(5 - victim)))
@@ -84,14 +74,14 @@ fn a_host_is_spared_waited_for_and_let_go_under_a_client() {
         std::fs::write(&raw, vec![9; 12 << 20])?;
         let image = raw.display().to_string();
         victim.ctl_ok(&["volume", "import", "only", &image, "--create", "--policy", "mirror:1"])?;
-        ensure!(hosts_of(owner, "only")? == [victim.name()], "it is elsewhere");
+        ensure!(owner.hosts_of("only")? == [victim.name()], "it is elsewhere");
         owner.ctl_ok(&["volume", "import", "par", &image, "--create", "--policy", "raid5:2+1"])?;
-        let before = (hosts_of(owner, "data")?, hosts_of(owner, "par")?);
+        let before = (owner.hosts_of("data")?, owner.hosts_of("par")?);
 
         refused_before_anything_moves(owner, victim)?;
         spared(owner, victim, third, &before)?;
         let is_as_before = |host: &Host| -> Result<()> {
-            let now = (hosts_of(host, "data")?, hosts_of(host, "par")?);
+            let now = (host.hosts_of("data")?, host.hosts_of("par")?);
             ensure!(now == before, "it was not waited for: {now:?}, and {before:?} before");
             Ok(())
         };
@@ -119,16 +109,12 @@ fn a_host_is_spared_waited_for_and_let_go_under_a_client() {
             ensure!(info.mode == MaintenanceMode::EnsureAccess, "{info:?}");
             Ok(())
         })?;
-        // Out of maintenance it is one that has been away for too long: so it comes out when it has what it missed.
-        eventually("it has what it missed", SETTLE_MAX, || {
-            let data = owner.volume("data")?;
-            ensure!(data.redundancy == Redundancy::Healthy, "{data:?}");
-            Ok(())
-        })?;
-        third.term()?;
-        third.start()?;
+        // Out of maintenance its copies are of those that were away for too long. But it is there, and catches up.
         owner.ctl_ok(&["host", "maintenance", "exit", &victim.name()])?;
         owner.ctl_refused(&["host", "maintenance", "exit", &victim.name()], "conflict", 4)?;
+        lab.wait_healthy(SETTLE_MAX)?;
+        third.term()?;
+        third.start()?;
         lab.wait_healthy(SETTLE_MAX)?;
         ensure!(maintenance(third, &victim.name())?.is_none(), "it is still in maintenance");
         is_as_before(third)?;
@@ -145,9 +131,9 @@ fn a_host_is_spared_waited_for_and_let_go_under_a_client() {
         // Three hosts can't have three shards in two; without that volume everything moves.
         not_entered(owner, &victim.name(), "full", "policy_unsatisfiable", 5, "par")?;
         owner.ctl_ok(&["--yes", "volume", "delete", "par"])?;
-        let info = never_degraded(owner, "data", || enter(owner, &victim.name(), "full"))?;
+        let info = while_holding(|| has_two_copies(owner, "data"), || enter(owner, &victim.name(), "full"))?;
         ensure!(info.maintenance.is_some_and(|m| m.ready && m.remaining_bytes == 0), "it is not ready");
-        let now = hosts_of(owner, "data")?;
+        let now = owner.hosts_of("data")?;
         ensure!(!now.contains(&victim.name()) && now.len() == before.0.len(), "{now:?}");
         let safety: Safety = owner.ctl(&["safe-to-remove", "host", &victim.name()])?;
         ensure!(safety.safe && safety.volumes == 0, "{safety:?}");
@@ -183,8 +169,8 @@ fn spared(owner: &Host, victim: &Host, third: &Host, before: &(Vec<String>, Vec<
     let name = victim.name();
     let info = enter(owner, &name, "ensure-access")?;
     ensure!(info.maintenance.as_ref().is_some_and(|m| m.ready && m.remaining_bytes == 0), "{info:?}");
-    ensure!(!hosts_of(owner, "only")?.contains(&name), "it did not move");
-    let now = (hosts_of(owner, "data")?, hosts_of(owner, "par")?);
+    ensure!(!owner.hosts_of("only")?.contains(&name), "it did not move");
+    let now = (owner.hosts_of("data")?, owner.hosts_of("par")?);
     ensure!(now == *before, "these did not have to: {now:?}");
     victim.ctl_refused(&["volume", "open", "only"], "conflict", 4)?;
     let of_all = |host: &Host| -> Result<()> {
@@ -201,26 +187,11 @@ fn spared(owner: &Host, victim: &Host, third: &Host, before: &(Vec<String>, Vec<
     owner.ctl_ok(&["safe-to-remove", "disk", &disk_of(owner, &name)?.to_string()])
 }
 
-/// Does something and looks all the time whether the volume ever has fewer copies than it should.
-fn never_degraded<T: Send>(
-    watcher: &Host,
-    volume: &str,
-    act: impl FnOnce() -> Result<T> + Send,
-) -> Result<T> {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let watch = scope.spawn(|| -> Result<()> {
-            while !done.load(Ordering::Acquire) {
-                let object: ObjectDetails = watcher.ctl(&["object", "show", volume])?;
-                let good = |c: &&ferro_protocol::api::ComponentInfo| c.state == ComponentState::InSync;
-                let fewest = object.chunks.iter().map(|c| c.components.iter().filter(good).count()).min();
-                ensure!(fewest.is_none_or(|n| n >= 2), "a copy is missing while it moves: {object:?}");
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            Ok(())
-        });
-        let outcome = act();
-        done.store(true, Ordering::Release);
-        watch.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))?.and(outcome)
-    })
+/// Whether each chunk of the volume has two copies.
+fn has_two_copies(watcher: &Host, volume: &str) -> Result<()> {
+    let object: ObjectDetails = watcher.ctl(&["object", "show", volume])?;
+    let good = |c: &&ComponentInfo| c.state == ComponentState::InSync;
+    let fewest = object.chunks.iter().map(|c| c.components.iter().filter(good).count()).min();
+    ensure!(fewest.is_none_or(|n| n >= 2), "a copy is missing while it moves: {object:?}");
+    Ok(())
 }

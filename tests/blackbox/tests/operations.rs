@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use ferro_blackbox::disk::{LoopDevice, unmount_all};
 use ferro_blackbox::process::run;
 use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
-use ferro_protocol::api::{AddedDisk, ObjectDetails, Redundancy};
+use ferro_protocol::api::{AddedDisk, Redundancy};
 use ferro_vhost::blk::Sector;
 use ferro_vhost::frontend::{BlkClient, ClientOptions};
 
@@ -62,11 +62,6 @@ fn images_come_out_as_they_went_in() {
     });
 }
 
-fn hosts_of(host: &Host, volume: &str) -> Result<Vec<String>> {
-    let object: ObjectDetails = host.ctl(&["object", "show", volume])?;
-    Ok(object.chunks.iter().flat_map(|c| &c.components).map(|c| c.host_name.clone()).collect())
-}
-
 #[test]
 fn a_disk_moves_and_a_host_leaves() {
     with_lab(LabOptions::default(), |lab| {
@@ -74,7 +69,7 @@ fn a_disk_moves_and_a_host_leaves() {
         let raw = image(lab, "in.raw")?;
         leaves.ctl_ok(&["volume", "import", "only", &raw, "--create", "--policy", "mirror:1"])?;
         stays.ctl_ok(&["volume", "import", "three", &raw, "--create", "--policy", "mirror:3"])?;
-        let only = hosts_of(stays, "only")?;
+        let only = stays.hosts_of("only")?;
         ensure!(only == ["host3"], "one copy, where it was made: {only:?}");
 
         stays.ctl_refused(&["--yes", "host", "remove", "host3"], "policy_unsatisfiable", 5)?;
@@ -90,7 +85,7 @@ fn a_disk_moves_and_a_host_leaves() {
         let added: AddedDisk = gets.ctl(&["disk", "add", &moved.display().to_string()])?;
         ensure!(added.adopted && added.disk.host_name == "host2", "{added:?}");
         eventually("the moved disk serves its volume", SETTLE_MAX, || {
-            ensure!(hosts_of(stays, "only")? == ["host2"], "{:?}", hosts_of(stays, "only")?);
+            ensure!(stays.hosts_of("only")? == ["host2"], "{:?}", stays.hosts_of("only")?);
             let info = stays.volume("only")?;
             ensure!(info.redundancy == Redundancy::Healthy, "{info:?}");
             Ok(())

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueHint};
 use ferro_protocol::api::{
-    EVENTS_MAX, MUTE_SECONDS_MAX, MUTE_SECONDS_MIN, MaintenanceMode, SOCKET_DEFAULT, TOKEN_SECONDS_MAX,
-    parse_size,
+    EVENTS_MAX, MUTE_SECONDS_MAX, MUTE_SECONDS_MIN, SOCKET_DEFAULT, TOKEN_SECONDS_MAX, parse_size,
 };
 use ferro_protocol::ids::VolumeName;
 
+use super::maintenance::{MaintenanceVerb, SafetyOf};
 use super::policy::{PolicyChoice, PolicyVerb};
+use super::scrub::ScrubVerb;
 use crate::common::Options;
 use crate::docs::CompletionShell;
 use crate::failure::EXIT_CODES_HELP;
@@ -321,45 +322,6 @@ pub enum HostVerb {
     },
 }
 
-/// The verbs of `host maintenance`.
-#[derive(Subcommand, Debug)]
-pub enum MaintenanceVerb {
-    /// Prepare a host for being switched off, and wait until it may be
-    ///
-    /// While it is in maintenance nothing is rebuilt because it is away. Refused at once if something could not be read without
-    /// it, or if the others have no room for what is moved; except with --mode none also while a volume is open there.
-    Enter {
-        /// Its name, its id or the beginning of its id
-        host: String,
-        /// What is moved first: ensure-access what has no second copy, full everything, none nothing
-        #[arg(long, value_name = "MODE", default_value = "ensure-access")]
-        mode: MaintenanceMode,
-        /// Return when it has begun to enter, not when it may be switched off
-        #[arg(long)]
-        no_wait: bool,
-    },
-    /// End a host's maintenance
-    Exit {
-        /// Its name, its id or the beginning of its id
-        host: String,
-    },
-}
-
-/// What might go.
-#[derive(Subcommand, Debug)]
-pub enum SafetyOf {
-    /// A host with all its disks
-    Host {
-        /// Its name, its id or the beginning of its id
-        host: String,
-    },
-    /// A disk
-    Disk {
-        /// Its id, the beginning of its id, or its path on this host
-        disk: String,
-    },
-}
-
 /// How a host or a disk is removed.
 #[derive(clap::Args, Debug, Clone, Copy)]
 pub struct RemoveOptions {
@@ -551,24 +513,6 @@ pub enum ResyncVerb {
     /// List the resyncs with progress, rate and time left
     #[command(visible_alias = "status")]
     List,
-}
-
-/// The verbs of `scrub`.
-#[derive(Subcommand, Debug)]
-pub enum ScrubVerb {
-    /// Scrub a volume, or all, as soon as the turn comes; each host scrubs one volume at a time
-    Start {
-        /// The volume; all of them, unless given
-        volume: Option<VolumeName>,
-    },
-    /// Stop the scrub of a volume, or of all; the schedule goes on
-    Stop {
-        /// The volume; all of them, unless given
-        volume: Option<VolumeName>,
-    },
-    /// Show the latest scrub of each volume, what it found, and when the next begins
-    #[command(visible_alias = "list")]
-    Status,
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {

@@ -3,15 +3,56 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use ferro_protocol::api::{HostInfo, HostList, MaintenanceInfo, MaintenanceRequest, Safety, format_size};
+use clap::Subcommand;
+use ferro_protocol::api::{
+    HostInfo, HostList, MaintenanceInfo, MaintenanceMode, MaintenanceRequest, Safety, format_size,
+};
 
-use super::args::{MaintenanceVerb, SafetyOf};
 use super::{Context, resolve};
 use crate::failure::{Exit, Failure, Result};
 use crate::text::{Cell, Paint, Style, Table, count, facts, printable};
 
 /// How often it is looked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// The verbs of `host maintenance`.
+#[derive(Subcommand, Debug)]
+pub enum MaintenanceVerb {
+    /// Prepare a host for being switched off, and wait until it may be
+    ///
+    /// While it is in maintenance nothing is rebuilt because it is away. Refused at once if something could not be read without
+    /// it, or if the others have no room for what is moved; except with --mode none also while a volume is open there.
+    Enter {
+        /// Its name, its id or the beginning of its id
+        host: String,
+        /// What is moved first: ensure-access what has no second copy, full everything, none nothing
+        #[arg(long, value_name = "MODE", default_value = "ensure-access")]
+        mode: MaintenanceMode,
+        /// Return when it has begun to enter, not when it may be switched off
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// End a host's maintenance
+    Exit {
+        /// Its name, its id or the beginning of its id
+        host: String,
+    },
+}
+
+/// What might go.
+#[derive(Subcommand, Debug)]
+pub enum SafetyOf {
+    /// A host with all its disks
+    Host {
+        /// Its name, its id or the beginning of its id
+        host: String,
+    },
+    /// A disk
+    Disk {
+        /// Its id, the beginning of its id, or its path on this host
+        disk: String,
+    },
+}
 
 /// How a host in maintenance is.
 pub(super) fn words(maintenance: &MaintenanceInfo) -> String {

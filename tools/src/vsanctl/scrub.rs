@@ -1,12 +1,30 @@
 //! `scrub`: starting, stopping and showing the search for blocks that have gone bad.
 
+use clap::Subcommand;
 use ferro_protocol::api::{ScrubAction, ScrubInfo, ScrubList, ScrubRequest, ScrubState, format_size};
 use ferro_protocol::ids::VolumeName;
 
 use super::Context;
-use super::args::ScrubVerb;
 use crate::failure::Result;
 use crate::text::{Cell, Paint, Style, Table, count, utc};
+
+/// The verbs of `scrub`.
+#[derive(Subcommand, Debug)]
+pub enum ScrubVerb {
+    /// Scrub a volume, or all, as soon as the turn comes; each host scrubs one volume at a time
+    Start {
+        /// The volume; all of them, unless given
+        volume: Option<VolumeName>,
+    },
+    /// Stop the scrub of a volume, or of all; the schedule goes on
+    Stop {
+        /// The volume; all of them, unless given
+        volume: Option<VolumeName>,
+    },
+    /// Show the latest scrub of each volume, what it found, and when the next begins
+    #[command(visible_alias = "list")]
+    Status,
+}
 
 pub(super) async fn scrub(context: &Context, verb: ScrubVerb) -> Result<()> {
     match verb {

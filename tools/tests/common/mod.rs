@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub(crate) mod control;
+mod fixtures;
 pub(crate) mod insight;
 
 use std::io::Write;

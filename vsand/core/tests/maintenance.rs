@@ -5,12 +5,12 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::cluster::{Cluster, FIRST, mirror, number, object};
+use common::cluster::{Cluster, FIRST, host_record, mirror, number, object};
 use common::{CHUNK, Lab, disk, host};
 use ferro_protocol::ids::{ChunkIndex, DiskId, ObjectId, Seq};
 use ferro_protocol::units::CHUNK_BYTES;
 use vsand_core::directory::{
-    Basis, Command, Departure, HostRecord, LockKind, MaintenanceMode, Outcome, Policy, Refused, SyncChange,
+    Basis, Command, Departure, LockKind, MaintenanceMode, Outcome, Policy, Refused, SyncChange,
 };
 
 use MaintenanceMode::{EnsureAccess, Full, NoMove};
@@ -282,33 +282,56 @@ fn a_loss_is_reckoned_without_being_one() {
     }
 }
 
-#[test]
-fn a_host_in_maintenance_is_waited_for() {
+/// An object on hosts 1 and 2, and a host 3 that has room; host 2's copy has been stale for days.
+fn with_a_stale_copy(resting: &[DiskId]) -> Lab {
     let mut lab = Lab::new(2);
     lab.write(0, 1);
-    let record = HostRecord {
-        id: host(3),
-        name: "h3".to_owned(),
-        address: ([10, 0, 0, 3], 7_000).into(),
-        fault_domain: "h3".to_owned(),
-        joined_unix_s: 0,
-        lease: 0,
-    };
-    lab.state.apply(1_000, Command::PutHost { host: record }).expect("accepted");
+    lab.state.apply(1_000, Command::PutHost { host: host_record(3) }).expect("accepted");
     let (path, capacity_extents) = ("/d3".to_owned(), 1 << 20);
     let put = Command::PutDisk { disk: disk(3), host: host(3), path, capacity_extents, used_extents: 0 };
     lab.state.apply(1_001, put).expect("accepted");
-    let disks =
-        |lab: &Lab| lab.record().chunks[&CHUNK.index].components.iter().map(|c| c.disk).collect::<Vec<_>>();
-
-    lab.owner.handle_resting(lab.now, &BTreeSet::from([disk(2)]));
+    lab.owner.handle_resting(lab.now, &resting.iter().copied().collect());
     lab.away(2);
     lab.write(1, 1);
     lab.pass(Duration::from_secs(3));
     lab.now.unix_s += 100_000;
-    lab.pass(Duration::from_secs(3));
-    assert_eq!(disks(&lab), [disk(1), disk(2)], "far beyond the repair delay it is not replaced");
+    lab
+}
+
+fn placed_on(lab: &Lab) -> Vec<DiskId> {
+    lab.record().chunks[&CHUNK.index].components.iter().map(|c| c.disk).collect()
+}
+
+#[test]
+fn a_host_in_maintenance_is_waited_for() {
+    let mut lab = with_a_stale_copy(&[disk(2)]);
+    lab.pass(Duration::from_secs(9));
+    assert_eq!(placed_on(&lab), [disk(1), disk(2)], "far beyond the repair delay it is not replaced");
     lab.owner.handle_resting(lab.now, &BTreeSet::new());
+    lab.pass(Duration::from_secs(4));
+    assert_eq!(placed_on(&lab), [disk(1), disk(2)], "and has some seconds for its connections");
     lab.pass(Duration::from_secs(3));
-    assert_eq!(disks(&lab), [disk(1), disk(3)], "afterwards it is");
+    assert_eq!(placed_on(&lab), [disk(1), disk(3)], "afterwards it is");
+}
+
+#[test]
+fn who_comes_back_from_maintenance_is_not_replaced() {
+    let mut lab = with_a_stale_copy(&[disk(2)]);
+    lab.owner.handle_resting(lab.now, &BTreeSet::new());
+    lab.pass(Duration::from_secs(4));
+    lab.back(2);
+    lab.pass(Duration::from_secs(9));
+    assert_eq!(placed_on(&lab), [disk(1), disk(2)]);
+    assert!(lab.record().chunks[&CHUNK.index].in_sync().any(|d| d == disk(2)), "it has caught up");
+}
+
+#[test]
+fn a_new_owner_gives_a_disk_time_to_answer() {
+    let mut lab = with_a_stale_copy(&[]);
+    lab.take_over();
+    lab.away(2);
+    lab.pass(Duration::from_secs(4));
+    assert_eq!(placed_on(&lab), [disk(1), disk(2)], "it may only not be connected yet");
+    lab.pass(Duration::from_secs(3));
+    assert_eq!(placed_on(&lab), [disk(1), disk(3)]);
 }

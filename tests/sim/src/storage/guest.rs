@@ -184,7 +184,10 @@ impl World {
             format!("h{host} o{} guest op {} {how}", key.object, op.0)
         });
         match result {
-            GuestResult::Failed(error) => self.check_failure(key.object, op, error),
+            GuestResult::Failed(error) => {
+                self.history.fail(op);
+                self.check_failure(key.object, op, error);
+            }
             GuestResult::Done => {
                 self.check_stable(key, op);
                 self.history.end(op, Vec::new());

@@ -32,6 +32,8 @@ pub(super) struct Op {
     pub sectors: u64,
     pub began: u64,
     pub ended: Option<u64>,
+    /// When the guest was told that it failed.
+    pub failed: Option<u64>,
     /// What a read saw, a sector each.
     pub saw: Vec<u64>,
 }
@@ -57,8 +59,10 @@ enum Mark {
     Begin(usize),
     /// It must have taken effect by now.
     End(usize),
-    /// It has taken effect by now or never will.
+    /// It has taken effect by now or never will, whatever a later owner does.
     Settle(usize),
+    /// The same, and its owner goes on.
+    Fail(usize),
 }
 
 impl History {
@@ -79,6 +83,7 @@ impl History {
             sectors,
             began: self.at,
             ended: None,
+            failed: None,
             saw: Vec::new(),
         });
         OpId(self.ops.len() - 1)
@@ -93,6 +98,12 @@ impl History {
             let served = self.served.entry((op.object, ChunkIndex(chunk))).or_default();
             served.entry(op.epoch).or_insert(self.at);
         }
+    }
+
+    /// The guest was told that it failed: of a write, each sector was written by now or never will be.
+    pub(super) fn fail(&mut self, id: OpId) {
+        self.at += 1;
+        self.ops[id.0].failed = Some(self.at);
     }
 
     /// Whether a write of `id` to the sector was under way together with this one. (A request that was cut into parts may be
@@ -152,8 +163,12 @@ impl History {
                     marks.push((overtaken.map_or(end, |at| at.min(end)), Mark::End(*n)));
                 }
                 (Kind::Write(_), None) => {
-                    if let Some(at) = overtaken {
-                        marks.push((at, Mark::Settle(*n)));
+                    match (overtaken, op.failed) {
+                        (Some(at), failed) if failed.is_none_or(|failed| at < failed) => {
+                            marks.push((at, Mark::Settle(*n)));
+                        }
+                        (_, Some(failed)) => marks.push((failed, Mark::Fail(*n))),
+                        (_, None) => {}
                     }
                     // Begun by an owner that was overtaken already: it must not take effect at all.
                     if self.overtaken(op, sector).is_some_and(|at| at <= op.began) {
@@ -181,6 +196,11 @@ impl History {
                     }
                     open.remove(&n);
                     states = next;
+                }
+                Mark::Fail(n) => {
+                    states = self.reach(&states, &open, sector);
+                    states = states.into_iter().map(|(v, e, done)| (v, e, without(done, n))).collect();
+                    open.remove(&n);
                 }
                 Mark::End(n) => {
                     let mut next = BTreeSet::new();
@@ -253,6 +273,11 @@ impl History {
     }
 }
 
+fn without(mut done: BTreeSet<usize>, n: usize) -> BTreeSet<usize> {
+    done.remove(&n);
+    done
+}
+
 fn chunk_of(sector: u64) -> ChunkIndex {
     ChunkIndex((sector * SECTOR_BYTES / CHUNK_BYTES) as u32)
 }
@@ -297,6 +322,19 @@ mod tests {
         assert!(history.check().is_ok());
         read(&mut history, 2, 7);
         assert!(history.check().is_err(), "nor come back after the next owner has shown it gone");
+    }
+
+    #[test]
+    fn a_write_that_failed_is_there_or_never_will_be() {
+        for saw in [0, 7] {
+            let mut history = History::default();
+            let op = write(&mut history, 1, 7);
+            history.fail(op);
+            read(&mut history, 1, saw);
+            assert!(history.check().is_ok());
+            read(&mut history, 1, 7 - saw);
+            assert!(history.check().is_err(), "saw {saw} before");
+        }
     }
 
     #[test]

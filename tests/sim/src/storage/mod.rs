@@ -27,6 +27,7 @@ mod leaving;
 mod maintenance;
 mod net;
 mod operator;
+mod rot;
 mod scrub;
 mod world;
 

@@ -14,10 +14,10 @@
 //!
 //! Only a mirror becomes another mirror: shards lie elsewhere than copies, and no owner can make the one from the other in place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ferro_protocol::ids::{ChunkIndex, DiskId, ObjectId};
+use ferro_protocol::ids::{ChunkIndex, ObjectId};
 
 use super::State;
 use super::apply::Applied;
@@ -47,7 +47,7 @@ impl State {
     /// Places the components that the object's chunks would need in addition, as a trial.
     fn check_room(&self, object: &ObjectRecord, to: Policy) -> Result<(), Refused> {
         let promised = self.promised_by_disk();
-        let mut free = self.free(&BTreeSet::new());
+        let mut free = self.room(&BTreeSet::new());
         let (mut extents, mut fits) = (0_u64, true);
         for (index, chunk) in &object.chunks {
             let missing = to.components(*index).saturating_sub(chunk.components.len());
@@ -57,25 +57,9 @@ impl State {
                 chunk.components.iter().filter_map(|c| self.fault_domain(c.disk)).collect();
             for _ in 0..missing {
                 extents = extents.saturating_add(size);
-                fits &= take_room(&mut free, &mut taken, size).is_some();
+                fits &= free.take(&mut taken, size, |_| true).is_ok();
             }
         }
         if fits { Ok(()) } else { Err(Refused::NoSpaceFor { policy: to, extents }) }
     }
-}
-
-/// The disks that can take something, with the extents that they still take, and their fault domains.
-pub(super) type Free<'a> = BTreeMap<DiskId, (u64, &'a str)>;
-
-/// Takes room for a component on the disk that has most, outside the fault domains `taken`, which its own joins.
-pub(super) fn take_room<'a>(
-    free: &mut Free<'a>,
-    taken: &mut BTreeSet<&'a str>,
-    size: u64,
-) -> Option<&'a str> {
-    let places = free.iter_mut().filter(|(_, (_, domain))| !taken.contains(*domain));
-    let (_, (room, domain)) = places.max_by_key(|(disk, (room, _))| (*room, **disk))?;
-    *room = room.checked_sub(size)?;
-    taken.insert(domain);
-    Some(domain)
 }

@@ -6,12 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ferro_protocol::ids::{ChunkIndex, DiskId, ObjectId, Role};
-use ferro_protocol::units::CHUNK_EXTENTS;
 
 use super::State;
-use super::conversion::{Free, take_room};
-use super::placement::{FULL_PERCENT, has_room};
-use super::records::{ChunkRecord, DiskHealth, DiskRecord, ObjectRecord};
+use super::records::{ChunkRecord, DiskHealth, ObjectRecord};
+use super::room::Room;
 
 /// What the loss of some disks would mean.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -37,7 +35,7 @@ impl State {
     /// What it would mean if these disks were gone.
     pub fn without(&self, gone: &BTreeSet<DiskId>) -> Forecast {
         let mut forecast = Forecast::default();
-        let mut free = self.free(gone);
+        let mut free = self.room(gone);
         let promised = self.promised_by_disk();
         for (id, object) in &self.objects {
             let here = |c: &ChunkRecord| c.components.iter().any(|c| gone.contains(&c.disk));
@@ -54,25 +52,6 @@ impl State {
             }
         }
         forecast
-    }
-
-    /// The room on the disks that stay, as a beginning for trials.
-    pub(super) fn free(&self, gone: &BTreeSet<DiskId>) -> Free<'_> {
-        let stays = |d: &&DiskRecord| has_room(d) && !gone.contains(&d.id) && !self.is_leaving(d.id);
-        let room = |disk: &DiskRecord| {
-            let usable = disk.capacity_extents.saturating_mul(FULL_PERCENT) / 100;
-            usable.saturating_sub(disk.used_extents)
-        };
-        let disks = self.disks.values().filter(stays);
-        disks.filter_map(|d| Some((d.id, (room(d), self.fault_domain(d.id)?)))).collect()
-    }
-
-    /// How many extents a component takes up that may come to take `most` is not in the directory: its part of what its disk holds.
-    pub(super) fn likely_extents(&self, disk: DiskId, most: u64, promised: &BTreeMap<DiskId, u64>) -> u64 {
-        self.disks.get(&disk).map_or(0, |disk| {
-            let all = promised.get(&disk.id).copied().unwrap_or(0).max(1);
-            disk.used_extents.saturating_mul(most).div_ceil(all).min(u64::from(CHUNK_EXTENTS))
-        })
     }
 
     /// The chunks of which too few copies, shards or none of the log would be left.
@@ -104,7 +83,7 @@ impl State {
         gone: &BTreeSet<DiskId>,
         unreadable: &BTreeSet<ChunkIndex>,
         promised: &BTreeMap<DiskId, u64>,
-        free: &mut Free<'a>,
+        free: &mut Room<'a>,
         extents: &mut u64,
     ) -> bool {
         let mut all = true;
@@ -126,12 +105,12 @@ impl State {
                 let most = u64::from(object.policy.extents_max(*index));
                 let size = self.likely_extents(component.disk, most, promised);
                 *extents = extents.saturating_add(size);
-                match take_room(free, &mut taken, size) {
-                    Some(domain) if is_shard => {
+                match free.take(&mut taken, size, |_| true) {
+                    Ok(domain) if is_shard => {
                         given.entry(index.base()).or_default().insert(domain);
                     }
-                    Some(_) => {}
-                    None => all = false,
+                    Ok(_) => {}
+                    Err(_) => all = false,
                 }
             }
         }

@@ -26,17 +26,15 @@ use super::records::{
     ChunkRecord, Component, Departure, DiskHealth, DiskRecord, LockKind, MaintenanceMode, ObjectRecord,
     Policy,
 };
+use super::room::Lacking;
 
 impl State {
     /// Whether a disk is leaving, by itself or with its host, or is emptied because its host is in full maintenance.
     pub fn is_leaving(&self, disk: DiskId) -> bool {
         self.leaving_disks.contains_key(&disk)
             || self.disks.get(&disk).and_then(|d| self.leaving_hosts.get(&d.host)).is_some_and(|departure| {
-                let mode = match departure {
-                    Departure::WhenEmpty | Departure::AtOnce => MaintenanceMode::Full,
-                    Departure::Maintenance { mode, .. } => *mode,
-                };
-                mode == MaintenanceMode::Full
+                use Departure::{AtOnce, Maintenance, WhenEmpty};
+                matches!(departure, WhenEmpty | AtOnce | Maintenance { mode: MaintenanceMode::Full, .. })
             })
     }
 
@@ -178,7 +176,7 @@ impl State {
             .filter_map(|d| self.disks.get(d))
             .map(|d| d.used_extents)
             .fold(0, u64::saturating_add);
-        let mut free = self.free(leaving);
+        let mut free = self.room(leaving);
         for object in self.objects.values().filter(|o| moves(o)) {
             // Where the shards are that were moved already: their former fault domains are free for the others.
             let mut moved: BTreeMap<ChunkIndex, BTreeSet<&str>> = BTreeMap::new();
@@ -201,22 +199,17 @@ impl State {
                 for component in going {
                     let most = u64::from(object.policy.extents_max(*index));
                     let size = self.likely_extents(component.disk, most, &promised);
-                    let others = free
-                        .iter_mut()
-                        .filter(|(_, (_, domain))| !taken.contains(*domain))
-                        .filter(|(disk, _)| !self.is_emptied(object.policy, **disk));
-                    let Some((_, (room, domain))) = others.max_by_key(|(disk, (room, _))| (*room, **disk))
-                    else {
+                    let usable = |disk| !self.is_emptied(object.policy, disk);
+                    let domain = free.take(&mut taken, size, usable).map_err(|lacking| {
                         let (what, example) = (what.to_owned(), object.name.clone());
-                        let needed = object.policy.domains();
-                        return Err(Refused::CantMove { what, example, needed, found: taken.len() });
-                    };
-                    if *room < size {
-                        let (what, example) = (what.to_owned(), object.name.clone());
-                        return Err(Refused::NoSpaceElsewhere { what, example, extents: total });
-                    }
-                    *room -= size;
-                    taken.insert(domain);
+                        match lacking {
+                            Lacking::Place => {
+                                let needed = object.policy.domains();
+                                Refused::CantMove { what, example, needed, found: taken.len() }
+                            }
+                            Lacking::Room => Refused::NoSpaceElsewhere { what, example, extents: total },
+                        }
+                    })?;
                     own.insert(domain);
                 }
                 moved.insert(*index, own);

@@ -22,6 +22,7 @@ pub mod leave;
 pub mod maintenance;
 pub mod placement;
 pub mod records;
+mod room;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! What nobody asks for: components that stay away too long are built anew elsewhere, those on disks that are leaving are
 //! moved, and what is left over from a move goes ([`crate::directory::leave`]).
 
+use std::time::Duration;
+
 use ferro_protocol::ids::{ChunkIndex, DiskId};
 
 use super::group::Phase;
@@ -10,7 +12,10 @@ use crate::bugs::Bug;
 use crate::time::Now;
 
 /// How often chunks are looked through.
-const EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(1);
+/// So long has a disk to answer a new owner, or one that waited for it while its host was in maintenance, before it counts as away:
+/// connections are made meanwhile.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Owner {
     /// Finds chunks that need another component.
@@ -44,7 +49,8 @@ impl Owner {
             let overdue = staying().find(|(disk, member)| {
                 let Some(since) = member.sync.stale_since() else { return false };
                 let dead = self.links.get(disk).is_some_and(|l| l.dead);
-                let late = now.unix_s.saturating_sub(since) >= self.config.repair_delay_s;
+                let late = now.unix_s.saturating_sub(since) >= self.config.repair_delay_s
+                    && now.mono >= self.patient_until;
                 // One that is being filled is left alone, however old its mark.
                 let waited = self.resting.contains(*disk) && !self.bugs.has(Bug::MaintenanceRebuilds);
                 member.resync.is_none() && (dead || (late && !waited && !self.trusted(**disk)))
@@ -75,7 +81,7 @@ impl Owner {
         self.troubles.retain(|trouble| match trouble {
             Trouble::Unreachable(chunk) => {
                 groups.get(chunk).is_some_and(|g| !g.stalled.is_empty())
-                    || stripes.get(chunk).is_some_and(Stripes::has_stalled)
+                    || stripes.get(chunk).is_some_and(Stripes::is_stuck)
             }
             Trouble::Full(disk) => asks.values().any(|a| a.disk == *disk && a.not_before.0 > 0),
             // One that has nothing of this object any more troubles nobody.

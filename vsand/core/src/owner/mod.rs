@@ -204,6 +204,8 @@ pub struct Owner {
     leaving: BTreeSet<DiskId>,
     /// The disks of hosts in maintenance.
     resting: BTreeSet<DiskId>,
+    /// Until then no component is given up for its disk's silence ([`background::PATIENCE`]).
+    patient_until: Instant,
     proposal: Option<record::Proposal>,
     propose_after: Instant,
     directory_silent: bool,
@@ -247,6 +249,7 @@ impl Owner {
             trim_wanted: BTreeSet::new(),
             leaving: BTreeSet::new(),
             resting: BTreeSet::new(),
+            patient_until: now.mono + background::PATIENCE,
             proposal: None,
             propose_after: Instant(0),
             directory_silent: false,
@@ -380,6 +383,9 @@ impl Owner {
         if self.fenced || self.resting == *resting {
             return;
         }
+        if !self.resting.is_subset(resting) {
+            self.patient_until = now.mono + background::PATIENCE;
+        }
         self.resting.clone_from(resting);
         self.next_check = now.mono;
         self.tick(now);
@@ -398,7 +404,7 @@ impl Owner {
         self.check_silence(now.mono);
         self.check_stuck(now.mono);
         self.check_stale(now);
-        self.tick_stripes();
+        self.tick_stripes(now.mono);
         self.settle(now);
     }
 

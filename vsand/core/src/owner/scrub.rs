@@ -112,15 +112,11 @@ impl Owner {
         }
         self.stop_scrub();
         let chunk = chunk.base();
-        let indexes: Vec<ChunkIndex> = match self.geometry() {
-            Some(geometry) => (0..geometry.shards()).map(|n| chunk.shard(n)).chain([chunk.log()]).collect(),
-            None => vec![chunk],
+        let components = |index: ChunkIndex| {
+            let members = self.groups.get(&index).into_iter().flat_map(|group| group.members.keys());
+            members.map(move |disk| (index, *disk))
         };
-        let components = |index: &ChunkIndex| {
-            let members = self.groups.get(index).map(|g| g.members.keys().copied().collect::<Vec<_>>());
-            members.unwrap_or_default().into_iter().map(|disk| (*index, disk)).collect::<Vec<_>>()
-        };
-        let mut left: VecDeque<_> = indexes.iter().flat_map(components).collect();
+        let mut left: VecDeque<_> = self.record.policy.records(chunk).flat_map(components).collect();
         if self.bugs.has(Bug::ScrubSkipsCopies) {
             left.truncate(1);
         }

@@ -16,8 +16,6 @@ use crate::data::clock;
 
 /// How often it is looked at what is leaving.
 const EVERY: Duration = Duration::from_secs(1);
-/// A host that was not heard of for so long sees nobody off.
-const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 /// A refusal is logged when it is another one than before.
 type LastRefusal = Option<String>;
 
@@ -38,7 +36,7 @@ pub async fn see_off(member: Arc<Member>) {
             let Some(host) = state.disks.get(disk).map(|d| d.host) else { continue };
             if host == member.host() {
                 take_out(&member, *disk, &mut last).await;
-            } else if !is_alive(&member, host) && is_first(&member, &state) {
+            } else if !member.hears_from(host) && is_first(&member, &state) {
                 let command = Command::RemoveDisk { disk: *disk, unix_s: clock::unix_s() };
                 match member.propose(&command).await {
                     Ok(Ok(_)) => tracing::info!(%disk, "a disk of a host that is away has left the cluster"),
@@ -100,15 +98,10 @@ async fn take_out(member: &Member, disk: DiskId, last: &mut LastRefusal) {
     }
 }
 
-fn is_alive(member: &Member, host: HostId) -> bool {
-    let silent = member.watcher().silent_for(clock::mono(), host);
-    host == member.host() || silent.is_some_and(|silent| silent < ALIVE_WITHIN)
-}
-
 /// Whether this host is the first of those that stay and are there.
 fn is_first(member: &Member, state: &State) -> bool {
     let mut staying = state.hosts.keys().filter(|h| !state.is_host_leaving(**h));
-    staying.find(|host| is_alive(member, **host)) == Some(&member.host())
+    staying.find(|host| member.hears_from(**host)) == Some(&member.host())
 }
 
 /// Why a host could not be removed.

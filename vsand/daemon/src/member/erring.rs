@@ -1,4 +1,5 @@
-//! Disks of this host, looked at every few seconds: how fast they are ([`super::pace`]), what is found bad on them is told, and one on which too much is bad is to leave the cluster.
+//! Disks of this host, looked at every few seconds: how fast they are ([`super::pace`]), what is found bad on them is told, and
+//! one on which too much is bad is to leave the cluster.
 //!
 //! Blocks go bad one by one on good disks, and by the dozen on those that are about to die. Both are mended; from the
 //! second kind data is moved away while it can still be read. That is the departure that `vsanctl disk remove` begins: it

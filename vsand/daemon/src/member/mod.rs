@@ -40,6 +40,7 @@ use vsand_core::lease::Watcher;
 use vsand_directory::{Config as DirectoryConfig, Directory, DirectoryError};
 
 use crate::config::Config;
+use crate::data::clock;
 use crate::data::port::{ConnectionId, DataHandle, Event};
 use crate::events::diff::host_name;
 use crate::events::{Draft, EventLog};
@@ -52,6 +53,9 @@ use ownership::OpenVolume;
 const DIRECTORY_STOP_MAX: Duration = Duration::from_secs(2);
 /// The status of a daemon whose data loop has failed.
 const EXIT_LOOP: i32 = 70;
+
+/// A host that was not heard of for so long is not waited for, and does no work of the cluster's.
+const THERE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Waits for a quorum so long before an administrator's command fails.
 pub const PROPOSE_MAX: Duration = Duration::from_secs(10);
@@ -333,6 +337,12 @@ impl Member {
     pub(crate) fn watcher(&self) -> MutexGuard<'_, Watcher> {
         // Every change is one call, so what a panic left behind is whole.
         self.watcher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this host counts as there: it was heard of within the last seconds, or is this one.
+    pub(crate) fn hears_from(&self, host: HostId) -> bool {
+        let silent = self.watcher().silent_for(clock::mono(), host);
+        host == self.host() || silent.is_some_and(|silent| silent < THERE_WITHIN)
     }
 
     pub(crate) fn open_volumes(&self) -> MutexGuard<'_, HashMap<ObjectId, OpenVolume>> {

@@ -372,9 +372,7 @@ pub async fn repair_closed(member: Arc<Member>) {
 /// component of the first chunk where that is so.
 fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
     let state = member.state();
-    let now = clock::mono();
-    let watcher = member.watcher();
-    let alive = |host| watcher.silent_for(now, host).is_some_and(|silent| silent < Duration::from_secs(5));
+    let alive = |host| member.hears_from(host);
     let overdue = |since_unix_s| clock::unix_s().saturating_sub(since_unix_s) >= member.config.repair_delay_s;
     repairer(&state, record, &alive, &overdue) == Some(member.host())
 }
@@ -382,12 +380,9 @@ fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
 /// Whether this host is the one to scrub an object that nobody has open: the first live one with a good component.
 pub(super) fn is_ours_to_scrub(member: &Member, record: &ObjectRecord) -> bool {
     let state = member.state();
-    let now = clock::mono();
-    let watcher = member.watcher();
-    let alive = |host| watcher.silent_for(now, host).is_some_and(|silent| silent < Duration::from_secs(5));
     let good = record.chunks.values().flat_map(|c| &c.components).filter(|c| c.in_sync());
     let hosts = good.filter_map(|c| state.disks.get(&c.disk)).map(|d| d.host);
-    hosts.filter(|host| alive(*host)).min() == Some(member.host())
+    hosts.filter(|host| member.hears_from(*host)).min() == Some(member.host())
 }
 
 fn repairer(

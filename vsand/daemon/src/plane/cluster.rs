@@ -16,7 +16,7 @@ use ferro_transport::join::{self, NewHost};
 use ferro_transport::token::{ADDRESSES_MAX, JoinToken, TokenError, TokenId, TokenSecret};
 use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
-use vsand_core::directory::{Command, TokenEntry};
+use vsand_core::directory::{Command, Outcome, Refused, State, TokenEntry};
 use vsand_core::lease::BREAK_AFTER;
 use vsand_directory::Role;
 
@@ -91,6 +91,27 @@ pub(super) async fn settle(member: &Member) {
     }
 }
 
+/// The directory as everybody agrees it is now, to do `what`.
+pub(super) async fn latest(member: &Member, what: &str) -> Result<Arc<State>> {
+    member.directory.linearizable_state().await.map_err(|error| errors::directory(what, &error))
+}
+
+/// Proposes a change, to do `what`. The inner result is the directory's own answer.
+pub(super) async fn propose(
+    member: &Member,
+    what: &str,
+    command: &Command,
+) -> Result<std::result::Result<Outcome, Refused>> {
+    member.propose(command).await.map_err(|error| errors::directory(what, &error))
+}
+
+/// Has a change made that was decided on by `state`, and waits until it is seen here.
+pub(super) async fn carry_out(member: &Member, what: &str, state: &State, command: &Command) -> Result<()> {
+    propose(member, what, command).await?.map_err(|refused| errors::refused(state, &refused))?;
+    settle(member).await;
+    Ok(())
+}
+
 /// The cluster in a few words.
 pub(super) fn info(member: &Member) -> ClusterInfo {
     let status = member.directory.status();
@@ -138,13 +159,10 @@ pub(super) fn status_without() -> Status {
 /// What a host is called, or what fails together with it, is from now on something else.
 pub(super) async fn set_host(member: &Member, host: HostId, request: SetHostRequest) -> Result<ChangedHost> {
     let what = format!("changing host {host}");
-    let state =
-        member.directory.linearizable_state().await.map_err(|error| errors::directory(&what, &error))?;
+    let state = latest(member, &what).await?;
     let SetHostRequest { name, fault_domain } = request;
     let command = Command::SetHost { host, address: None, name, fault_domain };
-    let answer = member.propose(&command).await.map_err(|error| errors::directory(&what, &error))?;
-    answer.map_err(|refused| errors::refused(&state, &refused))?;
-    settle(member).await;
+    carry_out(member, &what, &state, &command).await?;
     let view = view(member).await;
     let info = view.hosts().into_iter().find(|h| h.id == host).ok_or_else(|| fail::host_not_found(host))?;
     tracing::info!(%host, name = %info.name, fault_domain = %info.fault_domain, "a host was changed");

@@ -9,7 +9,7 @@ use ferro_protocol::api::{ApiError, DiskInfo, ErrorCode, Removal};
 use ferro_protocol::ids::{DiskId, HostId};
 use vsand_core::directory::{Command, Departure, DiskHealth, Refused, State};
 
-use super::cluster::{settle, view};
+use super::cluster::{carry_out, latest, settle, view};
 use super::errors::{self, host_name};
 use crate::api::control::Result;
 use crate::api::fail;
@@ -24,17 +24,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// What `force` means.
 pub(super) fn how(force: bool) -> Departure {
     if force { Departure::AtOnce } else { Departure::WhenEmpty }
-}
-
-async fn latest(member: &Member, what: &str) -> Result<std::sync::Arc<State>> {
-    member.directory.linearizable_state().await.map_err(|error| errors::directory(what, &error))
-}
-
-async fn propose(member: &Member, what: &str, state: &State, command: &Command) -> Result<()> {
-    let answer = member.propose(command).await.map_err(|error| errors::directory(what, &error))?;
-    answer.map_err(|refused| errors::refused(state, &refused))?;
-    settle(member).await;
-    Ok(())
 }
 
 /// Waits a little for what has nothing left to move.
@@ -52,7 +41,7 @@ pub(super) async fn disk(member: &Member, disk: DiskId, departure: Departure) ->
     let what = format!("removing disk {disk}");
     let state = latest(member, &what).await?;
     let record = state.disks.get(&disk).ok_or_else(|| fail::disk_not_found(disk))?.clone();
-    propose(member, &what, &state, &Command::LeaveDisk { disk, departure: Some(departure) }).await?;
+    carry_out(member, &what, &state, &Command::LeaveDisk { disk, departure: Some(departure) }).await?;
     tracing::info!(%disk, ?departure, "a disk is to leave the cluster");
     let soon = departure == Departure::AtOnce || !member.state().holds_components(&[disk]);
     if soon && is_gone(member, |state| !state.disks.contains_key(&disk)).await {
@@ -75,7 +64,7 @@ pub(super) async fn host(member: &Member, host: HostId, departure: Departure) ->
         };
     }
     super::maintenance::check_voters(&view(member).await, host)?;
-    propose(member, &what, &state, &Command::LeaveHost { host, departure: Some(departure) }).await?;
+    carry_out(member, &what, &state, &Command::LeaveHost { host, departure: Some(departure) }).await?;
     tracing::info!(%host, ?departure, "a host is to leave the cluster");
     let now = member.state();
     let soon = departure == Departure::AtOnce || !now.holds_components(&now.disks_in(host));
@@ -117,7 +106,7 @@ pub(super) async fn keep_disk(member: &Member, disk: DiskId) -> Result<()> {
             next,
         ));
     }
-    propose(member, &what, &state, &Command::LeaveDisk { disk, departure: None }).await?;
+    carry_out(member, &what, &state, &Command::LeaveDisk { disk, departure: None }).await?;
     tracing::info!(%disk, "a disk that was leaving stays");
     Ok(())
 }
@@ -134,7 +123,7 @@ pub(super) async fn keep_host(member: &Member, host: HostId) -> Result<()> {
             "there is nothing to cancel; see `vsanctl host list`",
         ));
     }
-    propose(member, &what, &state, &Command::LeaveHost { host, departure: None }).await?;
+    carry_out(member, &what, &state, &Command::LeaveHost { host, departure: None }).await?;
     tracing::info!(%host, "a host that was leaving stays");
     Ok(())
 }
@@ -169,7 +158,7 @@ pub(super) async fn revive(member: &Member, disk: DiskId) -> Result<DiskInfo> {
         capacity_extents: record.capacity_extents,
         used_extents: record.used_extents,
     };
-    propose(member, &what, &state, &command).await?;
+    carry_out(member, &what, &state, &command).await?;
     tracing::info!(%disk, "a disk that was taken for dead is used again");
     let found = view(member).await.disks().into_iter().find(|d| d.id == disk);
     found.ok_or_else(|| fail::disk_not_found(disk))

@@ -7,7 +7,7 @@ use ferro_protocol::api::{Document, DocumentInfo, DocumentList, PutDocument};
 use ferro_protocol::document::DocumentName;
 use vsand_core::directory::{Command, Outcome, State};
 
-use super::errors;
+use super::{cluster, errors};
 use crate::api::control::Result;
 use crate::api::fail;
 use crate::member::Member;
@@ -74,8 +74,7 @@ pub(super) async fn delete(member: &Member, name: &DocumentName, basis: u64) -> 
 }
 
 async fn propose(member: &Member, what: &str, command: &Command) -> Result<Outcome> {
-    let answer = member.propose(command).await.map_err(|error| errors::directory(what, &error))?;
-    answer.map_err(|refused| {
+    cluster::propose(member, what, command).await?.map_err(|refused| {
         let mut error = errors::refused(&member.state(), &refused);
         error.message = format!("{what}: {}", error.message);
         error

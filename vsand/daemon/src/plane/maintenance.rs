@@ -14,7 +14,7 @@ use ferro_protocol::units::EXTENT_BYTES;
 use vsand_core::directory::{Command, Departure, LockKind, MaintenanceMode, ObjectRecord, Refused, State};
 
 use super::capacity::{away, loss, names};
-use super::cluster::{settle, view};
+use super::cluster::{carry_out, latest, propose, settle, view};
 use super::errors::{self, host_name};
 use super::view::View;
 use crate::api::control::Result;
@@ -125,8 +125,7 @@ pub(super) async fn enter(member: &Member, host: HostId, mode: ApiMode) -> Resul
     let view = view(member).await;
     let name = host_name(&view.state, host);
     let what = format!("letting host {name} enter maintenance");
-    let state =
-        member.directory.linearizable_state().await.map_err(|error| errors::directory(&what, &error))?;
+    let state = latest(member, &what).await?;
     if !state.hosts.contains_key(&host) {
         return Err(fail::host_not_found(host));
     }
@@ -138,8 +137,8 @@ pub(super) async fn enter(member: &Member, host: HostId, mode: ApiMode) -> Resul
         _ => view.unix_s,
     };
     let departure = Some(Departure::Maintenance { mode, since_unix_s });
-    let answer = member.propose(&Command::LeaveHost { host, departure }).await;
-    answer.map_err(|error| errors::directory(&what, &error))?.map_err(|refused| refusal(&state, &refused))?;
+    let answer = propose(member, &what, &Command::LeaveHost { host, departure }).await?;
+    answer.map_err(|refused| refusal(&state, &refused))?;
     tracing::info!(%host, ?mode, "a host enters maintenance");
     settle(member).await;
     host_in(member, host).await
@@ -186,21 +185,16 @@ fn live_check(view: &View, host: HostId, mode: MaintenanceMode) -> Result<()> {
 
 /// The work is done.
 pub(super) async fn exit(member: &Member, host: HostId) -> Result<HostInfo> {
-    let what = "ending maintenance".to_owned();
-    let state =
-        member.directory.linearizable_state().await.map_err(|error| errors::directory(&what, &error))?;
+    let what = "ending maintenance";
+    let state = latest(member, what).await?;
     let record = state.hosts.get(&host).ok_or_else(|| fail::host_not_found(host))?;
     if state.maintenance(host).is_none() {
         let message = format!("host {} is not in maintenance", record.name);
         let next = "there is nothing to end; `vsanctl host list` shows which hosts are";
         return Err(ApiError::new(ErrorCode::Conflict, message, next));
     }
-    let answer = member.propose(&Command::LeaveHost { host, departure: None }).await;
-    answer
-        .map_err(|error| errors::directory(&what, &error))?
-        .map_err(|refused| errors::refused(&state, &refused))?;
+    carry_out(member, what, &state, &Command::LeaveHost { host, departure: None }).await?;
     tracing::info!(%host, "a host has left maintenance");
-    settle(member).await;
     host_in(member, host).await
 }
 

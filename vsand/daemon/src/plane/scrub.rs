@@ -4,7 +4,7 @@ use ferro_protocol::api::{ApiError, ErrorCode, ScrubAction, ScrubList, ScrubRequ
 use ferro_protocol::ids::VolumeName;
 use vsand_core::directory::{ObjectRecord, State};
 
-use super::cluster::settle;
+use super::cluster::{latest, settle};
 use super::errors;
 use crate::api::control::Result;
 use crate::api::fail;
@@ -35,7 +35,7 @@ pub(super) async fn act(member: &Member, request: &ScrubRequest) -> Result<Scrub
         ScrubAction::Stop => "stopping a scrub",
     };
     let is_meant = |name: &VolumeName| request.volume.as_ref().is_none_or(|volume| volume == name);
-    let state = member.directory.linearizable_state().await.map_err(|e| errors::directory(what, &e))?;
+    let state = latest(member, what).await?;
     if let Some(name) = request.volume.as_ref().filter(|name| state.by_name(name).is_none()) {
         return Err(fail::volume_not_found(name));
     }

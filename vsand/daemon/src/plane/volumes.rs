@@ -13,7 +13,7 @@ use uuid::Uuid;
 use vsand_core::directory::placement::has_room;
 use vsand_core::directory::{Command, DiskHealth, LockKind, ObjectRecord, Outcome, Refused, State};
 
-use super::cluster::{settle, view};
+use super::cluster::{latest, propose, settle, view};
 use super::errors::{self, host_name};
 use super::parts;
 use super::view::core_policy;
@@ -32,17 +32,8 @@ async fn find(member: &Member, name: &VolumeName) -> Result<Arc<ObjectRecord>> {
         return Ok(Arc::clone(record));
     }
     // Perhaps it was made on another host just now.
-    let state = member.directory.linearizable_state().await;
-    let state = state.map_err(|error| errors::directory(&format!("looking for volume {name}"), &error))?;
+    let state = latest(member, &format!("looking for volume {name}")).await?;
     state.by_name(name).cloned().ok_or_else(|| fail::volume_not_found(name))
-}
-
-async fn propose(
-    member: &Member,
-    what: &str,
-    command: &Command,
-) -> Result<std::result::Result<Outcome, Refused>> {
-    member.propose(command).await.map_err(|error| errors::directory(what, &error))
 }
 
 /// How many fault domains have a disk that may take a component, and how many have one at all.
@@ -221,8 +212,7 @@ pub(super) fn locks(member: &Member) -> Vec<LockInfo> {
 
 pub(super) async fn break_lock(member: &Member, object: ObjectId) -> Result<BrokenLock> {
     let what = format!("breaking the lock of object {object}");
-    let state = member.directory.linearizable_state().await;
-    let state = state.map_err(|error| errors::directory(&what, &error))?;
+    let state = latest(member, &what).await?;
     let record = state.objects.get(&object).ok_or_else(|| fail::object_not_found(object))?;
     let lock = record.lock.ok_or_else(|| fail::lock_not_found(object))?;
     let ended = member.watcher().ended(clock::mono(), lock.host);

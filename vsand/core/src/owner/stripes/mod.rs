@@ -69,8 +69,12 @@ enum Stage {
     /// The log is read through.
     Recovering,
     Ready,
-    /// Every copy of some of the log's slots is bad: what was acknowledged can't be told from what was not.
-    Lost,
+    /// No copy of some of the log's slots can be read: what was acknowledged can't be told from what was not. The guest is refused,
+    /// because a write of it would go over the log; reading is tried again, for a copy may come back.
+    Lost {
+        /// When, unless it is under way.
+        again: Option<Instant>,
+    },
 }
 
 /// A guest's write that is not in a record yet, or not all of it.
@@ -131,9 +135,13 @@ impl Stripes {
         self.is_healed() && self.jobs_open.is_empty()
     }
 
-    /// Whether tasks of this chunk wait for a shard.
-    pub(super) fn has_stalled(&self) -> bool {
-        !self.stalled.is_empty()
+    /// Whether tasks of this chunk wait for a shard, or the whole chunk for its log.
+    pub(super) fn is_stuck(&self) -> bool {
+        !self.stalled.is_empty() || self.is_lost()
+    }
+
+    fn is_lost(&self) -> bool {
+        matches!(self.stage, Stage::Lost { .. })
     }
 
     /// Whether each row's in-sync shards are of one generation, but for what jobs do now.
@@ -389,8 +397,19 @@ impl Owner {
         }
     }
 
-    /// Time has passed: what has waited long enough in a log goes into the shards.
-    pub(super) fn tick_stripes(&mut self) {
+    /// Time has passed: what has waited long enough in a log goes into the shards, and lost logs are looked at again.
+    pub(super) fn tick_stripes(&mut self, now: Instant) {
+        let mut again = Vec::new();
+        for (chunk, stripes) in &mut self.stripes {
+            if let Stage::Lost { again: at } = &mut stripes.stage
+                && at.take_if(|at| now >= *at).is_some()
+            {
+                again.push(*chunk);
+            }
+        }
+        for chunk in again {
+            self.recover(now, chunk);
+        }
         let busy = self.stripes.iter().filter(|(_, s)| s.stage == Stage::Ready && !s.ring.is_empty());
         self.stripes_busy.extend(busy.map(|(chunk, _)| *chunk));
     }

@@ -9,7 +9,7 @@ use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
 
 use super::decode::For;
 use super::geometry::OnShard;
-use super::{TaskId, Wanted, Work};
+use super::{Stripes, TaskId, Wanted, Work};
 use crate::owner::Owner;
 use crate::owner::guest::{PieceKind, merge};
 use crate::owner::io::{Fault, Got, PartId};
@@ -43,6 +43,9 @@ impl Owner {
     /// A guest's part has its range.
     pub(in crate::owner) fn run_striped(&mut self, now: Instant, part: PartId) {
         let Some(piece) = self.parts.get(&part).map(|p| p.piece.clone()) else { return };
+        if self.stripes.get(&piece.chunk).is_some_and(Stripes::is_lost) {
+            return self.end_guest(now, piece.chunk, part, Err(Fault::Bad));
+        }
         match piece.kind {
             PieceKind::Write { data } => self.queue_write(piece.chunk, part, piece.range, Some(data)),
             PieceKind::Zero => self.queue_write(piece.chunk, part, piece.range, None),
@@ -54,9 +57,6 @@ impl Owner {
 
     fn read_striped(&mut self, now: Instant, chunk: ChunkIndex, part: PartId, range: BlockRange) {
         let Some(stripes) = self.stripes.get(&chunk) else { return };
-        if stripes.stage == super::Stage::Lost {
-            return self.end_guest(now, chunk, part, Err(Fault::Bad));
-        }
         let (geometry, log) = (stripes.geometry, chunk.log());
         let mut data = BytesMut::zeroed(range.bytes());
         let (mut sources, mut wanted) = (Vec::new(), Vec::new());

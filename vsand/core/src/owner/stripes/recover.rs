@@ -6,6 +6,8 @@
 //! Slots of a record that is not whole are wiped before anything else is written: it was never acknowledged, and what a guest
 //! wrote must not be taken for a header by the next who reads the log through.
 
+use std::time::Duration;
+
 use ferro_protocol::ids::{ChunkIndex, Seq};
 use ferro_protocol::units::{BlockRange, IO_BLOCKS_MAX};
 
@@ -20,6 +22,9 @@ use crate::time::Instant;
 
 /// Pieces of the log that are read at once.
 const READS_MAX: u32 = 8;
+
+/// A log that could not be read is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// A log that is read through.
 #[derive(Debug)]
@@ -111,10 +116,10 @@ impl Owner {
         self.stripes_serve(now, chunk);
     }
 
-    /// The guest is told of each block that it reads: nothing is known to be what it wrote last.
+    /// The guest is told whatever it asks for: nothing is known to be what it wrote last.
     fn log_lost(&mut self, now: Instant, chunk: ChunkIndex) {
         let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
-        stripes.stage = Stage::Lost;
+        stripes.stage = Stage::Lost { again: Some(now + AGAIN) };
         self.troubles.insert(Trouble::Unreachable(chunk));
         self.stripes_serve(now, chunk);
     }

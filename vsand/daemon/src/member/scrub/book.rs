@@ -23,7 +23,8 @@ use vsand_core::owner::ScrubEnd;
 const DOCUMENT: &str = "storage/scrubs";
 /// What the document says is of this format; a later one is left alone.
 const FORMAT: u8 = 1;
-const DAY_S: u64 = 24 * 3600;
+/// A day.
+pub const DAY_S: u64 = 24 * 3600;
 
 /// The document's content.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -220,20 +221,25 @@ impl Book {
         self.volumes.entry(object).or_default()
     }
 
-    /// Of those volumes that are this host's to scrub, the one whose turn it is.
-    pub fn next<'a>(
+    /// Those of the volumes whose time has come, the most urgent first.
+    pub fn due<'a>(
         &self,
         volumes: impl Iterator<Item = &'a ObjectRecord>,
         unix_s: u64,
         every_days: u64,
-    ) -> Option<&'a ObjectRecord> {
-        volumes
-            .filter(|record| record.content != Content::Importing)
-            .filter_map(|record| {
-                Some((self.entry(record.id).urgency(record, unix_s, every_days)?, record.id, record))
-            })
-            .min_by_key(|(urgency, id, _)| (*urgency, *id))
-            .map(|(.., record)| record)
+    ) -> Vec<&'a ObjectRecord> {
+        let urgency = |record: &'a ObjectRecord| {
+            let known = self.volumes.get(&record.id);
+            let urgency = known.map_or_else(
+                || Entry::default().urgency(record, unix_s, every_days),
+                |entry| entry.urgency(record, unix_s, every_days),
+            );
+            Some((urgency?, record.id, record))
+        };
+        let mut due: Vec<_> =
+            volumes.filter(|r| r.content != Content::Importing).filter_map(urgency).collect();
+        due.sort_unstable_by_key(|(urgency, id, _)| (*urgency, *id));
+        due.into_iter().map(|(.., record)| record).collect()
     }
 }
 
@@ -311,12 +317,15 @@ mod tests {
             state.objects.insert(volume.id, std::sync::Arc::new(volume.clone()));
         }
         let mut book = Book::default();
-        let next = |book: &Book| book.next(volumes.iter(), 100 * DAY_S, 14).map(|r| r.created_unix_s);
-        assert_eq!(next(&book), Some(1), "the one that has waited longest");
+        let due = |book: &Book| {
+            let due = book.due(volumes.iter(), 100 * DAY_S, 14).into_iter();
+            due.map(|r| r.created_unix_s).collect::<Vec<_>>()
+        };
+        assert_eq!(due(&book), [1, 2, 3, 4], "the one that has waited longest comes first");
         book.edit(&state, volumes[2].id).start();
-        assert_eq!(next(&book), Some(3));
+        assert_eq!(due(&book), [3, 1, 2, 4]);
         book.edit(&state, volumes[3].id).begin(5);
-        assert_eq!(next(&book), Some(4));
+        assert_eq!(due(&book), [4, 3, 1, 2]);
         let content = serde_json::to_string(&book).unwrap();
         state.documents.insert(document(), std::sync::Arc::new(Document { revision: 1, content }));
         assert_eq!(Book::of(&state), Some(book.clone()));

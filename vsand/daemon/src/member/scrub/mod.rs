@@ -140,12 +140,13 @@ pub async fn scrub(member: Arc<Member>) {
 fn next(member: &Member, may: impl Fn(ObjectId) -> bool) -> Option<Arc<ObjectRecord>> {
     let state = member.state();
     let book = Book::of(&state)?;
-    let ours = state.objects.values().filter(|record| match record.lock {
+    let volumes = state.objects.values().filter(|record| may(record.id)).map(Arc::as_ref);
+    let is_ours = |record: &&ObjectRecord| match record.lock {
         Some(lock) => lock.host == member.host() && member.open_volumes().contains_key(&record.id),
         None => is_ours_to_scrub(member, record),
-    });
-    let ours = ours.filter(|record| may(record.id)).map(Arc::as_ref);
-    let next = book.next(ours, clock::unix_s(), member.config.scrub.every_days)?.id;
+    };
+    let due = book.due(volumes, clock::unix_s(), member.config.scrub.every_days);
+    let next = due.into_iter().find(is_ours)?.id;
     state.objects.get(&next).cloned()
 }
 

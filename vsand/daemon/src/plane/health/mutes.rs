@@ -18,7 +18,7 @@ use ferro_protocol::document::DocumentName;
 use serde::{Deserialize, Serialize};
 use vsand_core::directory::{Command, Refused, State};
 
-use super::super::cluster::{settle, view};
+use super::super::cluster::{latest, propose, settle, view};
 use super::super::errors::{self, host_name};
 use super::checks::{self, CHECKS, Group};
 use crate::api::control::Result;
@@ -168,15 +168,13 @@ pub(in crate::plane) async fn unmute(member: &Member, code: &str) -> Result<()> 
 async fn change(member: &Member, what: &str, edit: impl Fn(&mut Mutes) -> Result<()>) -> Result<()> {
     let name: DocumentName = DOCUMENT.parse().map_err(|error| fail::internal(what, error))?;
     for _ in 0..TRIES {
-        let state =
-            member.directory.linearizable_state().await.map_err(|error| errors::directory(what, &error))?;
+        let state = latest(member, what).await?;
         let basis = state.documents.get(&name).map_or(0, |document| document.revision);
         let mut mutes = Mutes::of(&state);
         edit(&mut mutes)?;
         let content = serde_json::to_string(&mutes).map_err(|error| fail::internal(what, error))?;
         let command = Command::PutDocument { name: name.clone(), basis, content };
-        let answer = member.propose(&command).await.map_err(|error| errors::directory(what, &error))?;
-        match answer {
+        match propose(member, what, &command).await? {
             Ok(_) => {
                 settle(member).await;
                 return Ok(());

@@ -4,7 +4,7 @@ use ferro_protocol::api::HealthLevel;
 use vsand_core::directory::DiskRecord;
 
 use super::{Findings, reason, span};
-use crate::member::scrub::book::{self, Book};
+use crate::member::scrub::book::{self, Book, DAY_S};
 use crate::plane::view::View;
 
 /// A disk with so many bad blocks is worth a look, one with fewer has only forgotten a few.
@@ -19,7 +19,6 @@ const REQUESTS_MIN: u64 = 100;
 const OTHERS_MIN: usize = 2;
 /// A volume that was not scrubbed for so many times the time that is set is overdue.
 const OVERDUE_FACTOR: u64 = 2;
-const DAY_S: u64 = 24 * 3600;
 
 pub(super) fn disks(view: &View, reasons: &mut Findings) {
     for disk in view.state.disks.values() {
