@@ -6,7 +6,10 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
-use ferro_protocol::api::{ComponentInfo, ObjectDetails, OpenedVolume, Status, TokenInfo, VolumeInfo};
+use ferro_protocol::api::{
+    ComponentInfo, EventInfo, EventKind, EventList, ObjectDetails, OpenedVolume, Status, TokenInfo,
+    VolumeInfo,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
@@ -164,6 +167,13 @@ impl Host {
         let mut names: Vec<String> = self.components(volume)?.into_iter().map(|c| c.host_name).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// The latest event of this kind within the last hour; an error if there is none.
+    pub fn saw(&self, kind: EventKind) -> Result<EventInfo> {
+        let list: EventList = self.ctl(&["events", "--since", "1h"])?;
+        let found = list.events.iter().rev().find(|event| event.kind == kind).cloned();
+        found.ok_or_else(|| anyhow!("no {kind:?} in {:?}", list.events))
     }
 
     /// Makes a volume.

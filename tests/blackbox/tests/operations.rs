@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ferro_blackbox::disk::{LoopDevice, unmount_all};
 use ferro_blackbox::process::run;
-use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
+use ferro_blackbox::{Lab, LabOptions, eventually, with_lab};
 use ferro_protocol::api::{AddedDisk, Redundancy};
 use ferro_vhost::blk::Sector;
 use ferro_vhost::frontend::{BlkClient, ClientOptions};

@@ -9,8 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ferro_blackbox::{Host, LabOptions, eventually, with_lab};
 use ferro_protocol::api::{
-    ChunkPart, DiskList, EventKind, EventList, HealthReport, ObjectDetails, Redundancy, ScrubInfo, ScrubList,
-    ScrubState,
+    ChunkPart, DiskList, EventKind, HealthReport, ObjectDetails, Redundancy, ScrubInfo, ScrubList, ScrubState,
 };
 use ferro_vhost::blk::Sector;
 use ferro_vhost::frontend::{BlkClient, ClientOptions};
@@ -112,12 +111,6 @@ fn scrub(host: &Host) -> Result<Vec<ScrubInfo>> {
     })
 }
 
-fn has_event(host: &Host, kind: EventKind) -> Result<()> {
-    let list: EventList = host.ctl(&["events", "--since", "1h"])?;
-    ensure!(list.events.iter().any(|event| event.kind == kind), "no {kind:?} in {:?}", list.events);
-    Ok(())
-}
-
 fn finding(host: &Host, code: &str) -> Result<String> {
     let report: HealthReport = host.ctl(&["health"])?;
     let check = report.checks.into_iter().find(|check| check.code == code).context("no such check")?;
@@ -164,8 +157,8 @@ fn rot_is_found_counted_and_mended() {
         parity = BlkClient::connect(&sick.open("b-parity")?, ClientOptions::default())?;
         holds(&mut parity, "PARITY")?;
         eventually("it is told", Duration::from_secs(30), || {
-            has_event(owner, EventKind::BlocksMended)?;
-            has_event(owner, EventKind::ScrubEnded)?;
+            owner.saw(EventKind::BlocksMended)?;
+            owner.saw(EventKind::ScrubEnded)?;
             // The disk should leave, but a mirror on three hosts needs all three.
             let said = finding(owner, "disk_errs")?;
             ensure!(said.contains("can't"), "{said}");
@@ -194,7 +187,7 @@ fn a_disk_that_errs_too_often_leaves_by_itself() {
             ensure!(volume.redundancy == Redundancy::Healthy, "{volume:?}");
             Ok(())
         })?;
-        has_event(owner, EventKind::DiskEvacuated)?;
+        owner.saw(EventKind::DiskEvacuated)?;
         holds(&mut client, "LEAVES")
     });
 }
