@@ -96,6 +96,8 @@ pub enum EventKind {
     DiskEvacuated,
     /// All of a volume was scrubbed.
     ScrubEnded,
+    /// A volume was given another policy.
+    PolicyChanged,
     /// A kind that this version does not know.
     #[serde(other)]
     Unknown,

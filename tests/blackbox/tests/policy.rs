@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use ferro_blackbox::endure::{HEAL_MAX, begin, read_everywhere};
 use ferro_blackbox::workload::{Workload, WorkloadOptions};
 use ferro_blackbox::{Host, LabOptions, eventually, with_lab};
-use ferro_protocol::api::{ComponentState, ObjectDetails, VolumeInfo};
+use ferro_protocol::api::{ComponentState, EventKind, ObjectDetails, VolumeInfo};
 
 /// How many copies each chunk has, all of them in sync.
 fn copies(host: &Host) -> Result<usize> {
@@ -47,6 +47,11 @@ fn copies_become_more_and_fewer_under_a_client() {
         })?;
         let info: VolumeInfo = owner.ctl(&["volume", "show", "data"])?;
         ensure!(info.policy.to_string() == "mirror:2", "{info:?}");
+        eventually("it is told", Duration::from_secs(30), || {
+            let event = owner.saw(EventKind::PolicyChanged)?;
+            ensure!(event.message.contains("the policy mirror:2; before it was mirror:3"), "{event:?}");
+            Ok(())
+        })?;
 
         let refused =
             owner.ctl_refused(&["policy", "apply", "raid5", "data"], "policy_not_convertible", 5)?;

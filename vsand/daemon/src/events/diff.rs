@@ -10,6 +10,8 @@ use ferro_protocol::units::EXTENT_BYTES;
 use vsand_core::directory::{DiskHealth, DiskRecord, Lock, LockKind, ObjectRecord, State};
 
 use super::Draft;
+use crate::plane::maintenance::api_mode;
+use crate::plane::view::api_policy;
 use EventKind as Kind;
 use EventLevel::{Info, Warning};
 
@@ -89,7 +91,7 @@ fn hosts(before: &State, after: &State, found: &mut Vec<Draft>) {
         }
         match (before.maintenance(*id), after.maintenance(*id)) {
             (was, Some((mode, _))) if was.is_none_or(|(before, _)| before != mode) => {
-                let mode = crate::plane::maintenance::api_mode(mode);
+                let mode = api_mode(mode);
                 let message = format!("host {} enters maintenance, mode {mode}", host.name);
                 found.push(Draft::new(Kind::MaintenanceEntered, Info, subject, message));
             }
@@ -180,6 +182,11 @@ fn volume(
     if known.size_bytes != record.size_bytes {
         let message = format!("volume {name} has {} now", format_size(record.size_bytes));
         found.push(Draft::new(Kind::VolumeResized, Info, &*subject, message));
+    }
+    if known.policy != record.policy {
+        let (was, is) = (api_policy(known.policy), api_policy(record.policy));
+        let message = format!("volume {name} was given the policy {is}; before it was {was}");
+        found.push(Draft::new(Kind::PolicyChanged, Info, &*subject, message));
     }
     // A repair in the background is nobody's opening.
     let held = |record: &ObjectRecord| record.lock.filter(|lock| lock.kind != LockKind::Background);

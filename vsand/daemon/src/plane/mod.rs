@@ -26,7 +26,7 @@ mod resync;
 mod scrub;
 pub mod support;
 mod transfers;
-mod view;
+pub(crate) mod view;
 mod volumes;
 
 use std::sync::Arc;

@@ -45,7 +45,7 @@ pub(super) struct View {
 }
 
 /// The API's policy.
-pub(super) fn api_policy(policy: Policy) -> ApiPolicy {
+pub(crate) fn api_policy(policy: Policy) -> ApiPolicy {
     match policy {
         Policy::Mirror { copies } => ApiPolicy::Mirror { copies },
         Policy::Parity { data, parity } => ApiPolicy::Parity { data, parity },
