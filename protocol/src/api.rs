@@ -17,6 +17,7 @@ mod document;
 mod error;
 mod event;
 mod health;
+mod limits;
 mod maintenance;
 mod object;
 mod policy;
@@ -45,6 +46,7 @@ pub use health::{
     HealthCheck, HealthMute, HealthReport, MUTE_REASON_BYTES_MAX, MUTE_SECONDS_MAX, MUTE_SECONDS_MIN,
     MuteRequest,
 };
+pub use limits::{BadLimits, LIMIT_BURST_MAX, LIMIT_BYTES_MIN, LIMIT_IOPS_MIN, VolumeLimits};
 pub use maintenance::{MaintenanceInfo, MaintenanceMode, MaintenanceRequest, PossibleAction, Safety};
 pub use object::{
     BrokenLock, CHUNKS_PAGE_MAX, ChunkInfo, ChunkPart, ComponentInfo, ComponentState, LockInfo, LockList,

@@ -10,6 +10,7 @@ mod events;
 mod health;
 mod image;
 mod leaving;
+pub mod limits;
 mod maintenance;
 pub mod policy;
 mod resolve;

@@ -36,6 +36,7 @@ fn a_volume_from_its_making_to_its_end() {
     served.run(&["volume", "close", "web"]).refused(4, &["web is not open"]);
 
     assert_eq!(served.done(&["volume", "resize", "web", "--size", "20G"]), "volume web has 20 GiB now\n");
+    limits_come_and_go(&served);
     served.run(&["volume", "resize", "web", "--size", "5G"]).refused(5, &["web", "shrunk", "only grow"]);
 
     served.run(&["volume", "delete", "web"]).refused(9, &["no terminal", "--yes"]);
@@ -47,6 +48,54 @@ fn a_volume_from_its_making_to_its_end() {
     served.done(&["volume", "create", "web", "-s", "4K", "-p", "mirror:1", "--quiet"]);
     assert_eq!(served.done(&["volume", "delete", "web", "--yes"]), "deleted volume web\n");
     served.run(&["volume", "show", "web"]).refused(3, &["there is no volume web", "volume list"]);
+}
+
+/// Of volume `web`, which has none.
+fn limits_come_and_go(served: &Served) {
+    fn limit<'a>(options: &[&'a str]) -> Vec<&'a str> {
+        [&["volume", "limit", "web"][..], options].concat()
+    }
+    assert_eq!(
+        served.done(&limit(&["--iops", "500", "--bandwidth", "100M", "--burst", "10s"])),
+        "volume web is limited to 500 IOPS and 100 MiB/s, bursts of 10 s now\n"
+    );
+    assert!(
+        served.done(&["volume", "show", "web"]).contains("limits   500 IOPS and 100 MiB/s, bursts of 10 s")
+    );
+    // What is left out does not count any more.
+    assert_eq!(
+        served.json(&limit(&["--iops", "20"]))["limits"],
+        serde_json::json!({"iops": 20, "burst_seconds": 0})
+    );
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["--iops", "9"], &["9 requests a second are too few", "10 or more"]),
+        (&["--bandwidth", "1K"], &["1 KiB a second are too few"]),
+        (&["--burst", "5s"], &["a burst needs a limit"]),
+        (&["--iops", "50", "--burst", "2h"], &["1s to 1h"]),
+        (&["--iops", "50", "--none"], &["--none"]),
+        (&[], &["it is not said", "--none takes all limits away"]),
+    ];
+    for (options, words) in cases {
+        served.run(&limit(options)).refused(2, words);
+    }
+    assert_eq!(
+        served.json(&["volume", "show", "web"])["limits"]["iops"],
+        20,
+        "what was refused changed something"
+    );
+    assert_eq!(served.done(&limit(&["--none"])), "volume web has no limits now\n");
+
+    let policy = ["policy", "create", "slow", "--method", "mirror", "--bandwidth", "10M"];
+    served.done(&policy);
+    assert!(served.done(&["policy", "show", "slow"]).contains("limits         10 MiB/s"));
+    let made = served.done(&["volume", "create", "cold", "--size", "1G", "--policy", "slow"]);
+    assert_eq!(made, "created volume cold of 1 GiB (mirror:2), limited to 10 MiB/s\n");
+    // What is said of the volume itself comes first.
+    let made = served.json(&["volume", "create", "warm", "--size", "1G", "--policy", "slow", "--iops", "70"]);
+    assert_eq!(made["limits"], serde_json::json!({"iops": 70, "burst_seconds": 0}));
+    for name in ["cold", "warm"] {
+        served.done(&["volume", "delete", name, "--yes"]);
+    }
 }
 
 #[test]

@@ -90,6 +90,8 @@ pub enum ErrorCode {
     BadSize,
     /// Not a policy.
     BadPolicy,
+    /// Limits that would stop a guest, or are none.
+    BadLimits,
     /// Not a path that a disk can be at.
     BadPath,
     /// The network can't be configured like this. `faults` has all that is wrong.
@@ -252,6 +254,7 @@ impl ErrorCode {
             | Self::BadName
             | Self::BadSize
             | Self::BadPolicy
+            | Self::BadLimits
             | Self::BadPath
             | Self::InvalidNetwork
             | Self::BadAttachment

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::limits::VolumeLimits;
 use super::policy::{Policy, PolicySpec};
 use crate::ids::{Epoch, HostId, ObjectId, VolumeName};
 
@@ -16,6 +17,9 @@ pub struct CreateVolumeRequest {
     pub size_bytes: u64,
     /// How its data is kept.
     pub policy: PolicySpec,
+    /// What its guest may ask for at most.
+    #[serde(default)]
+    pub limits: VolumeLimits,
 }
 
 /// Open a volume on this host and serve it on a vhost-user socket.
@@ -85,6 +89,9 @@ pub struct VolumeInfo {
     pub redundancy: Redundancy,
     /// How many more hosts or disks may fail now before data can't be reached.
     pub failures_left: u8,
+    /// What its guest may ask for at most.
+    #[serde(default)]
+    pub limits: VolumeLimits,
     /// Who has it open.
     pub owner: Option<VolumeOwner>,
     /// How often it has changed hands.

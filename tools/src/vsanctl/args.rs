@@ -8,6 +8,7 @@ use ferro_protocol::api::{
 };
 use ferro_protocol::ids::VolumeName;
 
+use super::limits::LimitOptions;
 use super::maintenance::{MaintenanceVerb, SafetyOf};
 use super::policy::{PolicyChoice, PolicyVerb};
 use super::scrub::ScrubVerb;
@@ -408,6 +409,22 @@ pub enum VolumeVerb {
         /// raid6:4+2. Or the name of one of `policy list`
         #[arg(short, long, value_name = "POLICY")]
         policy: PolicyChoice,
+        /// Its limits
+        #[command(flatten)]
+        limits: LimitOptions,
+    },
+    /// Limit what a volume's guest may ask for, in use or not
+    ///
+    /// What is given is all that counts from then on. Imports, exports, resyncs and scrubs are not limited by it.
+    Limit {
+        /// Its name
+        name: VolumeName,
+        /// Its limits
+        #[command(flatten)]
+        limits: LimitOptions,
+        /// Take all limits away
+        #[arg(long, conflicts_with_all = ["iops", "bandwidth", "burst"])]
+        none: bool,
     },
     /// List the volumes
     List,
@@ -515,7 +532,7 @@ pub enum ResyncVerb {
     List,
 }
 
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     match parse_size(text) {
         Ok(0) => Err("a size is above 0".to_owned()),
         Ok(bytes) => Ok(bytes),
@@ -538,7 +555,7 @@ fn parse_since(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is not a length of time; write 90s, 30m, 2h or 7d"))
 }
 
-fn parse_time(text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+pub(super) fn parse_time(text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
     let split = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(split);
     let factor = match unit {

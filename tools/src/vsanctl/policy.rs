@@ -11,12 +11,15 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use clap::Subcommand;
-use ferro_protocol::api::{Document, DocumentList, Policy, PolicySpec, PutDocument, format_size};
+use ferro_protocol::api::{
+    Document, DocumentList, Policy, PolicySpec, PutDocument, VolumeLimits, format_size,
+};
 use ferro_protocol::ids::VolumeName;
 use hyper::Method;
 use serde::{Deserialize, Serialize};
 
 use super::Context;
+use super::limits::LimitOptions;
 use crate::failure::{Exit, Failure, Result};
 use crate::text::{Table, count, facts, printable};
 
@@ -136,6 +139,9 @@ pub struct NewPolicy {
     /// Shards of data: 2 or 4 [default: 2 of raid5, 4 of raid6]
     #[arg(short, long, value_name = "N")]
     pub stripe: Option<u8>,
+    /// Limits of the volumes that get it
+    #[command(flatten)]
+    pub limits: LimitOptions,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     pub about: Option<String>,
@@ -148,6 +154,9 @@ struct Stored {
     /// 1: as here.
     version: u32,
     policy: PolicySpec,
+    /// What guests of volumes that get it may ask for at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<VolumeLimits>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     about: Option<String>,
 }
@@ -161,6 +170,8 @@ struct Named {
     failures: u8,
     /// Fault domains that it needs.
     fault_domains: u8,
+    /// What guests of volumes that get it may ask for at most.
+    limits: Option<VolumeLimits>,
     about: Option<String>,
     revision: u64,
 }
@@ -182,8 +193,8 @@ impl Named {
         }
         let policy = Policy::try_from(stored.policy).map_err(|error| bad(error.to_string()))?;
         let (failures, fault_domains) = (policy.failures_to_tolerate(), policy.domains());
-        let revision = document.revision;
-        Ok(Self { name, policy, failures, fault_domains, about: stored.about, revision })
+        let (limits, revision) = (stored.limits, document.revision);
+        Ok(Self { name, policy, failures, fault_domains, limits, about: stored.about, revision })
     }
 }
 
@@ -206,11 +217,22 @@ pub(super) async fn policy(context: &Context, verb: PolicyVerb) -> Result<()> {
     }
 }
 
+/// What a choice stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Meant {
+    pub policy: Policy,
+    /// Only of a policy with a name, if it says any.
+    pub limits: Option<VolumeLimits>,
+}
+
 /// The policy that was meant.
-pub(super) async fn resolve(context: &Context, choice: &PolicyChoice) -> Result<Policy> {
+pub(super) async fn resolve(context: &Context, choice: &PolicyChoice) -> Result<Meant> {
     match choice {
-        PolicyChoice::Policy(policy) => Ok(*policy),
-        PolicyChoice::Name(name) => Ok(named(context, name).await?.policy),
+        PolicyChoice::Policy(policy) => Ok(Meant { policy: *policy, limits: None }),
+        PolicyChoice::Name(name) => {
+            let named = named(context, name).await?;
+            Ok(Meant { policy: named.policy, limits: named.limits })
+        }
     }
 }
 
@@ -278,7 +300,8 @@ async fn create(context: &Context, new: NewPolicy) -> Result<()> {
             format!("policy {name} can't be made: its description has over {ABOUT_BYTES_MAX} bytes");
         return Err(Failure::usage(message, "say less"));
     }
-    let stored = Stored { version: VERSION, policy: policy.into(), about: new.about };
+    let limits = new.limits.asked(&format!("policy {name}"))?;
+    let stored = Stored { version: VERSION, policy: policy.into(), limits, about: new.about };
     let content = serde_json::to_vec(&stored)
         .map_err(|error| Failure::usage(format!("policy {name} can't be written: {error}"), next))?;
     let path = format!("/v1/documents/{PREFIX}{name}?basis=0");
@@ -299,6 +322,7 @@ async fn create(context: &Context, new: NewPolicy) -> Result<()> {
         policy,
         failures: policy.failures_to_tolerate(),
         fault_domains: policy.domains(),
+        limits,
         about: stored.about,
         revision,
     };
@@ -346,6 +370,7 @@ fn one(named: &Named) -> String {
         ("survives", survives(named.policy)),
         ("fault domains", named.fault_domains.to_string()),
         ("1 GiB takes", space(named.policy)),
+        ("limits", named.limits.unwrap_or_default().to_string()),
         ("about", printable(named.about.as_deref().unwrap_or("-"))),
     ])
 }
@@ -377,6 +402,7 @@ mod tests {
             method,
             failures,
             stripe,
+            limits: LimitOptions::default(),
             about: None,
         };
         let text = |new: NewPolicy| asked(&new).map(|policy| policy.to_string());

@@ -61,10 +61,10 @@ pub(super) async fn import(context: &Context, options: ImportOptions) -> Result<
     let image_bytes = source.size();
     let name = &options.name;
     let (info, created) = if let (true, Some(policy)) = (options.create, &options.policy) {
-        let policy = policy::resolve(context, policy).await?;
+        let meant = policy::resolve(context, policy).await?;
         let size_bytes = options.size.unwrap_or_else(|| image_bytes.next_multiple_of(BLOCK_BYTES as u64));
         fits(name, size_bytes, &options, image_bytes)?;
-        (volume::create(context, name, size_bytes, policy).await?, true)
+        (volume::create(context, name, size_bytes, meant).await?, true)
     } else {
         let info = volume::show(context, name).await?;
         fits(name, info.size_bytes, &options, image_bytes)?;

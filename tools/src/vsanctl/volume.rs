@@ -3,28 +3,37 @@
 use std::fmt::Write as _;
 
 use ferro_protocol::api::{
-    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, Policy, Redundancy, ResizeVolumeRequest,
-    VolumeInfo, VolumeList, VolumeOwner, format_size,
+    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, Redundancy, ResizeVolumeRequest, VolumeInfo,
+    VolumeList, VolumeOwner, format_size,
 };
 use ferro_protocol::ids::VolumeName;
 use hyper::Method;
 use serde::Serialize;
 
 use super::args::VolumeVerb;
-use super::{Context, policy, transfer};
+use super::policy::Meant;
+use super::{Context, limits, policy, transfer};
 use crate::failure::{Exit, Failure, Result};
 use crate::text::{Cell, Paint, Style, Table, facts, printable, shell_word};
 
 pub(super) async fn volume(context: &Context, verb: VolumeVerb) -> Result<()> {
     let terminal = context.terminal;
     match verb {
-        VolumeVerb::Create { name, size, policy } => {
-            let policy = policy::resolve(context, &policy).await?;
-            let made = create(context, &name, size, policy).await?;
+        VolumeVerb::Create { name, size, policy, limits } => {
+            let asked = limits.asked(&format!("volume {name}"))?;
+            let meant = policy::resolve(context, &policy).await?;
+            let meant = Meant { limits: asked.or(meant.limits), ..meant };
+            let made = create(context, &name, size, meant).await?;
             terminal.done(&made, |made| {
-                format!("created volume {} of {} ({})", made.name, format_size(made.size_bytes), made.policy)
+                let size = format_size(made.size_bytes);
+                let mut line = format!("created volume {} of {size} ({})", made.name, made.policy);
+                if !made.limits.is_none() {
+                    let _ = write!(line, ", limited to {}", made.limits);
+                }
+                line
             })
         }
+        VolumeVerb::Limit { name, limits, none } => limits::limit(context, &name, limits, none).await,
         VolumeVerb::List => {
             let list: VolumeList = context.client.get("/v1/volumes").await?;
             terminal.answer(&list, |list, paint| {
@@ -62,9 +71,10 @@ pub(super) async fn create(
     context: &Context,
     name: &VolumeName,
     size_bytes: u64,
-    policy: Policy,
+    meant: Meant,
 ) -> Result<VolumeInfo> {
-    let request = CreateVolumeRequest { name: name.to_string(), size_bytes, policy: policy.into() };
+    let (policy, limits) = (meant.policy.into(), meant.limits.unwrap_or_default());
+    let request = CreateVolumeRequest { name: name.to_string(), size_bytes, policy, limits };
     context.client.post("/v1/volumes", &request).await
 }
 
@@ -213,6 +223,7 @@ fn one_volume(volume: &VolumeInfo, paint: Paint) -> String {
             format!("{} (survives {})", volume.policy, crate::text::count(u64::from(failures), "failure")),
         ),
         ("state", format!("{}{left}", paint.text(style, word))),
+        ("limits", volume.limits.to_string()),
         ("open on", owner),
         ("epoch", volume.epoch.0.to_string()),
     ];

@@ -14,7 +14,7 @@ use ferro_protocol::api::{
     MissingPart, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, OperationCounters, Policy,
     PutDocument, Redundancy, Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status,
     SupportFile, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome,
-    VolumeCounters, VolumeInfo,
+    VolumeCounters, VolumeInfo, VolumeLimits,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, TransferId, VolumeName};
@@ -389,6 +389,7 @@ impl ControlPlane for Memory {
             policy: volume.policy,
             redundancy: Redundancy::Healthy,
             failures_left: volume.policy.failures_to_tolerate(),
+            limits: volume.limits,
             owner: None,
             epoch: Epoch(0),
             read_only: false,
@@ -442,6 +443,13 @@ impl ControlPlane for Memory {
             return Err(fail::policy_unsatisfiable(name, policy, 3));
         }
         info.policy = policy;
+        Ok(info.clone())
+    }
+
+    async fn limit_volume(&self, name: &VolumeName, limits: VolumeLimits) -> Result<VolumeInfo> {
+        let mut state = self.state();
+        let info = &mut state.find(name)?.info;
+        info.limits = limits;
         Ok(info.clone())
     }
 

@@ -9,6 +9,7 @@ pub mod bugs;
 pub mod directory;
 pub mod disk;
 pub mod lease;
+pub mod limits;
 pub mod owner;
 pub mod replica;
 pub mod time;

@@ -3,10 +3,11 @@
 use ferro_protocol::api::{Policy, Redundancy, SetPolicyRequest, Status, VolumeInfo, VolumeList};
 use ferro_protocol::ids::VolumeName;
 
-use super::{PolicyChoice, resolve};
+use super::{Meant, PolicyChoice, resolve};
 use crate::failure::{Failure, Result};
 use crate::vsanctl::Context;
 use crate::vsanctl::leaving::{LOOK_EVERY, progress, speed};
+use crate::vsanctl::limits::put;
 use crate::vsanctl::transfer::interrupted;
 use crate::vsanctl::volume;
 
@@ -16,7 +17,7 @@ pub(super) async fn apply(
     names: &[VolumeName],
     no_wait: bool,
 ) -> Result<()> {
-    let policy = resolve(context, choice).await?;
+    let Meant { policy, limits } = resolve(context, choice).await?;
     // A name that is wrong is seen before anything changes.
     for name in names {
         volume::show(context, name).await?;
@@ -25,7 +26,11 @@ pub(super) async fn apply(
     for name in names {
         let request = SetPolicyRequest { policy: policy.into() };
         let path = format!("/v1/volumes/{name}/policy");
-        changed.push(context.client.post(&path, &request).await?);
+        let mut volume = context.client.post(&path, &request).await?;
+        if let Some(limits) = limits {
+            volume = put(context, name, limits).await?;
+        }
+        changed.push(volume);
     }
     if !no_wait && !changed.iter().all(is_whole) {
         changed = wait(context, policy, names).await?;

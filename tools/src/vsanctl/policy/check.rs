@@ -91,7 +91,7 @@ fn checked(policy: Policy, hosts: &[HostInfo], disks: &[DiskInfo]) -> Checked {
 }
 
 pub(in crate::vsanctl) async fn check(context: &Context, choice: &PolicyChoice) -> Result<()> {
-    let policy = resolve(context, choice).await?;
+    let policy = resolve(context, choice).await?.policy;
     let hosts: HostList = context.client.get("/v1/hosts").await?;
     let disks: DiskList = context.client.get("/v1/disks").await?;
     let checked = checked(policy, &hosts.hosts, &disks.disks);

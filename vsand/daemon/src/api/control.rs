@@ -18,7 +18,7 @@ use ferro_protocol::api::{
     Document, DocumentList, EventList, HealthCheck, HealthReport, HostInfo, HostSupport, JoinRequest,
     LockInfo, MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy, PutDocument,
     Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status, TokenInfo, TopSample,
-    Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
+    Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo, VolumeLimits,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -35,6 +35,8 @@ pub struct NewVolume {
     pub size_bytes: u64,
     /// How its data is kept.
     pub policy: Policy,
+    /// What its guest may ask for at most.
+    pub limits: VolumeLimits,
 }
 
 /// A disk to add.
@@ -147,6 +149,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn close_volume(&self, name: &VolumeName) -> Result<VolumeInfo>;
     /// Have the volume kept in another way, open or not: its components come and go from then on.
     async fn set_volume_policy(&self, name: &VolumeName, policy: Policy) -> Result<VolumeInfo>;
+    /// Have the volume's guest ask for no more than this, from now on, open or not.
+    async fn limit_volume(&self, name: &VolumeName, limits: VolumeLimits) -> Result<VolumeInfo>;
     /// Grow the volume; whole blocks, at most the limit. The implementation refuses to shrink it.
     async fn resize_volume(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo>;
     /// Delete the volume and its data, unless somebody has it open.

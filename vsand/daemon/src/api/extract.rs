@@ -3,7 +3,7 @@
 use std::path::{Component, PathBuf};
 use std::str::FromStr;
 
-use ferro_protocol::api::{ApiError, ErrorCode, Policy, PolicySpec, format_size};
+use ferro_protocol::api::{ApiError, ErrorCode, Policy, PolicySpec, VolumeLimits, format_size};
 use ferro_protocol::ids::VolumeName;
 use ferro_protocol::units::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 use ferro_transport::http::bad_request;
@@ -48,6 +48,18 @@ pub(super) fn volume_size(name: &VolumeName, bytes: u64) -> Result<u64, ApiError
         );
     }
     Ok(bytes)
+}
+
+/// A volume's limits.
+pub(super) fn limits(name: &VolumeName, limits: VolumeLimits) -> Result<VolumeLimits, ApiError> {
+    match limits.check() {
+        Ok(()) => Ok(limits),
+        Err(bad) => Err(ApiError::new(
+            ErrorCode::BadLimits,
+            format!("volume {name} can't have these limits: {bad}"),
+            "choose others; leave both out for none",
+        )),
+    }
 }
 
 /// A volume's policy.

@@ -63,6 +63,7 @@ use super::{
         volumes::close,
         volumes::resize,
         volumes::set_policy,
+        volumes::limit,
         transfers::begin,
         transfers::end,
         transfers::read,

@@ -5,13 +5,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use ferro_protocol::api::{
     ApiError, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ResizeVolumeRequest, SetPolicyRequest,
-    VolumeInfo, VolumeList,
+    VolumeInfo, VolumeLimits, VolumeList,
 };
 use ferro_transport::http::{Answer, Body, Failure, Path};
 
 use super::Api;
 use super::control::NewVolume;
-use super::extract::{policy, volume_name, volume_size};
+use super::extract::{limits, policy, volume_name, volume_size};
 
 /// All volumes.
 #[utoipa::path(get, path = "/v1/volumes", tag = "volumes",
@@ -30,7 +30,8 @@ pub(super) async fn create(
     let name = volume_name(&request.name)?;
     let size_bytes = volume_size(&name, request.size_bytes)?;
     let policy = policy(&name, request.policy)?;
-    let made = api.control.create_volume(NewVolume { name, size_bytes, policy }).await?;
+    let limits = limits(&name, request.limits)?;
+    let made = api.control.create_volume(NewVolume { name, size_bytes, policy, limits }).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -83,6 +84,20 @@ pub(super) async fn set_policy(
     let name = volume_name(&name)?;
     let policy = policy(&name, request.policy)?;
     Ok(Json(api.control.set_volume_policy(&name, policy).await?))
+}
+
+/// Have a volume's guest ask for no more than this, open or not. It is all that counts from then on: what is left out is unlimited.
+#[utoipa::path(put, path = "/v1/volumes/{name}/limits", tag = "volumes", request_body = VolumeLimits,
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeInfo), (status = "default", body = ApiError)))]
+pub(super) async fn limit(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Body(request): Body<VolumeLimits>,
+) -> Answer<VolumeInfo> {
+    let name = volume_name(&name)?;
+    let limits = limits(&name, request)?;
+    Ok(Json(api.control.limit_volume(&name, limits).await?))
 }
 
 /// Grow a volume, open or not.

@@ -1,12 +1,13 @@
 //! What each command of the control plane does.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ferro_protocol::ids::{DiskId, ObjectId};
 use vsand_core::bugs::Bugs;
 use vsand_core::directory::{DiskHealth, State};
 use vsand_core::lease::{Renewal, Standing};
+use vsand_core::limits::Limits;
 use vsand_core::owner::Owner;
 use vsand_core::replica::Replica;
 use vsand_core::time::{Instant, Now};
@@ -28,6 +29,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             data.connected(now, id, connection);
         }
         Command::State(state) => data.state_changed(now, state),
+        Command::Limits(limits) => data.limits_changed(now, limits),
         Command::Lease(renewal) => data.lease_renewed(now, &renewal),
         Command::AddDisk(store) => data.add_disk(now, *store),
         Command::RemoveDisk(disk, answer) => match data.disks.get_mut(&disk) {
@@ -179,6 +181,14 @@ impl DataLoop {
         }
     }
 
+    /// Guests are kept to these limits from now on.
+    fn limits_changed(&mut self, now: Now, limits: HashMap<ObjectId, Limits>) {
+        self.limits = limits;
+        for volume in self.volumes.values_mut() {
+            volume.limit(now.mono, self.limits.get(&volume.object()).copied().unwrap_or_default());
+        }
+    }
+
     fn add_disk(&mut self, now: Now, store: Store) {
         let id = store.disk();
         let holds: HashSet<ObjectId> =
@@ -212,7 +222,9 @@ impl DataLoop {
         }
         let key = VolumeKey(self.next_volume);
         self.next_volume += 1;
-        self.volumes.insert(key, Volume::new(now.mono, owner, acquired, socket));
+        let mut volume = Volume::new(now.mono, owner, acquired, socket);
+        volume.limit(now.mono, self.limits.get(&object).copied().unwrap_or_default());
+        self.volumes.insert(key, volume);
         self.by_object.insert(object, key);
         self.follow_kicks(key);
     }

@@ -36,6 +36,7 @@ use std::time::Duration;
 use ferro_protocol::ids::{DiskId, HostId, ObjectId};
 use ferro_protocol::peer::RequestId;
 use vsand_core::directory::{DiskHealth, State};
+use vsand_core::limits::Limits;
 use vsand_core::time::{Instant, Now};
 use vsand_store::ring::{BufPool, Completion, PollId, Ring, Token};
 
@@ -96,6 +97,8 @@ pub(crate) struct DataLoop {
     port: DataPort,
     pool: BufPool,
     state: Arc<State>,
+    /// What guests may ask of each volume, where that is limited.
+    limits: HashMap<ObjectId, Limits>,
     disks: BTreeMap<DiskId, LocalDisk>,
     volumes: BTreeMap<VolumeKey, Volume>,
     by_object: HashMap<ObjectId, VolumeKey>,
@@ -126,6 +129,7 @@ impl DataLoop {
             port,
             pool: BufPool::new(64 << 20),
             state: Arc::new(State::default()),
+            limits: HashMap::new(),
             disks: BTreeMap::new(),
             volumes: BTreeMap::new(),
             by_object: HashMap::new(),
@@ -169,15 +173,15 @@ impl DataLoop {
             if more {
                 self.ring.submit()?;
             } else {
-                self.sleep()?;
+                self.sleep(now)?;
             }
         }
     }
 
     /// Waits for completions. Guests' rings are watched by their eventfds only while the loop sleeps.
-    fn sleep(&mut self) -> std::io::Result<()> {
+    fn sleep(&mut self, now: Now) -> std::io::Result<()> {
         let mut awake = false;
-        for volume in self.volumes.values_mut().filter(|v| v.takes_requests()) {
+        for volume in self.volumes.values_mut().filter(|v| v.takes_requests(now.mono)) {
             if let Some(device) = volume.device() {
                 awake |= device.arm();
             }
@@ -186,7 +190,7 @@ impl DataLoop {
             return self.ring.submit();
         }
         self.sleeps += 1;
-        let result = self.ring.wait(Some(self.sleep_max()));
+        let result = self.ring.wait(Some(self.sleep_max(now)));
         for volume in self.volumes.values_mut() {
             if let Some(device) = volume.device() {
                 device.disarm();
@@ -195,8 +199,10 @@ impl DataLoop {
         result
     }
 
-    fn sleep_max(&self) -> Duration {
-        self.volumes.values().map(|v| v.owner.tick_after()).min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
+    fn sleep_max(&self, now: Now) -> Duration {
+        let ticks = self.volumes.values().map(|v| v.owner.tick_after());
+        let limits = self.volumes.values().filter_map(|v| v.wait(now.mono));
+        ticks.chain(limits).min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
     }
 
     fn complete(&mut self, now: Now, completion: Completion) {

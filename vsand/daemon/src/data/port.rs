@@ -3,6 +3,7 @@
 //! Commands go one way and wake the loop by an eventfd; events come back over a tokio channel. Answers travel in
 //! `oneshot` channels. What it must not know: how either side does its work.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use vsand_core::directory::{Command as DirectoryCommand, ObjectRecord, Outcome, Refused, State};
 use vsand_core::lease::Renewal;
+use vsand_core::limits::Limits;
 use vsand_core::owner::guest::{GuestRequest, GuestResult};
 use vsand_core::owner::{Config as OwnerConfig, ProposalId, ResyncView, ScrubEnd, Trouble};
 use vsand_core::time::Instant;
@@ -52,6 +54,8 @@ pub enum Command {
     },
     /// The directory has changed.
     State(Arc<State>),
+    /// What guests may ask of each volume at most, of all that are limited.
+    Limits(HashMap<ObjectId, Limits>),
     /// This host's lease was renewed: owners serve on, or end if their locks are gone.
     Lease(Renewal),
     /// Serve a disk that was opened.

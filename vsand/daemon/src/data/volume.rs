@@ -10,6 +10,7 @@ use ferro_vhost::blk::{BlkDevice, Request as BlkRequest, RequestKind, Sector, Se
 use ferro_vhost::server::Server;
 use ferro_vhost::{Notifier, RequestTag};
 use tokio::sync::oneshot;
+use vsand_core::limits::{Limits, Throttle};
 use vsand_core::owner::guest::{GuestError, GuestRequest, GuestResult, GuestTag};
 use vsand_core::owner::{Owner, ScrubEnd};
 use vsand_core::time::{Instant, Now};
@@ -75,6 +76,8 @@ pub(super) struct Volume {
     under_way: usize,
     stats: VolumeStats,
     broken_reported: bool,
+    /// What the guest may ask for at most, if that is limited.
+    throttle: Option<Throttle>,
 }
 
 impl Volume {
@@ -100,6 +103,7 @@ impl Volume {
             under_way: 0,
             stats: VolumeStats::default(),
             broken_reported: false,
+            throttle: None,
         }
     }
 
@@ -151,14 +155,27 @@ impl Volume {
         }
     }
 
-    /// Whether more requests are taken now. If not, the rings are not watched: completions come first.
-    pub(super) fn takes_requests(&self) -> bool {
-        self.closing.is_none() && self.under_way < UNDER_WAY_BYTES_MAX
+    /// The guest may ask for no more than this from now on.
+    pub(super) fn limit(&mut self, now: Instant, limits: Limits) {
+        let limited = limits.requests_per_s.is_some() || limits.bytes_per_s.is_some();
+        if self.throttle.as_ref().map(Throttle::asked) != limited.then_some(limits) {
+            self.throttle = limited.then(|| Throttle::new(now, limits));
+        }
+    }
+
+    /// How long the guest's next request has to wait because of its limit.
+    pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
+        self.throttle.as_ref()?.wait(now)
+    }
+
+    /// Whether more requests are taken now. If not, the rings are not watched: completions come first, or the guest has had what it may.
+    pub(super) fn takes_requests(&self, now: Instant) -> bool {
+        self.closing.is_none() && self.under_way < UNDER_WAY_BYTES_MAX && self.wait(now).is_none()
     }
 
     /// Takes requests from the rings and gives them to the owner; true if there may be more.
     pub(super) fn take_requests(&mut self, now: Now, pool: &BufPool) -> bool {
-        if !self.takes_requests() {
+        if !self.takes_requests(now.mono) {
             return false;
         }
         let mut bytes = 0;
@@ -170,17 +187,22 @@ impl Volume {
                 if matches!(request.kind, RequestKind::Write { .. }) {
                     bytes += request.data_bytes() as usize;
                 }
+                if let Some(throttle) = &mut self.throttle
+                    && !matches!(request.kind, RequestKind::Flush)
+                {
+                    throttle.take(now.mono, request.data_bytes().into());
+                }
                 self.begin(now, request, pool);
             }
             if outcome.taken == 0 {
                 self.report_broken();
                 return false;
             }
-            if bytes >= TAKE_BYTES_MAX || !self.takes_requests() {
+            if bytes >= TAKE_BYTES_MAX || !self.takes_requests(now.mono) {
                 break;
             }
         }
-        self.takes_requests()
+        self.takes_requests(now.mono)
     }
 
     fn report_broken(&mut self) {

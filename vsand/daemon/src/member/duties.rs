@@ -12,6 +12,7 @@ use vsand_directory::{Candidate, Step};
 
 use super::Member;
 use super::connections::Dialer;
+use super::limits::Follower;
 use super::ownership::release_leftover_locks;
 use crate::data::clock;
 use crate::data::port::{Command as DataCommand, Event, LoopGone};
@@ -29,10 +30,17 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(10);
 pub async fn watch(member: Arc<Member>, mut broken: UnboundedReceiver<HostId>) {
     let mut changes = member.directory.watch();
     let mut dialer = Dialer::default();
+    let mut limits = Follower::default();
     loop {
         changes.borrow_and_update();
         let state = member.state();
         observe_leases(&member, &state);
+        // Before the state: an owner that begins because of it has its limits.
+        if let Some(limits) = limits.follow(&state)
+            && member.data.send(DataCommand::Limits(limits)).is_err()
+        {
+            return;
+        }
         if member.data.send(DataCommand::State(state)).is_err() {
             return;
         }

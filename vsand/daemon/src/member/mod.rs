@@ -16,6 +16,8 @@ pub mod devices;
 pub mod disks;
 pub mod duties;
 pub mod erring;
+pub mod kept;
+pub mod limits;
 pub mod network;
 pub mod ownership;
 pub mod pace;

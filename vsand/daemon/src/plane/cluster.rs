@@ -26,6 +26,8 @@ use crate::api::control::Result;
 use crate::api::fail;
 use crate::config::Config;
 use crate::data::clock;
+use crate::member::kept::Kept;
+use crate::member::limits::LimitBook;
 use crate::member::{Member, Membership, Start};
 
 /// A new member appears in the directory within this time, or the administrator is told that it takes longer.
@@ -67,6 +69,8 @@ pub(super) async fn view(member: &Member) -> View {
         .iter()
         .filter_map(|(object, open)| Some((*object, open.socket.as_ref()?.display().to_string())))
         .collect();
+    // Of a later version's nothing is known here.
+    let limits = LimitBook::of(&state).unwrap_or_default();
     View {
         state,
         me: member.host(),
@@ -80,6 +84,7 @@ pub(super) async fn view(member: &Member) -> View {
         sockets,
         repair_delay_s: member.config.repair_delay_s,
         scrub_every_days: member.config.scrub.every_days,
+        limits,
         unix_s: clock::unix_s(),
     }
 }

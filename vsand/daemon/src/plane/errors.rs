@@ -14,6 +14,7 @@ use crate::api::fail;
 use crate::data::port::LoopGone;
 use crate::member::StartError;
 use crate::member::disks::DiskError;
+use crate::member::kept::KeptError;
 use crate::member::ownership::OwnError;
 
 /// What a host is called; its id, if the directory does not know it.
@@ -136,6 +137,23 @@ fn no_space_elsewhere(what: &str, example: &VolumeName, extents: u64) -> ApiErro
         ),
         "add disks (`vsanctl disk add`) or delete volumes; or, if fewer copies will do until then, repeat with --force",
     )
+}
+
+/// Why a document that all hosts keep together could not be changed.
+pub(super) fn kept(state: &State, what: &str, error: &KeptError) -> ApiError {
+    match error {
+        KeptError::Directory(error) => directory(what, error),
+        KeptError::Refused(refused) => self::refused(state, refused),
+        KeptError::Encode(..) => fail::internal(what, error),
+        KeptError::Later(_) => ApiError::new(
+            ErrorCode::Conflict,
+            format!("{what}: {error}"),
+            "upgrade this host, or use `vsanctl` on one of that version",
+        ),
+        KeptError::Busy(_) => {
+            ApiError::new(ErrorCode::Conflict, format!("{what}: {error}"), "repeat in a few seconds")
+        }
+    }
 }
 
 /// The directory refused to let a host or a disk go, for good or for a while.

@@ -39,7 +39,7 @@ use ferro_protocol::api::{
     DocumentList, EventList, HealthCheck, HealthReport, HostInfo, HostSupport, JoinRequest, LockInfo,
     MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy, PutDocument, Removal,
     ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status, TokenInfo, TopSample, Transfer,
-    TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
+    TransferDirection, TransferEnded, TransferOutcome, VolumeInfo, VolumeLimits,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -293,6 +293,10 @@ impl ControlPlane for Plane {
 
     async fn set_volume_policy(&self, name: &VolumeName, policy: Policy) -> Result<VolumeInfo> {
         volumes::set_policy(&*self.member()?, name, policy).await
+    }
+
+    async fn limit_volume(&self, name: &VolumeName, limits: VolumeLimits) -> Result<VolumeInfo> {
+        volumes::limit(&*self.member()?, name, limits).await
     }
 
     async fn resize_volume(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo> {

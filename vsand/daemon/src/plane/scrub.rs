@@ -1,6 +1,6 @@
 //! Scrubs: shown, started and stopped. Doing them is [`crate::member::scrub`]'s.
 
-use ferro_protocol::api::{ApiError, ErrorCode, ScrubAction, ScrubList, ScrubRequest};
+use ferro_protocol::api::{ScrubAction, ScrubList, ScrubRequest};
 use ferro_protocol::ids::VolumeName;
 use vsand_core::directory::{ObjectRecord, State};
 
@@ -10,8 +10,8 @@ use crate::api::control::Result;
 use crate::api::fail;
 use crate::data::clock;
 use crate::member::Member;
+use crate::member::kept::{Kept, KeptError, change};
 use crate::member::scrub::book::Book;
-use crate::member::scrub::{BookError, change};
 
 /// The latest scrub of each volume, by name.
 pub(super) fn list(member: &Member) -> Result<ScrubList> {
@@ -20,7 +20,8 @@ pub(super) fn list(member: &Member) -> Result<ScrubList> {
 
 fn shown(member: &Member, wanted: impl Fn(&ObjectRecord) -> bool) -> Result<ScrubList> {
     let state = member.state();
-    let book = Book::of(&state).ok_or_else(|| failed(&state, "showing scrubs", &BookError::Later))?;
+    let book = Book::of(&state)
+        .ok_or_else(|| errors::kept(&state, "showing scrubs", &KeptError::Later(Book::WHAT)))?;
     let every_days = member.config.scrub.every_days;
     let records = state.objects.values().filter(|record| wanted(record));
     let mut scrubs: Vec<_> = records.map(|r| book.entry(r.id).info(r, every_days)).collect();
@@ -53,23 +54,7 @@ pub(super) async fn act(member: &Member, request: &ScrubRequest) -> Result<Scrub
         }
         news
     };
-    change(member, edit).await.map_err(|error| failed(&state, what, &error))?;
+    change(member, edit).await.map_err(|error| errors::kept(&state, what, &error))?;
     settle(member).await;
     shown(member, |record| is_meant(&record.name))
-}
-
-fn failed(state: &State, what: &str, error: &BookError) -> ApiError {
-    match error {
-        BookError::Directory(error) => errors::directory(what, error),
-        BookError::Refused(refused) => errors::refused(state, refused),
-        BookError::Encode(error) => fail::internal(what, error),
-        BookError::Later => ApiError::new(
-            ErrorCode::Conflict,
-            format!("{what}: {error}"),
-            "upgrade this host, or use `vsanctl` on one of that version",
-        ),
-        BookError::Busy => {
-            ApiError::new(ErrorCode::Conflict, format!("{what}: {error}"), "repeat in a few seconds")
-        }
-    }
 }

@@ -20,6 +20,7 @@ use vsand_core::directory::{
 
 use super::errors::host_name;
 use super::remote::{DiskReport, HostReport, VolumeReport};
+use crate::member::limits::LimitBook;
 
 /// All that the API's answers are made of.
 pub(super) struct View {
@@ -41,6 +42,8 @@ pub(super) struct View {
     pub repair_delay_s: u64,
     /// As this host is told; 0: never by themselves.
     pub scrub_every_days: u64,
+    /// What guests may ask of volumes.
+    pub limits: LimitBook,
     pub unix_s: u64,
 }
 
@@ -268,6 +271,7 @@ impl View {
             policy: api_policy(record.policy),
             redundancy: self.redundancy(record),
             failures_left: self.failures_left(record),
+            limits: self.limits.get(record.id),
             owner: self.owner(record),
             epoch: record.epoch,
             read_only,
@@ -420,6 +424,7 @@ pub(super) mod tests {
             sockets: BTreeMap::new(),
             repair_delay_s: 3_600,
             scrub_every_days: 14,
+            limits: LimitBook::default(),
             unix_s: 2_000,
         }
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use ferro_protocol::api::{
     ApiError, BrokenLock, DiskCounters, ErrorCode, EventKind, EventLevel, LockInfo, ObjectDetails,
-    OpenedVolume, OperationCounters, Policy, TopSample, VolumeCounters, VolumeInfo, VolumeOwner,
+    OpenedVolume, OperationCounters, Policy, TopSample, VolumeCounters, VolumeInfo, VolumeLimits,
+    VolumeOwner,
 };
 use ferro_protocol::ids::{ChunkIndex, HostId, ObjectId, VolumeName};
 use ferro_protocol::units::EXTENT_BYTES;
@@ -24,6 +25,8 @@ use crate::data::port::Command as DataCommand;
 use crate::data::stats::VolumeStats;
 use crate::events::Draft;
 use crate::member::Member;
+use crate::member::kept::{KeptError, change};
+use crate::member::limits::LimitBook;
 use crate::member::ownership::QUEUES;
 
 /// The volume as everybody agrees it is now; without a quorum, as this host last heard.
@@ -47,7 +50,7 @@ fn domains(state: &State) -> (u32, u32) {
 }
 
 pub(super) async fn create(member: &Member, volume: NewVolume) -> Result<VolumeInfo> {
-    let NewVolume { name, size_bytes, policy } = volume;
+    let NewVolume { name, size_bytes, policy, limits } = volume;
     let what = format!("making volume {name}");
     let command = Command::CreateObject {
         object: ObjectId(Uuid::new_v4()),
@@ -65,6 +68,12 @@ pub(super) async fn create(member: &Member, volume: NewVolume) -> Result<VolumeI
         Err(refused) => return Err(errors::refused(&member.state(), &refused)),
     };
     tracing::info!(volume = %name, object = %record.id, size_bytes, %policy, "a volume was made");
+    if let Err(error) = set_limits(member, record.id, limits).await {
+        // Not without its limits.
+        let gone = propose(member, &what, &Command::DeleteObject { object: record.id }).await;
+        tracing::warn!(volume = %name, %error, removed = matches!(gone, Ok(Ok(_))), "a new volume got no limits");
+        return Err(errors::kept(&member.state(), &what, &error));
+    }
     settle(member).await;
     Ok(view(member).await.volume(&record))
 }
@@ -148,6 +157,23 @@ pub(super) async fn set_policy(member: &Member, name: &VolumeName, policy: Polic
         }
         Err(refused) => Err(errors::refused(&member.state(), &refused)),
     }
+}
+
+async fn set_limits(
+    member: &Member,
+    object: ObjectId,
+    limits: VolumeLimits,
+) -> std::result::Result<(), KeptError> {
+    change(member, |book: &mut LimitBook, state| book.set(state, object, limits)).await
+}
+
+pub(super) async fn limit(member: &Member, name: &VolumeName, limits: VolumeLimits) -> Result<VolumeInfo> {
+    let record = find(member, name).await?;
+    let set = set_limits(member, record.id, limits).await;
+    set.map_err(|error| errors::kept(&member.state(), &format!("limiting volume {name}"), &error))?;
+    tracing::info!(volume = %name, %limits, "a volume has other limits");
+    settle(member).await;
+    show(member, name).await
 }
 
 pub(super) async fn delete(member: &Member, name: &VolumeName) -> Result<()> {

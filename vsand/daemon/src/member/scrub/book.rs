@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use vsand_core::directory::{Content, ObjectRecord, State};
 use vsand_core::owner::ScrubEnd;
 
+use crate::member::kept::Kept;
+
 /// The document.
 const DOCUMENT: &str = "storage/scrubs";
 /// What the document says is of this format; a later one is left alone.
@@ -64,12 +66,6 @@ impl Default for Entry {
             skipped: 0,
         }
     }
-}
-
-/// The name of the document.
-pub fn document() -> DocumentName {
-    // A constant, and a test parses it.
-    DOCUMENT.parse().unwrap_or_else(|_| unreachable!("{DOCUMENT} is a document's name"))
 }
 
 /// The chunks of an object that have a place, in order.
@@ -201,15 +197,6 @@ impl Default for Book {
 }
 
 impl Book {
-    /// What the directory says; nothing if a later version wrote it, which then scrubs.
-    pub fn of(state: &State) -> Option<Self> {
-        let Some(document) = state.documents.get(&document()) else { return Some(Self::default()) };
-        match serde_json::from_str::<Self>(&document.content) {
-            Ok(book) if book.format == FORMAT => Some(book),
-            Ok(_) | Err(_) => None,
-        }
-    }
-
     /// What is known of a volume.
     pub fn entry(&self, object: ObjectId) -> Entry {
         self.volumes.get(&object).cloned().unwrap_or_default()
@@ -240,6 +227,23 @@ impl Book {
             volumes.filter(|r| r.content != Content::Importing).filter_map(urgency).collect();
         due.sort_unstable_by_key(|(urgency, id, _)| (*urgency, *id));
         due.into_iter().map(|(.., record)| record).collect()
+    }
+}
+
+impl Kept for Book {
+    const WHAT: &'static str = "the list of scrubs";
+
+    fn document() -> DocumentName {
+        // A constant, and a test parses it.
+        DOCUMENT.parse().unwrap_or_else(|_| unreachable!("{DOCUMENT} is a document's name"))
+    }
+
+    fn of(state: &State) -> Option<Self> {
+        let Some(document) = state.documents.get(&Self::document()) else { return Some(Self::default()) };
+        match serde_json::from_str::<Self>(&document.content) {
+            Ok(book) if book.format == FORMAT => Some(book),
+            Ok(_) | Err(_) => None,
+        }
     }
 }
 
@@ -327,13 +331,15 @@ mod tests {
         book.edit(&state, volumes[3].id).begin(5);
         assert_eq!(due(&book), [4, 3, 1, 2]);
         let content = serde_json::to_string(&book).unwrap();
-        state.documents.insert(document(), std::sync::Arc::new(Document { revision: 1, content }));
+        state.documents.insert(Book::document(), std::sync::Arc::new(Document { revision: 1, content }));
         assert_eq!(Book::of(&state), Some(book.clone()));
         state.objects.clear();
         book.edit(&state, volumes[0].id);
         assert_eq!(book.volumes.len(), 1, "volumes that are gone are forgotten");
         let later = r#"{"format":2,"volumes":{}}"#.to_owned();
-        state.documents.insert(document(), std::sync::Arc::new(Document { revision: 2, content: later }));
+        state
+            .documents
+            .insert(Book::document(), std::sync::Arc::new(Document { revision: 2, content: later }));
         assert_eq!(Book::of(&state), None);
     }
 }

@@ -15,12 +15,12 @@ use std::time::Duration;
 use ferro_protocol::api::{EventKind, EventLevel};
 use ferro_protocol::ids::ObjectId;
 use tokio::sync::oneshot;
-use vsand_core::directory::{Command, LockKind, ObjectRecord, Refused, State};
+use vsand_core::directory::{LockKind, ObjectRecord};
 use vsand_core::owner::ScrubEnd;
 use vsand_core::time::Instant;
-use vsand_directory::DirectoryError;
 
 use super::Member;
+use super::kept::{Kept, KeptError, change};
 use super::ownership::is_ours_to_scrub;
 use crate::data::clock;
 use crate::data::port::Command as DataCommand;
@@ -35,9 +35,6 @@ const WRITE_EVERY: Duration = Duration::from_secs(10);
 const PUT_OFF: Duration = Duration::from_secs(600);
 /// A volume that another took over, or that could not be taken, is looked at again after so long.
 const PUT_OFF_SHORT: Duration = Duration::from_secs(5);
-/// A change that somebody else was quicker with is made anew so often.
-const TRIES: u32 = 8;
-
 /// What this host scrubs.
 #[derive(Debug, Default)]
 pub struct Scrubs {
@@ -60,50 +57,6 @@ impl Scrubs {
     pub fn done(&self) -> (u64, u64) {
         (self.chunks.load(Ordering::Relaxed), self.blocks.load(Ordering::Relaxed))
     }
-}
-
-/// Why the book could not be changed.
-#[derive(Debug, thiserror::Error)]
-pub enum BookError {
-    /// The directory did not answer.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
-    /// The directory said no.
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    /// It does not become text.
-    #[error("the list of scrubs can't be written: {0}")]
-    Encode(#[from] serde_json::Error),
-    /// A later version wrote it.
-    #[error("the list of scrubs was written by a later version of vsand")]
-    Later,
-    /// Others change it all the time.
-    #[error("others change the list of scrubs all the time")]
-    Busy,
-}
-
-/// Changes the book by compare-and-set; `edit` says whether anything has changed.
-pub async fn change(
-    member: &Member,
-    edit: impl Fn(&mut Book, &State) -> bool + Send + std::marker::Sync,
-) -> Result<(), BookError> {
-    let name = book::document();
-    for _ in 0..TRIES {
-        let state = member.directory.linearizable_state().await?;
-        let basis = state.documents.get(&name).map_or(0, |document| document.revision);
-        let mut book = Book::of(&state).ok_or(BookError::Later)?;
-        if !edit(&mut book, &state) {
-            return Ok(());
-        }
-        let content = serde_json::to_string(&book)?;
-        let command = Command::PutDocument { name: name.clone(), basis, content };
-        match member.propose(&command).await? {
-            Ok(_) => return Ok(()),
-            Err(Refused::WrongRevision(_)) => {}
-            Err(refused) => return Err(refused.into()),
-        }
-    }
-    Err(BookError::Busy)
 }
 
 /// How the scrub of a volume left off.
@@ -152,7 +105,7 @@ fn next(member: &Member, may: impl Fn(ObjectId) -> bool) -> Option<Arc<ObjectRec
 
 async fn scrub_volume(member: &Member, record: &Arc<ObjectRecord>) -> Left {
     let object = record.id;
-    let begun = change(member, |book, state| {
+    let begun = change(member, |book: &mut Book, state| {
         let entry = book.edit(state, object);
         let news = !entry.is_running();
         entry.begin(clock::unix_s());
@@ -255,9 +208,9 @@ impl Work {
     }
 
     /// Writes down how far it is, unless somebody has stopped it.
-    async fn write(&self, member: &Member, done: bool) -> Result<(), BookError> {
+    async fn write(&self, member: &Member, done: bool) -> Result<(), KeptError> {
         let (object, entry) = (self.object, &self.entry);
-        change(member, |book, state| {
+        change(member, |book: &mut Book, state| {
             if !state.objects.contains_key(&object) || !book.entry(object).is_running() {
                 return false;
             }

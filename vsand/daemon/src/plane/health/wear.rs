@@ -4,6 +4,7 @@ use ferro_protocol::api::HealthLevel;
 use vsand_core::directory::DiskRecord;
 
 use super::{Findings, reason, span};
+use crate::member::kept::Kept;
 use crate::member::scrub::book::{self, Book, DAY_S};
 use crate::plane::view::View;
 
@@ -194,7 +195,7 @@ mod tests {
         entry.add(&vsand_core::owner::ScrubEnd { blocks: 9, found: 3, mended: 1, ..Default::default() });
         entry.end(5_000_000);
         let content = serde_json::to_string(&book).unwrap();
-        state.documents.insert(book::document(), Arc::new(Document { revision: 1, content }));
+        state.documents.insert(Book::document(), Arc::new(Document { revision: 1, content }));
         assert_eq!(found(&view), [("scrub_left_bad".to_owned(), HealthLevel::Warning)]);
     }
 }

@@ -1,0 +1,145 @@
+//! What guests may ask of each volume at most: a document of the cluster directory, so that a limit goes with its volume to whatever
+//! host opens it, and takes effect there without anything being opened anew (docs/decisions/0025-limits.md). The data loop keeps
+//! guests to it ([`vsand_core::limits`]).
+//!
+//! The document (`storage/limits`) has an entry for each volume that has limits.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use ferro_protocol::api::VolumeLimits;
+use ferro_protocol::document::DocumentName;
+use ferro_protocol::ids::ObjectId;
+use serde::{Deserialize, Serialize};
+use vsand_core::directory::State;
+use vsand_core::limits::Limits;
+
+use super::kept::Kept;
+
+/// The document.
+const DOCUMENT: &str = "storage/limits";
+/// What the document says is of this format; a later one is left alone.
+const FORMAT: u8 = 1;
+
+/// The document's content.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LimitBook {
+    format: u8,
+    volumes: BTreeMap<ObjectId, VolumeLimits>,
+}
+
+impl Default for LimitBook {
+    fn default() -> Self {
+        Self { format: FORMAT, volumes: BTreeMap::new() }
+    }
+}
+
+impl LimitBook {
+    /// The limits of a volume.
+    pub fn get(&self, object: ObjectId) -> VolumeLimits {
+        self.volumes.get(&object).copied().unwrap_or_default()
+    }
+
+    /// Gives a volume others; those of volumes that are gone go. False if it has them already.
+    pub fn set(&mut self, state: &State, object: ObjectId, limits: VolumeLimits) -> bool {
+        if self.get(object) == limits {
+            return false;
+        }
+        self.volumes.retain(|id, _| state.objects.contains_key(id));
+        if limits.is_none() {
+            self.volumes.remove(&object);
+        } else {
+            self.volumes.insert(object, limits);
+        }
+        true
+    }
+}
+
+impl Kept for LimitBook {
+    const WHAT: &'static str = "the list of limits";
+
+    fn document() -> DocumentName {
+        // A constant, and a test parses it.
+        DOCUMENT.parse().unwrap_or_else(|_| unreachable!("{DOCUMENT} is a document's name"))
+    }
+
+    fn of(state: &State) -> Option<Self> {
+        let Some(document) = state.documents.get(&Self::document()) else { return Some(Self::default()) };
+        match serde_json::from_str::<Self>(&document.content) {
+            Ok(book) if book.format == FORMAT => Some(book),
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+/// Tells the data loop when limits have changed.
+#[derive(Debug, Default)]
+pub struct Follower {
+    revision: u64,
+}
+
+impl Follower {
+    /// All limits that there are, if the document is another than the last time.
+    pub fn follow(&mut self, state: &State) -> Option<HashMap<ObjectId, Limits>> {
+        let revision = state.documents.get(&LimitBook::document()).map_or(0, |d| d.revision);
+        if std::mem::replace(&mut self.revision, revision) == revision {
+            return None;
+        }
+        let Some(book) = LimitBook::of(state) else {
+            tracing::warn!(
+                "a later version wrote the limits of volumes: this one keeps to those that it knew"
+            );
+            return None;
+        };
+        Some(book.volumes.iter().map(|(object, limits)| (*object, core_limits(*limits))).collect())
+    }
+}
+
+/// As the data loop keeps to them.
+fn core_limits(limits: VolumeLimits) -> Limits {
+    Limits {
+        requests_per_s: limits.iops.and_then(|n| NonZeroU64::new(n.into())),
+        bytes_per_s: limits.bytes_per_second.and_then(NonZeroU64::new),
+        burst: Duration::from_secs(limits.burst_seconds.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vsand_core::directory::Document;
+
+    use super::*;
+
+    fn iops(iops: u32) -> VolumeLimits {
+        VolumeLimits { iops: Some(iops), ..VolumeLimits::default() }
+    }
+
+    #[test]
+    fn limits_are_kept_and_those_of_volumes_that_are_gone_forgotten() {
+        let (one, other) = (ObjectId::from_bytes([1; 16]), ObjectId::from_bytes([2; 16]));
+        let mut book = LimitBook::default();
+        let mut state = State::default();
+        assert!(book.set(&state, one, iops(100)));
+        assert!(!book.set(&state, one, iops(100)), "it has them");
+        assert_eq!((book.get(one), book.get(other)), (iops(100), VolumeLimits::default()));
+        let content = serde_json::to_string(&book).unwrap();
+        state.documents.insert(LimitBook::document(), Arc::new(Document { revision: 1, content }));
+        assert_eq!(LimitBook::of(&state), Some(book.clone()));
+        // The directory knows neither.
+        assert!(book.set(&state, other, iops(50)));
+        assert_eq!((book.get(one), book.get(other)), (VolumeLimits::default(), iops(50)));
+        assert!(book.set(&state, other, VolumeLimits::default()));
+        assert_eq!(book, LimitBook::default());
+    }
+
+    #[test]
+    fn what_a_later_version_wrote_is_left_alone() {
+        let mut state = State::default();
+        let content = r#"{"format":2,"volumes":{}}"#.to_owned();
+        state.documents.insert(LimitBook::document(), Arc::new(Document { revision: 1, content }));
+        assert_eq!(LimitBook::of(&state), None);
+    }
+}
