@@ -63,3 +63,43 @@ fn a_disk_that_goes_away_is_skipped_and_not_asked_again() {
     lab.pass(Duration::from_millis(50));
     assert_eq!(lab.scrubs[2].blocks, 0);
 }
+
+#[test]
+fn a_new_owner_looks_at_what_it_has_still_to_seal() {
+    let mut lab = Lab::new(3);
+    lab.write(0, 10);
+    lab.own();
+    lab.owner.scrub(lab.now, CHUNK.index, FAST);
+    lab.pass(Duration::from_millis(100));
+    (1..=3).for_each(|n| lab.away(n));
+    lab.pass(Duration::from_millis(100));
+    assert!(lab.scrubs.is_empty(), "{:?}", lab.scrubs);
+    for n in 1..=3 {
+        lab.back(n);
+        lab.pass(Duration::from_millis(100));
+    }
+    assert_eq!(lab.scrubs, [end(3 * 10, 0)]);
+}
+
+#[test]
+fn a_disk_that_is_away_is_waited_for_but_not_for_long() {
+    let mut lab = Lab::new(3);
+    lab.write(0, 10);
+    lab.pass(Duration::from_secs(30));
+    lab.away(2);
+    lab.owner.scrub(lab.now, CHUNK.index, FAST);
+    lab.pass(Duration::from_secs(4));
+    assert!(lab.scrubs.is_empty(), "{:?}", lab.scrubs);
+    lab.back(2);
+    lab.pass(Duration::from_millis(100));
+    assert_eq!(lab.scrubs, [end(3 * 10, 0)]);
+    // One that stays away, once; another scrub does not begin to wait again.
+    lab.away(2);
+    let left_out = ScrubEnd { lost: 0, ..end(2 * 10, 1) };
+    lab.owner.scrub(lab.now, CHUNK.index, FAST);
+    lab.pass(Duration::from_secs(6));
+    assert_eq!(lab.scrubs[1..], [left_out]);
+    lab.owner.scrub(lab.now, CHUNK.index, FAST);
+    lab.pass(Duration::from_millis(100));
+    assert_eq!(lab.scrubs[2..], [left_out]);
+}

@@ -263,6 +263,8 @@ struct Search<'a> {
     within: Duration,
     metrics: watch::Receiver<Metrics>,
     first: bool,
+    /// Who led, as far as was known here, when somebody was asked last.
+    asked: Option<MemberId>,
     hint: Option<Peer>,
     why: Option<DirectoryError>,
 }
@@ -270,7 +272,7 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(core: &'a Core, within: Duration) -> Self {
         let metrics = core.raft.metrics();
-        Self { core, start: Instant::now(), within, metrics, first: true, hint: None, why: None }
+        Self { core, start: Instant::now(), within, metrics, first: true, asked: None, hint: None, why: None }
     }
 
     fn left(&self) -> Duration {
@@ -281,9 +283,12 @@ impl<'a> Search<'a> {
     async fn next(&mut self) -> Result<(Option<Peer>, Duration), DirectoryError> {
         loop {
             if !std::mem::take(&mut self.first) {
-                // A new leader shows in the metrics; the pause is for news that does not.
-                let pause = self.left().min(RETRY_PAUSE);
-                if let Ok(Err(_)) = tokio::time::timeout(pause, self.metrics.changed()).await {
+                // A new leader shows in the metrics; the pause is for news that does not. Other changes of the metrics are no
+                // news: the last attempt may itself be one, and would be repeated without end.
+                let (pause, asked) = (self.left().min(RETRY_PAUSE), self.asked);
+                let other = self.metrics.wait_for(|metrics| metrics.current_leader != asked);
+                let stopped = async { other.await.is_err() };
+                if tokio::time::timeout(pause, stopped).await == Ok(true) {
                     tokio::time::sleep(pause).await;
                 }
             }
@@ -301,7 +306,7 @@ impl<'a> Search<'a> {
                     Some(other) => other,
                 });
             }
-            self.metrics.mark_unchanged();
+            self.asked = self.metrics.borrow().current_leader;
             if let Some(peer) = self.hint.take().or_else(|| self.core.leader()) {
                 return Ok(((peer.host != self.core.config.host).then_some(peer), left));
             }

@@ -267,6 +267,15 @@ pub struct ObjectRecord {
 }
 
 impl ObjectRecord {
+    /// Its placed chunks from one on, ascending, by their plain indices.
+    pub fn chunks_from(&self, from: ChunkIndex) -> impl Iterator<Item = ChunkIndex> {
+        // All records of a chunk are there or none: one of them stands for it.
+        let first = |chunk: ChunkIndex| self.policy.records(chunk).next().unwrap_or(chunk);
+        let last = ChunkIndex(u32::MAX).base();
+        let range = (from <= last).then(|| self.chunks.range(first(from)..=first(last)));
+        range.into_iter().flatten().map(|(index, _)| index.base())
+    }
+
     /// How many chunks its address space has.
     pub fn chunks_total(&self) -> u32 {
         chunks_of(self.size_bytes)

@@ -31,6 +31,8 @@ pub(super) enum Seal {
 #[derive(Debug)]
 pub(super) struct Link {
     pub up: bool,
+    /// When it was last lost, or since when it is waited for.
+    pub away_since: Instant,
     pub local: bool,
     pub seal: Seal,
     /// Asked and not answered.
@@ -59,9 +61,14 @@ impl Link {
         self.up && !self.silent && !self.dead
     }
 
+    /// Whether nothing is known of it that speaks against its answers, once it is there.
+    pub(super) fn promising(&self) -> bool {
+        !self.silent && !self.dead && self.stuck.is_empty()
+    }
+
     /// Whether it can be expected to answer all that it is asked.
     pub(super) fn trusted(&self) -> bool {
-        self.usable() && self.stuck.is_empty()
+        self.up && self.promising()
     }
 }
 
@@ -125,8 +132,7 @@ impl Owner {
         if self.fenced {
             return;
         }
-        // Asked again it might cost the next connection too, should the host not know the request.
-        self.scrub_lost(disk);
+        self.scrub_cut(disk);
         // A seal that was asked stays owed, so that a disk that never comes is found silent.
         let mut seal = Seal::No;
         for ask in self.asks.values_mut().filter(|a| a.disk == disk) {
@@ -136,7 +142,9 @@ impl Owner {
             }
         }
         let link = self.link(now.mono, disk);
-        link.up = false;
+        if std::mem::take(&mut link.up) {
+            link.away_since = now.mono;
+        }
         link.seal = seal;
         self.reroute_reads(now.mono, disk);
         self.settle(now);
@@ -222,6 +230,7 @@ impl Owner {
     pub(super) fn link(&mut self, now: Instant, disk: DiskId) -> &mut Link {
         self.links.entry(disk).or_insert(Link {
             up: false,
+            away_since: now,
             local: false,
             seal: Seal::No,
             outstanding: 0,

@@ -15,7 +15,9 @@
 //!
 //! Invariants:
 //! - only components that are in sync are looked at; what is bad on another is copied anew when it comes back;
-//! - a component that can't be asked, or stops answering, is skipped and counted, never waited for: a scrub holds up nothing.
+//! - a component that can't be asked yet, because the owner is new or the connection just broke, is waited for a few seconds
+//!   ([`PATIENCE`]): else the first chunk of a volume that is owned only for its scrub would never be looked at;
+//! - one that can't be asked for longer, or stops answering, is skipped and counted: a scrub waits for nothing without end.
 //!   So a host that does not know the request, and drops the connection for it, is asked once a chunk;
 //! - what is mended goes through the copies that reads use, with their locks: nothing here writes.
 //!
@@ -28,6 +30,7 @@ use ferro_protocol::ids::{ChunkIndex, DiskId};
 use ferro_protocol::peer::{Refusal, Reply, Request};
 use ferro_protocol::units::{BLOCK_BYTES, CHUNK_BLOCKS, EXTENT_BLOCKS};
 
+use super::background::PATIENCE;
 use super::copy::Why;
 use super::group::Phase;
 use super::links::Purpose;
@@ -103,6 +106,14 @@ struct Bad {
     again: Instant,
 }
 
+/// Whether a component can be looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Scrubbable {
+    Now,
+    Soon,
+    No,
+}
+
 impl Owner {
     /// Begins to scrub a chunk, at most so fast; what was being scrubbed before is dropped. The end is told by
     /// [`Effect::Scrubbed`], of a chunk without a place at once.
@@ -166,9 +177,13 @@ impl Owner {
                 return;
             }
             let from_block = scrub.at;
-            if !self.scrubbable(index, disk) {
-                self.scrub_lost(disk);
-                continue;
+            match self.scrubbable(now, index, disk) {
+                Scrubbable::Now => {}
+                Scrubbable::Soon => return,
+                Scrubbable::No => {
+                    self.scrub_lost(disk);
+                    continue;
+                }
             }
             let mends =
                 |c: &super::copy::Copy| c.chunk == index && c.why == Why::Mend && c.targets.contains(&disk);
@@ -183,11 +198,20 @@ impl Owner {
         }
     }
 
-    /// Whether a component can be looked at now.
-    fn scrubbable(&self, index: ChunkIndex, disk: DiskId) -> bool {
-        let serving = self.groups.get(&index).filter(|g| matches!(g.phase, Phase::Serving));
-        let member = serving.and_then(|g| g.members.get(&disk));
-        member.is_some_and(|m| m.in_sync() && !m.failing) && self.trusted(disk)
+    /// Whether a component can be looked at.
+    fn scrubbable(&self, now: Instant, index: ChunkIndex, disk: DiskId) -> Scrubbable {
+        let group = self.groups.get(&index);
+        let member = group.and_then(|g| g.members.get(&disk)).filter(|m| m.in_sync() && !m.failing);
+        let (Some(group), Some(_), Some(link)) = (group, member, self.links.get(&disk)) else {
+            return Scrubbable::No;
+        };
+        let serving = matches!(group.phase, Phase::Serving);
+        let soon = (serving || now < self.patient_until) && (link.up || now < link.away_since + PATIENCE);
+        match (serving && link.trusted(), soon && link.promising()) {
+            (true, _) => Scrubbable::Now,
+            (false, true) => Scrubbable::Soon,
+            (false, false) => Scrubbable::No,
+        }
     }
 
     pub(super) fn scrub_answered(&mut self, now: Instant, disk: DiskId, reply: Result<Reply, Refusal>) {
@@ -230,6 +254,14 @@ impl Owner {
         scrub.step = Step::Mending(Bad { first, last, rounds, again });
         if let Err(Refusal::BadBlocks { bad }) = reply {
             self.mend(now, index, disk, &bad);
+        }
+    }
+
+    /// The connection to a disk broke. If it was being asked it is not asked again: that might cost the next connection too,
+    /// should the host not know the request.
+    pub(super) fn scrub_cut(&mut self, disk: DiskId) {
+        if self.scrub.as_ref().is_some_and(|scrub| matches!(scrub.step, Step::Asked(_))) {
+            self.scrub_lost(disk);
         }
     }
 

@@ -225,16 +225,21 @@ impl Lab {
 
     /// A new owner, on the same host.
     pub fn take_over(&mut self) {
+        self.own();
+        for n in self.disks.keys().copied().collect::<Vec<_>>() {
+            self.owner.handle_disk_up(self.now, n, n == disk(1));
+        }
+        self.run();
+    }
+
+    /// A new owner, on the same host, that reaches no disk yet.
+    pub fn own(&mut self) {
         let (epoch, kind) = (self.record().epoch, LockKind::Exclusive { read_only: false });
         self.index += 1;
         let acquire = Command::Acquire { object: OBJECT, epoch, host: host(1), kind, unix_s: 0 };
         let Ok(Outcome::Object(record)) = self.state.apply(self.index, acquire) else { panic!("no record") };
         self.owner = Owner::new(self.now, Config::new(host(1)), record, Bugs::NONE);
         self.owner.handle_lease(self.now, Instant(u64::MAX));
-        for n in self.disks.keys().copied().collect::<Vec<_>>() {
-            self.owner.handle_disk_up(self.now, n, n == disk(1));
-        }
-        self.run();
     }
 
     /// Somebody else's command; the owner hears of what became of its object.

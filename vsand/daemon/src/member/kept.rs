@@ -3,6 +3,7 @@
 
 use ferro_protocol::document::DocumentName;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use vsand_core::directory::{Command, Refused, State};
 use vsand_directory::DirectoryError;
 
@@ -12,15 +13,29 @@ use super::Member;
 const TRIES: u32 = 8;
 
 /// Such a document.
-pub trait Kept: Serialize + Sized {
+pub trait Kept: Serialize + DeserializeOwned + Default {
     /// What it is to people.
     const WHAT: &'static str;
+    /// Its name in the directory.
+    const DOCUMENT: &'static str;
+    /// The format that this version writes; a document of a later one is left alone.
+    const FORMAT: u8;
+
+    /// The format that the document says it has.
+    fn format(&self) -> u8;
 
     /// Its name.
-    fn document() -> DocumentName;
+    fn document() -> DocumentName {
+        // A constant, and a test of each parses it.
+        Self::DOCUMENT.parse().unwrap_or_else(|_| unreachable!("{} is a document's name", Self::DOCUMENT))
+    }
 
     /// What the directory says; nothing if a later version wrote it, which then sees to it.
-    fn of(state: &State) -> Option<Self>;
+    fn of(state: &State) -> Option<Self> {
+        let Some(document) = state.documents.get(&Self::document()) else { return Some(Self::default()) };
+        let read = serde_json::from_str::<Self>(&document.content).ok();
+        read.filter(|kept| kept.format() == Self::FORMAT)
+    }
 }
 
 /// Why a document could not be changed.

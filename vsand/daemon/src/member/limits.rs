@@ -9,18 +9,12 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use ferro_protocol::api::VolumeLimits;
-use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::ObjectId;
 use serde::{Deserialize, Serialize};
 use vsand_core::directory::State;
 use vsand_core::limits::Limits;
 
 use super::kept::Kept;
-
-/// The document.
-const DOCUMENT: &str = "storage/limits";
-/// What the document says is of this format; a later one is left alone.
-const FORMAT: u8 = 1;
 
 /// The document's content.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -31,7 +25,7 @@ pub struct LimitBook {
 
 impl Default for LimitBook {
     fn default() -> Self {
-        Self { format: FORMAT, volumes: BTreeMap::new() }
+        Self { format: Self::FORMAT, volumes: BTreeMap::new() }
     }
 }
 
@@ -58,18 +52,11 @@ impl LimitBook {
 
 impl Kept for LimitBook {
     const WHAT: &'static str = "the list of limits";
+    const DOCUMENT: &'static str = "storage/limits";
+    const FORMAT: u8 = 1;
 
-    fn document() -> DocumentName {
-        // A constant, and a test parses it.
-        DOCUMENT.parse().unwrap_or_else(|_| unreachable!("{DOCUMENT} is a document's name"))
-    }
-
-    fn of(state: &State) -> Option<Self> {
-        let Some(document) = state.documents.get(&Self::document()) else { return Some(Self::default()) };
-        match serde_json::from_str::<Self>(&document.content) {
-            Ok(book) if book.format == FORMAT => Some(book),
-            Ok(_) | Err(_) => None,
-        }
+    fn format(&self) -> u8 {
+        self.format
     }
 }
 

@@ -21,15 +21,6 @@ pub(super) fn part(policy: Policy, index: ChunkIndex) -> ChunkPart {
     }
 }
 
-/// The placed chunks of an object from one on, ascending, by their plain indices.
-pub(super) fn chunks_from(record: &ObjectRecord, from: ChunkIndex) -> impl Iterator<Item = ChunkIndex> {
-    // All records of a chunk are there or none: one of them stands for it.
-    let first = move |chunk: ChunkIndex| record.policy.records(chunk).next().unwrap_or(chunk);
-    let last = ChunkIndex(u32::MAX).base();
-    let range = (from <= last).then(|| record.chunks.range(first(from)..=first(last)));
-    range.into_iter().flatten().map(|(index, _)| index.base())
-}
-
 /// Copies that one failure would take together.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct SharedDomain {
@@ -202,7 +193,7 @@ mod tests {
             record.chunks.extend(more);
         });
         let record = view.state.objects.values().next().unwrap();
-        let chunks = |from: u32| chunks_from(record, ChunkIndex(from)).map(|c| c.0).collect::<Vec<u32>>();
+        let chunks = |from: u32| record.chunks_from(ChunkIndex(from)).map(|c| c.0).collect::<Vec<u32>>();
         assert_eq!(chunks(0), [0, 7]);
         assert_eq!((chunks(1), chunks(8), chunks(u32::MAX)), (vec![7], vec![], vec![]));
         let parts: Vec<_> = record.policy.records(ChunkIndex(7)).map(|i| part(record.policy, i)).collect();
@@ -213,7 +204,7 @@ mod tests {
         );
         let mirror = healthy();
         let record = mirror.state.objects.values().next().unwrap();
-        assert_eq!(chunks_from(record, ChunkIndex(0)).collect::<Vec<_>>(), [ChunkIndex(0)]);
-        assert_eq!(chunks_from(record, ChunkIndex(1)).count(), 0);
+        assert_eq!(record.chunks_from(ChunkIndex(0)).collect::<Vec<_>>(), [ChunkIndex(0)]);
+        assert_eq!(record.chunks_from(ChunkIndex(1)).count(), 0);
     }
 }

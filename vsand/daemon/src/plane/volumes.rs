@@ -16,7 +16,6 @@ use vsand_core::directory::{Command, DiskHealth, LockKind, ObjectRecord, Outcome
 
 use super::cluster::{latest, propose, settle, view};
 use super::errors::{self, host_name};
-use super::parts;
 use super::view::core_policy;
 use crate::api::control::{NewVolume, Result};
 use crate::api::fail;
@@ -68,7 +67,9 @@ pub(super) async fn create(member: &Member, volume: NewVolume) -> Result<VolumeI
         Err(refused) => return Err(errors::refused(&member.state(), &refused)),
     };
     tracing::info!(volume = %name, object = %record.id, size_bytes, %policy, "a volume was made");
-    if let Err(error) = set_limits(member, record.id, limits).await {
+    if !limits.is_none()
+        && let Err(error) = set_limits(member, record.id, limits).await
+    {
         // Not without its limits.
         let gone = propose(member, &what, &Command::DeleteObject { object: record.id }).await;
         tracing::warn!(volume = %name, %error, removed = matches!(gone, Ok(Ok(_))), "a new volume got no limits");
@@ -199,7 +200,7 @@ pub(super) async fn object(
 ) -> Result<ObjectDetails> {
     let view = view(member).await;
     let record = view.state.objects.get(&object).ok_or_else(|| fail::object_not_found(object))?;
-    let mut placed = parts::chunks_from(record, from);
+    let mut placed = record.chunks_from(from);
     let chunks = placed.by_ref().take(chunks_max as usize).flat_map(|chunk| record.policy.records(chunk));
     let chunks =
         chunks.filter_map(|index| Some(view.chunk(record, index, record.chunks.get(&index)?))).collect();

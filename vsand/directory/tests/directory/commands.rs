@@ -179,7 +179,7 @@ fn a_command_whose_answer_is_lost_is_applied_once() {
         let command = add("a", 1);
         let patient = hosts.directory(follower).propose(&command);
         let later = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
             hosts.lose_answers(false);
         };
         let (answer, ()) = tokio::join!(patient, later);

@@ -12,7 +12,6 @@
 use std::collections::BTreeMap;
 
 use ferro_protocol::api::{ScrubInfo, ScrubState};
-use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, ObjectId};
 use ferro_protocol::units::BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
@@ -21,10 +20,6 @@ use vsand_core::owner::ScrubEnd;
 
 use crate::member::kept::Kept;
 
-/// The document.
-const DOCUMENT: &str = "storage/scrubs";
-/// What the document says is of this format; a later one is left alone.
-const FORMAT: u8 = 1;
 /// A day.
 pub const DAY_S: u64 = 24 * 3600;
 
@@ -68,14 +63,6 @@ impl Default for Entry {
     }
 }
 
-/// The chunks of an object that have a place, in order.
-pub fn chunks(record: &ObjectRecord) -> Vec<ChunkIndex> {
-    let mut chunks: Vec<ChunkIndex> = record.chunks.keys().map(|index| index.base()).collect();
-    chunks.sort_unstable();
-    chunks.dedup();
-    chunks
-}
-
 impl Entry {
     /// How urgent its scrub is: the lower the sooner; nothing if none is due.
     fn urgency(&self, record: &ObjectRecord, unix_s: u64, every_days: u64) -> Option<(u8, u64)> {
@@ -101,7 +88,7 @@ impl Entry {
 
     /// The first of these chunks that is not done.
     pub fn next(&self, record: &ObjectRecord) -> Option<ChunkIndex> {
-        chunks(record).into_iter().find(|chunk| chunk.0 >= self.next)
+        record.chunks_from(ChunkIndex(self.next)).next()
     }
 
     /// Whether its scrub is under way.
@@ -155,7 +142,7 @@ impl Entry {
 
     /// For people.
     pub fn info(&self, record: &ObjectRecord, every_days: u64) -> ScrubInfo {
-        let chunks = chunks(record);
+        let chunks: Vec<ChunkIndex> = record.chunks_from(ChunkIndex(0)).collect();
         let done = match self.state {
             ScrubState::Running | ScrubState::Stopped => chunks.iter().filter(|c| c.0 < self.next).count(),
             ScrubState::Done => chunks.len(),
@@ -192,7 +179,7 @@ impl Entry {
 
 impl Default for Book {
     fn default() -> Self {
-        Self { format: FORMAT, volumes: BTreeMap::new() }
+        Self { format: Self::FORMAT, volumes: BTreeMap::new() }
     }
 }
 
@@ -215,13 +202,10 @@ impl Book {
         unix_s: u64,
         every_days: u64,
     ) -> Vec<&'a ObjectRecord> {
+        let never = Entry::default();
         let urgency = |record: &'a ObjectRecord| {
-            let known = self.volumes.get(&record.id);
-            let urgency = known.map_or_else(
-                || Entry::default().urgency(record, unix_s, every_days),
-                |entry| entry.urgency(record, unix_s, every_days),
-            );
-            Some((urgency?, record.id, record))
+            let entry = self.volumes.get(&record.id).unwrap_or(&never);
+            Some((entry.urgency(record, unix_s, every_days)?, record.id, record))
         };
         let mut due: Vec<_> =
             volumes.filter(|r| r.content != Content::Importing).filter_map(urgency).collect();
@@ -232,18 +216,11 @@ impl Book {
 
 impl Kept for Book {
     const WHAT: &'static str = "the list of scrubs";
+    const DOCUMENT: &'static str = "storage/scrubs";
+    const FORMAT: u8 = 1;
 
-    fn document() -> DocumentName {
-        // A constant, and a test parses it.
-        DOCUMENT.parse().unwrap_or_else(|_| unreachable!("{DOCUMENT} is a document's name"))
-    }
-
-    fn of(state: &State) -> Option<Self> {
-        let Some(document) = state.documents.get(&Self::document()) else { return Some(Self::default()) };
-        match serde_json::from_str::<Self>(&document.content) {
-            Ok(book) if book.format == FORMAT => Some(book),
-            Ok(_) | Err(_) => None,
-        }
+    fn format(&self) -> u8 {
+        self.format
     }
 }
 

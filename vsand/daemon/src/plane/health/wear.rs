@@ -1,11 +1,12 @@
 //! Disks that are getting bad, slow ones among them; volumes that were not scrubbed, blocks that can't be mended.
 
 use ferro_protocol::api::HealthLevel;
+use ferro_protocol::ids::ChunkIndex;
 use vsand_core::directory::DiskRecord;
 
 use super::{Findings, reason, span};
 use crate::member::kept::Kept;
-use crate::member::scrub::book::{self, Book, DAY_S};
+use crate::member::scrub::book::{Book, DAY_S};
 use crate::plane::view::View;
 
 /// A disk with so many bad blocks is worth a look, one with fewer has only forgotten a few.
@@ -92,7 +93,9 @@ pub(super) fn slow(view: &View, reasons: &mut Findings) {
 pub(super) fn volumes(view: &View, reasons: &mut Findings) {
     let Some(book) = Book::of(&view.state) else { return };
     let overdue_s = view.scrub_every_days.saturating_mul(OVERDUE_FACTOR * DAY_S);
-    for record in view.state.objects.values().filter(|record| !book::chunks(record).is_empty()) {
+    for record in
+        view.state.objects.values().filter(|record| record.chunks_from(ChunkIndex(0)).next().is_some())
+    {
         reasons.about("volume", record.id);
         let entry = book.entry(record.id);
         let name = &record.name;
