@@ -98,6 +98,8 @@ pub enum EventKind {
     ScrubEnded,
     /// A volume was given another policy.
     PolicyChanged,
+    /// Components were moved from fuller disks to emptier ones.
+    Rebalanced,
     /// A kind that this version does not know.
     #[serde(other)]
     Unknown,

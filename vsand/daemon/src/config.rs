@@ -42,6 +42,9 @@ pub struct Config {
     /// Looking for blocks that have gone bad.
     #[serde(default)]
     pub scrub: Scrub,
+    /// Moving data from fuller disks to emptier ones.
+    #[serde(default)]
+    pub rebalance: Rebalance,
     /// Whether disk faults may be played on request. For tests only.
     #[serde(default)]
     pub debug_faults: bool,
@@ -65,6 +68,23 @@ impl Default for Scrub {
         Self { every_days: 14, rate_mib_s: 32, bad_blocks_max: 50 }
     }
 }
+
+/// When this host moves components of the volumes that it owns.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rebalance {
+    /// From disks that are fuller than the emptiest one by so many percent of their size. 0: never.
+    pub spread_percent: u64,
+}
+
+impl Default for Rebalance {
+    fn default() -> Self {
+        Self { spread_percent: 10 }
+    }
+}
+
+/// Below it what guests write and delete would be followed by moves; above it none would ever come.
+const SPREAD_PERCENT: std::ops::RangeInclusive<u64> = 2..=90;
 
 /// The longest time between scrubs that makes sense, in days.
 const SCRUB_DAYS_MAX: u64 = 3_650;
@@ -135,6 +155,12 @@ impl Config {
             );
             return bad("scrub.rate_mib_s", problem);
         }
+        let spread = self.rebalance.spread_percent;
+        if spread != 0 && !SPREAD_PERCENT.contains(&spread) {
+            let (least, most) = (SPREAD_PERCENT.start(), SPREAD_PERCENT.end());
+            let problem = format!("is {spread}: use {least} to {most}, or 0 for never");
+            return bad("rebalance.spread_percent", problem);
+        }
         for (key, dir) in [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)] {
             if !dir.is_absolute() {
                 return bad(key, format!("is {}, which is not an absolute path", dir.display()));
@@ -201,6 +227,8 @@ mod tests {
             ("listen = \"127.0.0.1:7400\"\n[scrub]\nrate_mib_s = 0", "scrub.rate_mib_s"),
             ("listen = \"127.0.0.1:7400\"\n[scrub]\nevery_days = 4000", "scrub.every_days"),
             ("listen = \"127.0.0.1:7400\"\n[scrub]\nevery_day = 1", "every_day"),
+            ("listen = \"127.0.0.1:7400\"\n[rebalance]\nspread_percent = 1", "rebalance.spread_percent"),
+            ("listen = \"127.0.0.1:7400\"\n[rebalance]\nspread_percent = 91", "rebalance.spread_percent"),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

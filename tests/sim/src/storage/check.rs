@@ -155,6 +155,7 @@ impl World {
                 self.check_rows();
             }
             self.scrub_early();
+            self.even_out();
             return self.after(100 * MS, Event::Check);
         }
         let missing = self.not_quiet().or_else(|| self.differing().err()).or_else(|| self.scrub_all());

@@ -184,6 +184,7 @@ impl World {
         let (Command::PlaceChunk { basis, .. }
         | Command::ChangeSync { basis, .. }
         | Command::Trim { basis, .. }
+        | Command::Move { basis, .. }
         | Command::Repair { basis, .. }) = command
         else {
             return;

@@ -59,7 +59,7 @@ impl World {
         self.with_owner(host, object, |owner, now| owner.scrub(now, chunk, bytes_per_s));
     }
 
-    fn owner_of(&self, object: usize) -> Option<usize> {
+    pub(super) fn owner_of(&self, object: usize) -> Option<usize> {
         let epoch = self.directory.state.objects.get(&object_id(object))?.epoch;
         let owns = |h: &super::host::Host| h.owners.get(&object).is_some_and(|r| r.owner.epoch() == epoch);
         self.hosts.iter().position(|h| h.running && !h.paused && owns(h))

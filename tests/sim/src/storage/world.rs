@@ -9,6 +9,7 @@ use vsand_core::bugs::{Bug, Bugs};
 use vsand_core::directory::{Command, HostRecord, Policy};
 use vsand_core::time::{Instant, Now};
 
+use super::balance::Moves;
 use super::converting::Converting;
 use super::dice::{Dice, MS, S};
 use super::directory::Directory;
@@ -93,6 +94,7 @@ pub(super) struct World {
     pub leaving: Leaving,
     pub converting: Converting,
     pub scrubs: Scrubs,
+    pub moves: Moves,
     pub parity: Dice,
     /// Of each log.
     pub log_slots: u32,
@@ -224,6 +226,7 @@ impl World {
             leaving: Leaving::new(seed),
             converting: Converting::new(seed),
             scrubs: Scrubs::new(seed),
+            moves: Moves::new(seed),
             parity: Dice::new(seed ^ 0x9a91_7e5a),
             log_slots: 0,
             maintenance: Maintenance::new(seed),

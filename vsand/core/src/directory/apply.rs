@@ -77,6 +77,9 @@ impl State {
             Command::LeaveDisk { disk, departure } => self.leave_disk(disk, departure),
             Command::LeaveHost { host, departure } => self.leave_host(host, departure),
             Command::Trim { basis, chunk } => self.trim(index, basis, chunk),
+            Command::Move { basis, chunk, from, unix_s } => {
+                self.move_component(index, basis, chunk, from, unix_s)
+            }
             Command::SetPolicy { object, from, to } => self.set_policy(index, object, from, to),
             Command::SetHost { host, address, name, fault_domain } => {
                 self.set_host(host, address, name, fault_domain)

@@ -269,6 +269,19 @@ pub enum Command {
         /// The new one.
         to: Policy,
     },
+    /// A component that is in sync is to be elsewhere, because its disk is fuller than others: the chunk gets one more, empty
+    /// and stale, and when that is in sync a [`Self::Trim`] takes the one on the fullest disk. Refused while
+    /// the chunk has not exactly the components that it needs, all in sync.
+    Move {
+        /// On what the owner bases it.
+        basis: Basis,
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// Where the component is.
+        from: DiskId,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
 }
 
 /// What an accepted command brought.

@@ -14,12 +14,14 @@
 //!
 //! What it must not know: who copies, how far a copy is.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId};
 
 use super::State;
 use super::apply::Applied;
+use super::balance;
 use super::command::{Basis, Outcome, Refused};
 use super::placement::has_room;
 use super::records::{
@@ -232,7 +234,7 @@ impl State {
     }
 
     /// A component that the others can do without: first of a disk that leaves, then one that is not in sync, then one whose host
-    /// is in maintenance and may be away.
+    /// is in maintenance and may be away, then the one on the fullest disk.
     fn spare(&self, chunk: &ChunkRecord, policy: Policy, needed: usize) -> Option<DiskId> {
         let good = |c: &&Component| {
             let works = self.disks.get(&c.disk).is_some_and(|d| d.health == DiskHealth::Healthy);
@@ -249,7 +251,10 @@ impl State {
             .components
             .iter()
             .filter(|c| without(Some(c.disk)).count() >= needed && spread(Some(c.disk)) >= wanted)
-            .min_by_key(|c| (!self.is_emptied(policy, c.disk), c.in_sync(), !self.is_resting(c.disk), c.disk))
+            .min_by_key(|c| {
+                let fullness = Reverse(self.disks.get(&c.disk).map(balance::fullness));
+                (!self.is_emptied(policy, c.disk), c.in_sync(), !self.is_resting(c.disk), fullness, c.disk)
+            })
             .map(|c| c.disk)
     }
 }

@@ -14,6 +14,7 @@
 //! What it must not know: Raft, disks, clocks. Times are in the commands.
 
 mod apply;
+pub mod balance;
 pub mod command;
 mod conversion;
 mod documents;
@@ -31,6 +32,7 @@ use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{DiskId, Epoch, HostId, ObjectId, VolumeName};
 use serde::{Deserialize, Serialize};
 
+pub use balance::Move;
 pub use command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
 pub use forecast::Forecast;
 pub use records::{

@@ -22,8 +22,13 @@ pub(super) const FULL_PERCENT: u64 = 95;
 
 /// Whether a disk may take another component.
 pub fn has_room(disk: &DiskRecord) -> bool {
-    disk.health == DiskHealth::Healthy
-        && disk.used_extents.saturating_mul(100) < disk.capacity_extents.saturating_mul(FULL_PERCENT)
+    disk.health == DiskHealth::Healthy && holds(disk, 0)
+}
+
+/// Whether a disk would still take new components with so many extents more.
+pub(super) fn holds(disk: &DiskRecord, extents: u64) -> bool {
+    let used = disk.used_extents.saturating_add(extents);
+    used.saturating_mul(100) < disk.capacity_extents.saturating_mul(FULL_PERCENT)
 }
 
 /// Disks for all records of a new chunk; one of its copies, or a data shard and a copy of the log, in `near`, if it has room.

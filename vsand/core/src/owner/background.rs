@@ -1,5 +1,6 @@
 //! What nobody asks for: components that stay away too long are built anew elsewhere, those on disks that are leaving are
-//! moved, and what is left over from a move goes ([`crate::directory::leave`]).
+//! moved ([`crate::directory::leave`]), one at a time also those on disks that are fuller than others
+//! ([`crate::directory::balance`]), and what is left over from a move goes.
 
 use std::time::Duration;
 
@@ -17,7 +18,52 @@ const EVERY: Duration = Duration::from_secs(1);
 /// connections are made meanwhile.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A component that is to be elsewhere, though its disk stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Moving {
+    pub chunk: ChunkIndex,
+    pub from: DiskId,
+    /// The directory has not answered yet.
+    pub wanted: bool,
+}
+
 impl Owner {
+    /// Begins to move a component to another disk, unless one is being moved already. It ends when the directory says that
+    /// nothing of the chunk is on that disk any more, or has no place for it.
+    pub fn move_component(&mut self, now: Now, chunk: ChunkIndex, from: DiskId) {
+        let there = |c: &crate::directory::ChunkRecord| c.in_sync().any(|disk| disk == from);
+        if !self.fenced && self.moving.is_none() && self.record.chunks.get(&chunk).is_some_and(there) {
+            self.moving = Some(Moving { chunk, from, wanted: true });
+            self.settle(now);
+        }
+    }
+
+    /// Whether a component is being moved from a disk that stays.
+    pub fn is_moving(&self) -> bool {
+        self.moving.is_some()
+    }
+
+    /// The directory has answered, or nobody knows whether it has: whoever wants the move still asks again.
+    pub(super) fn move_answered(&mut self) {
+        if let Some(moving) = &mut self.moving {
+            moving.wanted = false;
+        }
+        self.check_move();
+    }
+
+    /// The move is over when the component is gone, or nothing came of it.
+    pub(super) fn check_move(&mut self) {
+        let Some(moving) = self.moving else { return };
+        let chunk = self.record.chunks.get(&moving.chunk);
+        let goes_on = chunk.is_some_and(|chunk| {
+            let there = chunk.components.iter().any(|c| c.disk == moving.from);
+            there && (moving.wanted || chunk.components.len() > self.record.policy.components(moving.chunk))
+        });
+        if !goes_on {
+            self.moving = None;
+        }
+    }
+
     /// Finds chunks that need another component.
     pub(super) fn check_stale(&mut self, now: Now) {
         if now.mono < self.next_check {
@@ -36,7 +82,11 @@ impl Owner {
         let placed = |g: &&super::group::Group| self.record.chunks.contains_key(&g.index);
         for group in self.groups.values().filter(placed).filter(|g| matches!(g.phase, Phase::Serving)) {
             let needed = self.record.policy.components(group.index);
-            let staying = || group.members.iter().filter(|(disk, _)| !self.leaving.contains(disk));
+            let moving = self.moving.filter(|m| m.chunk == group.index && group.members.len() > needed);
+            let goes = |disk: &DiskId| {
+                self.leaving.contains(disk) || moving.is_some_and(|moving| moving.from == *disk)
+            };
+            let staying = || group.members.iter().filter(|(disk, _)| !goes(disk));
             if staying().count() < needed {
                 wanted.push((group.index, None));
                 continue;

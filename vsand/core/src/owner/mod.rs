@@ -204,6 +204,8 @@ pub struct Owner {
     leaving: BTreeSet<DiskId>,
     /// The disks of hosts in maintenance.
     resting: BTreeSet<DiskId>,
+    /// What is being moved from a disk that stays.
+    moving: Option<background::Moving>,
     /// Until then no component is given up for its disk's silence ([`background::PATIENCE`]).
     patient_until: Instant,
     proposal: Option<record::Proposal>,
@@ -249,6 +251,7 @@ impl Owner {
             trim_wanted: BTreeSet::new(),
             leaving: BTreeSet::new(),
             resting: BTreeSet::new(),
+            moving: None,
             patient_until: now.mono + background::PATIENCE,
             proposal: None,
             propose_after: Instant(0),

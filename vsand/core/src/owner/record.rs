@@ -17,6 +17,8 @@ pub(super) struct Proposal {
     id: ProposalId,
     /// The chunk that it is to place, or to give a new component.
     chunk: Option<ChunkIndex>,
+    /// It begins the move of a component.
+    moves: bool,
 }
 
 impl Owner {
@@ -25,7 +27,8 @@ impl Owner {
         if self.fenced || self.proposal.as_ref().is_none_or(|p| p.id != id) {
             return;
         }
-        let chunk = self.proposal.take().and_then(|p| p.chunk);
+        let proposal = self.proposal.take();
+        let chunk = proposal.as_ref().and_then(|p| p.chunk);
         self.directory_silent = result.is_none();
         match result {
             Some(Ok(Outcome::Object(record))) => self.apply_record(now, &record),
@@ -61,6 +64,9 @@ impl Owner {
                 self.propose_after = now.mono + self.config.retry_after;
             }
         }
+        if proposal.is_some_and(|p| p.moves) {
+            self.move_answered();
+        }
         if !self.directory_silent {
             self.troubles.remove(&Trouble::NoDirectory);
         }
@@ -91,6 +97,7 @@ impl Owner {
         }
         let before = std::mem::replace(&mut self.record, Arc::clone(record));
         self.degraded = !record.settled();
+        self.check_move();
         // What is wanted of a chunk was decided by how it was.
         self.repair_wanted.retain(|index, _| before.chunks.get(index) == record.chunks.get(index));
         self.trim_wanted.retain(|index| before.chunks.get(index) == record.chunks.get(index));
@@ -224,7 +231,8 @@ impl Owner {
             && self.place_wanted.is_empty()
             && self.join_wanted.is_empty()
             && self.repair_wanted.is_empty()
-            && self.trim_wanted.is_empty())
+            && self.trim_wanted.is_empty()
+            && self.moving.is_none_or(|moving| !moving.wanted))
     }
 
     /// Proposes what is most urgent, if nothing is under way.
@@ -244,11 +252,13 @@ impl Owner {
             (Command::Trim { basis, chunk }, Some(chunk))
         } else if let Some((chunk, drop)) = self.repair_wanted.first_key_value().map(|(c, d)| (*c, *d)) {
             (Command::Repair { basis, chunk, drop, unix_s }, Some(chunk))
+        } else if let Some(moving) = self.moving.filter(|moving| moving.wanted) {
+            (Command::Move { basis, chunk: moving.chunk, from: moving.from, unix_s }, Some(moving.chunk))
         } else {
             return;
         };
         let id = ProposalId(self.fresh_id());
-        self.proposal = Some(Proposal { id, chunk });
+        self.proposal = Some(Proposal { id, chunk, moves: matches!(command, Command::Move { .. }) });
         self.effects.push_back(Effect::Propose { id, command });
     }
 

@@ -54,12 +54,10 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             owner.handle_resting(now, &data.state.resting());
             data.own(now, owner, acquired, socket.map(|s| *s));
         }
-        Command::Disown(object, answer) => {
-            match data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
-                Some(volume) => volume.closing = Some(answer),
-                None => drop(answer.send(None)),
-            }
-        }
+        Command::Disown(object, answer) => match data.volume_of(object) {
+            Some(volume) => volume.closing = Some(answer),
+            None => drop(answer.send(None)),
+        },
         Command::Abandon(object, answer) => {
             let key = data.by_object.get(&object).copied();
             let attached = key.and_then(|key| data.volumes.get(&key)).is_some_and(Volume::is_attached);
@@ -69,25 +67,29 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             let _gone = answer.send(!attached);
         }
         Command::Transfer { object, request, answer } => {
-            if let Some(volume) = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
+            if let Some(volume) = data.volume_of(object) {
                 volume.transfer(now, request, answer);
             }
         }
         Command::Scrub { object, chunk, bytes_per_s, answer } => {
-            if let Some(volume) = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
+            if let Some(volume) = data.volume_of(object) {
                 volume.scrubbing = Some(answer);
                 volume.owner.scrub(now, chunk, bytes_per_s);
             }
         }
         Command::StopScrub(object) => {
-            if let Some(volume) = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key)) {
+            if let Some(volume) = data.volume_of(object) {
                 volume.scrubbing = None;
                 volume.owner.stop_scrub();
             }
         }
+        Command::Move { object, chunk, from } => {
+            if let Some(volume) = data.volume_of(object) {
+                volume.owner.move_component(now, chunk, from);
+            }
+        }
         Command::Proposed { object, epoch, id, result } => {
-            let volume = data.by_object.get(&object).and_then(|key| data.volumes.get_mut(key));
-            if let Some(volume) = volume.filter(|v| v.owner.epoch() == epoch) {
+            if let Some(volume) = data.volume_of(object).filter(|v| v.owner.epoch() == epoch) {
                 volume.owner.handle_proposal(now, id, result);
             }
         }
@@ -124,6 +126,11 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
 }
 
 impl DataLoop {
+    /// What this host owns of an object.
+    fn volume_of(&mut self, object: ObjectId) -> Option<&mut Volume> {
+        self.by_object.get(&object).and_then(|key| self.volumes.get_mut(key))
+    }
+
     /// Tells the replica of a disk about each of these.
     fn replica<T>(&mut self, disk: DiskId, all: Vec<T>, tell: impl Fn(&mut Replica, T)) {
         if let Some(disk) = self.disks.get_mut(&disk) {

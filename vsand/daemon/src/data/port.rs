@@ -99,6 +99,15 @@ pub enum Command {
     },
     /// What the owner scrubs is dropped.
     StopScrub(ObjectId),
+    /// An owner is to move a component from a disk, unless it moves one already; the directory shows what comes of it.
+    Move {
+        /// The object.
+        object: ObjectId,
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// Where the component is.
+        from: DiskId,
+    },
     /// What became of an owner's proposal.
     Proposed {
         /// The object.

@@ -10,6 +10,7 @@
 
 pub mod admission;
 mod announce;
+pub mod balance;
 pub mod connections;
 pub mod departure;
 pub mod devices;
@@ -145,6 +146,8 @@ pub struct Member {
     pub reporter: Reporter,
     /// What this host scrubs.
     pub scrubs: scrub::Scrubs,
+    /// What this host moves to an emptier disk.
+    pub moves: balance::Moves,
     /// Disks of this host that err too often.
     pub erring: erring::Erring,
     /// How fast the disks of this host are.
@@ -276,6 +279,7 @@ impl Member {
             events,
             reporter: Reporter::default(),
             scrubs: scrub::Scrubs::default(),
+            moves: balance::Moves::default(),
             erring: erring::Erring::default(),
             paces: pace::Paces::default(),
             watcher: Mutex::new(Watcher::default()),
@@ -312,6 +316,7 @@ impl Member {
         tokio::spawn(ownership::reopen(Arc::clone(member)));
         tokio::spawn(ownership::repair_closed(Arc::clone(member)));
         tokio::spawn(scrub::scrub(Arc::clone(member)));
+        tokio::spawn(balance::balance(Arc::clone(member)));
         tokio::spawn(erring::watch(Arc::clone(member)));
         tokio::spawn(ferro_transport::renew::keep_renewed(
             member.identity_dir.clone(),

@@ -12,8 +12,8 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ferro_protocol::ids::{ChunkIndex, Epoch, HostId, ObjectId, Role, VolumeName};
@@ -46,6 +46,20 @@ pub struct OpenVolume {
     pub kind: LockKind,
     /// The guest's socket.
     pub socket: Option<PathBuf>,
+}
+
+/// The object that this host is at with something that takes a while.
+#[derive(Debug, Default)]
+pub struct At(Mutex<Option<ObjectId>>);
+
+impl At {
+    pub(super) fn is(&self, object: ObjectId) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) == Some(object)
+    }
+
+    pub(super) fn set(&self, object: Option<ObjectId>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = object;
+    }
 }
 
 /// Why a volume could not be opened or closed.
@@ -210,6 +224,22 @@ impl Member {
         Ok(record)
     }
 
+    /// Owns a volume that nobody has open, for as long as [`is_tended`]; one that is owned here already is fine as it is.
+    pub(super) async fn own_to_tend(&self, object: ObjectId) -> bool {
+        let _one_at_a_time = self.opening.lock().await;
+        let Some(record) = self.state().objects.get(&object).cloned() else { return false };
+        if record.lock.is_some() {
+            return self.open_volumes().contains_key(&object);
+        }
+        match self.own(Arc::clone(&record), LockKind::Background, None).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(volume = %record.name, %error, "a closed volume is left alone now");
+                false
+            }
+        }
+    }
+
     /// Takes the lock in the directory; the epoch may have moved on since this host last heard.
     async fn acquire(
         &self,
@@ -350,7 +380,7 @@ pub async fn repair_closed(member: Arc<Member>) {
                 Some(lock)
                     if lock.host == member.host()
                         && lock.kind == LockKind::Background
-                        && (state.is_settled(record) && !member.scrubs.is_at(record.id)
+                        && (state.is_settled(record) && !is_tended(&member, record.id)
                             || !member.open_volumes().contains_key(&record.id)) =>
                 {
                     let released = if member.open_volumes().contains_key(&record.id) {
@@ -368,6 +398,11 @@ pub async fn repair_closed(member: Arc<Member>) {
     }
 }
 
+/// Whether a closed volume is owned here for something that its record does not show.
+fn is_tended(member: &Member, object: ObjectId) -> bool {
+    member.scrubs.is_at(object) || member.moves.is_at(object)
+}
+
 /// Whether something of this object can be put right now, and this host is the one to do it: the first live one with a good
 /// component of the first chunk where that is so.
 fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
@@ -377,8 +412,12 @@ fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
     repairer(&state, record, &alive, &overdue) == Some(member.host())
 }
 
-/// Whether this host is the one to scrub an object that nobody has open: the first live one with a good component.
-pub(super) fn is_ours_to_scrub(member: &Member, record: &ObjectRecord) -> bool {
+/// Whether this host is the one to scrub an object, or to move some of it: its owner, or of one that nobody has open the first
+/// live host with a good component.
+pub(super) fn is_ours_to_tend(member: &Member, record: &ObjectRecord) -> bool {
+    if let Some(lock) = record.lock {
+        return lock.host == member.host() && member.open_volumes().contains_key(&record.id);
+    }
     let state = member.state();
     let good = record.chunks.values().flat_map(|c| &c.components).filter(|c| c.in_sync());
     let hosts = good.filter_map(|c| state.disks.get(&c.disk)).map(|d| d.host);

@@ -76,7 +76,7 @@ pub(super) fn without_cluster() -> Health {
 /// Of the cluster, without what is muted; and the codes of the checks that are.
 pub(super) fn of(view: &View) -> (Health, Vec<String>) {
     let found = findings(view);
-    let mutes = mutes::Mutes::of(&view.state);
+    let mutes = mutes::Mutes::in_force(&view.state);
     let muted: Vec<String> = checks::grouped(found.clone())
         .into_iter()
         .filter(|group| !group.subjects.is_empty() && mutes.hides(group, view.unix_s))
@@ -90,7 +90,7 @@ pub(super) fn of(view: &View) -> (Health, Vec<String>) {
 
 /// Of the cluster, by check.
 pub(super) fn report(view: &View) -> HealthReport {
-    let mutes = mutes::Mutes::of(&view.state);
+    let mutes = mutes::Mutes::in_force(&view.state);
     let mut level = HealthLevel::Ok;
     let mut checks = Vec::new();
     for mut group in checks::grouped(findings(view)) {

@@ -13,17 +13,20 @@
 //! All versions of a job are taken when it has its rows and none of their blocks is in a record under way: higher than
 //! those of all that it puts into the shards, lower than those of all that comes later.
 
+use std::collections::BTreeSet;
+
 use bytes::{Bytes, BytesMut};
 use ferro_protocol::ids::{ChunkIndex, Seq};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 
 use super::decode::{Fetched, LogData};
+use super::recover::AGAIN;
 use super::ring::Entry;
 use super::{Stage, TaskId, Wanted, Work};
 use crate::bugs::Bug;
-use crate::owner::Owner;
 use crate::owner::io::{Fault, Got};
 use crate::owner::locks::Mode;
+use crate::owner::{Owner, Trouble};
 use crate::time::Instant;
 
 /// Rows of a job at most: an extent on each shard.
@@ -33,6 +36,46 @@ const QUIET: std::time::Duration = std::time::Duration::from_millis(200);
 /// Jobs of a chunk at once: when the log is as full as that, and when it is full.
 const JOBS_MIN: usize = 4;
 const JOBS_MAX: usize = 64;
+
+/// Rows whose jobs could not read what they need.
+#[derive(Debug, Default)]
+pub(super) struct PutOff {
+    /// Tried one by one: of several rows perhaps only one is to blame.
+    alone: BTreeSet<u32>,
+    /// Not tried for now.
+    waiting: BTreeSet<u32>,
+    since: Instant,
+}
+
+impl PutOff {
+    fn add(&mut self, now: Instant, rows: BlockRange) {
+        let rows = rows.blocks();
+        if rows.len() == 1 {
+            self.waiting.extend(rows)
+        } else {
+            self.alone.extend(rows)
+        }
+        self.since = now;
+    }
+
+    /// Whether something waits.
+    pub(super) fn is_any(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// All may be tried again.
+    pub(super) fn clear(&mut self) {
+        self.alone.clear();
+        self.waiting.clear();
+    }
+
+    /// Time has passed: bad blocks may have been mended.
+    pub(super) fn tick(&mut self, now: Instant) {
+        if self.is_any() && now.since(self.since) >= AGAIN {
+            self.clear();
+        }
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
@@ -131,11 +174,17 @@ impl Owner {
         let stripes = self.stripes.get(&chunk)?;
         let geometry = stripes.geometry;
         let has_job = |row: u32| stripes.jobs.values().any(|rows| rows.contains(row));
-        let taken = |row: u32| has_job(row) || stripes.is_appending(row);
+        let waits = |row: u32| stripes.put_off.waiting.contains(&row);
+        let taken = |row: u32| has_job(row) || waits(row) || stripes.is_appending(row);
         let block = stripes.ring.oldest(|block| taken(geometry.locate(block).1))?;
         let row = geometry.locate(block).1;
         let in_log =
             |row: u32| geometry.data_shards().any(|s| stripes.ring.latest(geometry.block(s, row)).is_some());
+        let alone = |row: u32| stripes.put_off.alone.contains(&row);
+        if alone(row) {
+            return BlockRange::one(row).ok();
+        }
+        let taken = |row: u32| taken(row) || alone(row);
         let extent = row / ROWS_MAX * ROWS_MAX;
         let (mut first, mut end) = (row, row + 1);
         while first > extent && in_log(first - 1) && !taken(first - 1) {
@@ -161,17 +210,13 @@ impl Owner {
             Step::Read => match self.job_got(chunk, &mut job, got) {
                 None => self.job_parity(now, id, chunk, job),
                 Some(Gap::Shard) => self.job_recovers(now, id, chunk, job),
-                Some(Gap::Log) => self.job_waits(id, chunk, job),
+                Some(Gap::Log) => self.job_waits(now, id, chunk, &job),
             },
-            Step::Recover => {
-                let first = job.asked.is_empty();
-                match self.job_got(chunk, &mut job, got) {
-                    _ if first => self.job_recovers(now, id, chunk, job),
-                    None if self.job_solves(chunk, &mut job) => self.job_parity(now, id, chunk, job),
-                    Some(Gap::Shard) => self.job_recovers(now, id, chunk, job),
-                    None | Some(Gap::Log) => self.job_waits(id, chunk, job),
-                }
-            }
+            Step::Recover => match self.job_got(chunk, &mut job, got) {
+                None if self.job_solves(chunk, &mut job) => self.job_parity(now, id, chunk, job),
+                Some(Gap::Shard) => self.job_recovers(now, id, chunk, job),
+                None | Some(Gap::Log) => self.job_waits(now, id, chunk, &job),
+            },
             Step::Parity => self.job_data(now, id, chunk, job),
             Step::Data => self.job_ended(chunk, id, &job),
         }
@@ -229,14 +274,17 @@ impl Owner {
         self.want(now, id, wanted);
     }
 
-    /// What the job needs can't be read now, however often it is asked for: it goes on when a component may answer again.
-    fn job_waits(&mut self, id: TaskId, chunk: ChunkIndex, mut job: Job) {
-        job.step = Step::Recover;
-        job.asked.clear();
-        // Blocks that could not be read may be readable again by then.
-        job.bad.clear();
-        self.put_back(id, chunk, Work::Job(Box::new(job)));
-        self.stall(id, chunk);
+    /// What the job needs can't be read now, however often it is asked for: it ends, and its rows are put off.
+    fn job_waits(&mut self, now: Instant, id: TaskId, chunk: ChunkIndex, job: &Job) {
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            stripes.jobs_open.remove(&job.seq);
+            stripes.put_off.add(now, job.rows);
+            if stripes.put_off.is_any() {
+                self.troubles.insert(Trouble::Unreachable(chunk));
+            }
+        }
+        self.set_floors(chunk);
+        self.end_job(chunk, id);
     }
 
     /// Takes what was answered; says what failed.
@@ -291,7 +339,7 @@ impl Owner {
         let shards: Vec<u8> = (0..geometry.shards()).filter(good).collect();
         let slots = job.log.missing(stripes, job.rows);
         if shards.len() < usize::from(geometry.data) {
-            return self.job_waits(id, chunk, job);
+            return self.job_waits(now, id, chunk, &job);
         }
         job.step = Step::Recover;
         let mut wanted = Vec::new();

@@ -22,8 +22,10 @@
 //!   ones: no record that touches its rows is under way when it begins;
 //! - jobs of a row exclude each other and everything that reads a whole row (`rows`). Guest reads and writes of single
 //!   blocks never wait for a job;
-//! - a job never gives up: a shard that fails leaves the in-sync set, in the directory, and the job goes on without it; if too few
-//!   are left it waits.
+//! - a job that has begun to write never gives up: a shard that fails leaves the in-sync set, in the directory, and the job goes on
+//!   without it. One that can't read what it needs has written nothing: it ends, and its rows are tried one by one, and those
+//!   of them that can't be had are put off until a component may answer again. What waits holds up nobody: rows beside
+//!   them, reads, and the resyncs that may bring the missing shards back.
 //!
 //! After a change of owner the log is read through ([`recover`]) and all that it holds is put into the shards again, which
 //! changes nothing where that was done already.
@@ -103,6 +105,7 @@ pub(super) struct Stripes {
     jobs_open: BTreeSet<Seq>,
     /// The rows of jobs under way.
     jobs: BTreeMap<TaskId, BlockRange>,
+    put_off: destage::PutOff,
     rows: RangeLocks<TaskId>,
     /// What is older and in the log was found there by this owner: its rows' parities may be of different generations.
     heal_before: Seq,
@@ -123,6 +126,7 @@ impl Stripes {
             log_open: BTreeSet::new(),
             jobs_open: BTreeSet::new(),
             jobs: BTreeMap::new(),
+            put_off: destage::PutOff::default(),
             rows: RangeLocks::default(),
             heal_before: Seq(0),
             stalled: BTreeSet::new(),
@@ -137,7 +141,7 @@ impl Stripes {
 
     /// Whether tasks of this chunk wait for a shard, or the whole chunk for its log.
     pub(super) fn is_stuck(&self) -> bool {
-        !self.stalled.is_empty() || self.is_lost()
+        !self.stalled.is_empty() || self.put_off.is_any() || self.is_lost()
     }
 
     fn is_lost(&self) -> bool {
@@ -390,9 +394,11 @@ impl Owner {
     /// A component may answer again.
     pub(super) fn unstall_stripes(&mut self) {
         for (chunk, stripes) in &mut self.stripes {
-            if !stripes.stalled.is_empty() {
+            if !stripes.stalled.is_empty() || stripes.put_off.is_any() {
                 self.troubles.remove(&Trouble::Unreachable(*chunk));
                 self.ready_tasks.extend(std::mem::take(&mut stripes.stalled));
+                stripes.put_off.clear();
+                self.stripes_busy.insert(*chunk);
             }
         }
     }
@@ -401,6 +407,7 @@ impl Owner {
     pub(super) fn tick_stripes(&mut self, now: Instant) {
         let mut again = Vec::new();
         for (chunk, stripes) in &mut self.stripes {
+            stripes.put_off.tick(now);
             if let Stage::Lost { again: at } = &mut stripes.stage
                 && at.take_if(|at| now >= *at).is_some()
             {

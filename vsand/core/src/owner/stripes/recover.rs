@@ -24,7 +24,7 @@ use crate::time::Instant;
 const READS_MAX: u32 = 8;
 
 /// A log that could not be read is tried again after so long.
-const AGAIN: Duration = Duration::from_secs(5);
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
 
 /// A log that is read through.
 #[derive(Debug)]

@@ -8,20 +8,20 @@
 pub mod book;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ferro_protocol::api::{EventKind, EventLevel};
 use ferro_protocol::ids::ObjectId;
 use tokio::sync::oneshot;
-use vsand_core::directory::{LockKind, ObjectRecord};
+use vsand_core::directory::ObjectRecord;
 use vsand_core::owner::ScrubEnd;
 use vsand_core::time::Instant;
 
 use super::Member;
 use super::kept::{Kept, KeptError, change};
-use super::ownership::is_ours_to_scrub;
+use super::ownership::{At, is_ours_to_tend};
 use crate::data::clock;
 use crate::data::port::Command as DataCommand;
 use crate::events::Draft;
@@ -38,7 +38,7 @@ const PUT_OFF_SHORT: Duration = Duration::from_secs(5);
 /// What this host scrubs.
 #[derive(Debug, Default)]
 pub struct Scrubs {
-    at: Mutex<Option<ObjectId>>,
+    at: At,
     chunks: AtomicU64,
     blocks: AtomicU64,
 }
@@ -46,11 +46,7 @@ pub struct Scrubs {
 impl Scrubs {
     /// Whether this object is being scrubbed here.
     pub fn is_at(&self, object: ObjectId) -> bool {
-        *self.at.lock().unwrap_or_else(PoisonError::into_inner) == Some(object)
-    }
-
-    fn set(&self, object: Option<ObjectId>) {
-        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = object;
+        self.at.is(object)
     }
 
     /// Chunks and blocks with data that were scrubbed since the daemon started.
@@ -78,9 +74,9 @@ pub async fn scrub(member: Arc<Member>) {
         let now = clock::mono();
         not_before.retain(|_, at| *at > now);
         let Some(record) = next(&member, |object| !not_before.contains_key(&object)) else { continue };
-        member.scrubs.set(Some(record.id));
+        member.scrubs.at.set(Some(record.id));
         let left = scrub_volume(&member, &record).await;
-        member.scrubs.set(None);
+        member.scrubs.at.set(None);
         match left {
             Left::Done | Left::Stopped => {}
             Left::PutOff(time) => drop(not_before.insert(record.id, clock::mono() + time)),
@@ -94,12 +90,8 @@ fn next(member: &Member, may: impl Fn(ObjectId) -> bool) -> Option<Arc<ObjectRec
     let state = member.state();
     let book = Book::of(&state)?;
     let volumes = state.objects.values().filter(|record| may(record.id)).map(Arc::as_ref);
-    let is_ours = |record: &&ObjectRecord| match record.lock {
-        Some(lock) => lock.host == member.host() && member.open_volumes().contains_key(&record.id),
-        None => is_ours_to_scrub(member, record),
-    };
     let due = book.due(volumes, clock::unix_s(), member.config.scrub.every_days);
-    let next = due.into_iter().find(is_ours)?.id;
+    let next = due.into_iter().find(|record| is_ours_to_tend(member, record))?.id;
     state.objects.get(&next).cloned()
 }
 
@@ -120,7 +112,7 @@ async fn scrub_volume(member: &Member, record: &Arc<ObjectRecord>) -> Left {
     let Some(entry) = Book::of(&state).map(|book| book.entry(object)) else {
         return Left::PutOff(PUT_OFF_SHORT);
     };
-    if record.lock.is_none() && !take(member, object).await {
+    if record.lock.is_none() && !member.own_to_tend(object).await {
         return Left::PutOff(PUT_OFF_SHORT);
     }
     let mut work = Work { object, entry, written: clock::mono() };
@@ -133,22 +125,6 @@ async fn scrub_volume(member: &Member, record: &Arc<ObjectRecord>) -> Left {
         work.tell(member, record).await;
     }
     left
-}
-
-/// Owns a volume that nobody has open.
-async fn take(member: &Member, object: ObjectId) -> bool {
-    let _one_at_a_time = member.opening.lock().await;
-    let Some(record) = member.state().objects.get(&object).cloned() else { return false };
-    if record.lock.is_some() {
-        return member.open_volumes().contains_key(&object);
-    }
-    match member.own(Arc::clone(&record), LockKind::Background, None).await {
-        Ok(_) => true,
-        Err(error) => {
-            tracing::debug!(volume = %record.name, %error, "a closed volume is not scrubbed now");
-            false
-        }
-    }
 }
 
 /// A scrub that runs here.

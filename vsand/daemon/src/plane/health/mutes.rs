@@ -12,27 +12,21 @@
 //! is muted for its reboot does not hide the next one that dies.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ferro_protocol::api::{ApiError, ErrorCode, HealthCheck, HealthLevel, HealthMute, MuteRequest};
-use ferro_protocol::document::DocumentName;
 use serde::{Deserialize, Serialize};
-use vsand_core::directory::{Command, Refused, State};
+use vsand_core::directory::State;
 
-use super::super::cluster::{latest, propose, settle, view};
+use super::super::cluster::{settle, view};
 use super::super::errors::{self, host_name};
 use super::checks::{self, CHECKS, Group};
 use crate::api::control::Result;
-use crate::api::fail;
 use crate::member::Member;
+use crate::member::kept::{Kept, change};
 
-/// The document.
-const DOCUMENT: &str = "storage/health-mutes";
-/// What the document says is of this format; a later one is left alone.
-const FORMAT: u8 = 1;
 /// So many things that a check was about are remembered; of more only their number.
 const SUBJECTS_MAX: usize = 1_000;
-/// A change that somebody else was quicker with is made anew so often.
-const TRIES: u32 = 5;
 
 /// The document's content.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -62,22 +56,24 @@ impl Mute {
 
 impl Default for Mutes {
     fn default() -> Self {
-        Self { format: FORMAT, mutes: BTreeMap::new() }
+        Self { format: Self::FORMAT, mutes: BTreeMap::new() }
+    }
+}
+
+impl Kept for Mutes {
+    const WHAT: &'static str = "the list of muted checks";
+    const DOCUMENT: &'static str = "storage/health-mutes";
+    const FORMAT: u8 = 1;
+
+    fn format(&self) -> u8 {
+        self.format
     }
 }
 
 impl Mutes {
-    /// What the directory says is muted; nothing, if a later version wrote it.
-    pub(in crate::plane) fn of(state: &State) -> Self {
-        let Ok(name) = DOCUMENT.parse::<DocumentName>() else { return Self::default() };
-        let Some(document) = state.documents.get(&name) else { return Self::default() };
-        match serde_json::from_str::<Self>(&document.content) {
-            Ok(mutes) if mutes.format == FORMAT => mutes,
-            Ok(_) | Err(_) => {
-                tracing::debug!("{DOCUMENT} can't be read by this version: no check is muted here");
-                Self::default()
-            }
-        }
+    /// What is muted; nothing, if a later version wrote it.
+    pub(in crate::plane) fn in_force(state: &State) -> Self {
+        Self::of(state).unwrap_or_default()
     }
 
     /// Whether what this check found is not to be shown.
@@ -132,59 +128,52 @@ pub(in crate::plane) async fn mute(
         count: group.count,
         subjects: if many { BTreeSet::new() } else { group.subjects.clone() },
     };
-    change(member, &format!("muting health check {code}"), |mutes| {
+    change_mutes(member, &format!("muting health check {code}"), |mutes| {
         mutes.mutes.retain(|_, m| view.unix_s < m.until_unix_s);
         mutes.mutes.insert(code.to_owned(), mute.clone());
-        Ok(())
+        true
     })
     .await?;
     tracing::info!(code, seconds = request.seconds, "a health check was muted");
-    group.check.mute =
-        Mutes { format: FORMAT, mutes: BTreeMap::from([(code.to_owned(), mute)]) }.show(&group, view.unix_s);
+    group.check.mute = Mutes { mutes: BTreeMap::from([(code.to_owned(), mute)]), ..Mutes::default() }
+        .show(&group, view.unix_s);
     Ok(group.check)
 }
 
 /// From now on this check is shown again.
 pub(in crate::plane) async fn unmute(member: &Member, code: &str) -> Result<()> {
     let now = crate::data::clock::unix_s();
-    change(member, &format!("unmuting health check {code}"), |mutes| {
+    let was_muted = AtomicBool::new(false);
+    change_mutes(member, &format!("unmuting health check {code}"), |mutes| {
         let muted = mutes.mutes.remove(code).is_some_and(|m| now < m.until_unix_s);
+        was_muted.store(muted, Ordering::Relaxed);
         mutes.mutes.retain(|_, m| now < m.until_unix_s);
-        if muted {
-            return Ok(());
-        }
-        if !CHECKS.iter().any(|check| check.code == code) {
-            return Err(not_found(code));
-        }
-        let message = format!("health check {code} is not muted");
-        Err(ApiError::new(ErrorCode::CheckNotFound, message, "`vsanctl health` lists those that are"))
+        muted
     })
     .await?;
-    tracing::info!(code, "a health check is shown again");
-    Ok(())
+    if was_muted.into_inner() {
+        tracing::info!(code, "a health check is shown again");
+        return Ok(());
+    }
+    if !CHECKS.iter().any(|check| check.code == code) {
+        return Err(not_found(code));
+    }
+    let message = format!("health check {code} is not muted");
+    Err(ApiError::new(ErrorCode::CheckNotFound, message, "`vsanctl health` lists those that are"))
 }
 
-/// Changes the document by compare-and-set.
-async fn change(member: &Member, what: &str, edit: impl Fn(&mut Mutes) -> Result<()>) -> Result<()> {
-    let name: DocumentName = DOCUMENT.parse().map_err(|error| fail::internal(what, error))?;
-    for _ in 0..TRIES {
-        let state = latest(member, what).await?;
-        let basis = state.documents.get(&name).map_or(0, |document| document.revision);
-        let mut mutes = Mutes::of(&state);
-        edit(&mut mutes)?;
-        let content = serde_json::to_string(&mutes).map_err(|error| fail::internal(what, error))?;
-        let command = Command::PutDocument { name: name.clone(), basis, content };
-        match propose(member, what, &command).await? {
-            Ok(_) => {
-                settle(member).await;
-                return Ok(());
-            }
-            Err(Refused::WrongRevision(_)) => {}
-            Err(refused) => return Err(errors::refused(&state, &refused)),
+async fn change_mutes(
+    member: &Member,
+    what: &str,
+    edit: impl Fn(&mut Mutes) -> bool + Send + Sync,
+) -> Result<()> {
+    match change(member, |mutes: &mut Mutes, _: &State| edit(mutes)).await {
+        Ok(()) => {
+            settle(member).await;
+            Ok(())
         }
+        Err(error) => Err(errors::kept(&member.state(), what, &error)),
     }
-    let message = format!("{what}: others change what is muted all the time");
-    Err(ApiError::new(ErrorCode::Conflict, message, "repeat in a few seconds"))
 }
 
 #[cfg(test)]
@@ -211,10 +200,10 @@ mod tests {
             count: group.count,
             subjects: group.subjects,
         };
-        let mutes = Mutes { format: FORMAT, mutes: BTreeMap::from([(code.to_owned(), mute)]) };
+        let mutes = Mutes { mutes: BTreeMap::from([(code.to_owned(), mute)]), ..Mutes::default() };
         let content = serde_json::to_string(&mutes).unwrap();
         let documents = &mut Arc::make_mut(&mut view.state).documents;
-        documents.insert(DOCUMENT.parse().unwrap(), Arc::new(Document { revision: 1, content }));
+        documents.insert(Mutes::document(), Arc::new(Document { revision: 1, content }));
     }
 
     fn codes(view: &View) -> Vec<String> {
@@ -259,7 +248,7 @@ mod tests {
         let mut view = healthy();
         kill(&mut view, 3);
         muted(&mut view, "host_offline");
-        let name: DocumentName = DOCUMENT.parse().unwrap();
+        let name = Mutes::document();
         let documents = &mut Arc::make_mut(&mut view.state).documents;
         let content = documents[&name].content.replace("\"format\":1", "\"format\":2");
         documents.insert(name, Arc::new(Document { revision: 2, content }));

@@ -1,0 +1,40 @@
+//! Components that move though their disk stays, while everything else goes wrong: which of them, and where from, by dice and not by
+//! fullness. In some runs only, by dice of its own, so that the others are as they would be without.
+
+use ferro_protocol::ids::{ChunkIndex, DiskId};
+
+use super::dice::Dice;
+use super::world::{World, object_id};
+
+/// What is moved.
+#[derive(Debug)]
+pub(super) struct Moves {
+    dice: Dice,
+    wanted: bool,
+}
+
+impl Moves {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut dice = Dice::new(seed ^ 0x6576_656e_6f75_7421);
+        let wanted = dice.permille(300);
+        Self { dice, wanted }
+    }
+}
+
+impl World {
+    /// Now and then an owner is told to move something.
+    pub(super) fn even_out(&mut self) {
+        if !self.moves.wanted || !self.moves.dice.permille(80) {
+            return;
+        }
+        let objects: Vec<usize> = (0..self.objects.len()).collect();
+        let Some(object) = self.moves.dice.pick(&objects) else { return };
+        let Some(host) = self.owner_of(object) else { return };
+        let Some(record) = self.directory.state.objects.get(&object_id(object)) else { return };
+        let components = record.chunks.iter().flat_map(|(index, c)| c.in_sync().map(|disk| (*index, disk)));
+        let components: Vec<(ChunkIndex, DiskId)> = components.collect();
+        let Some((chunk, from)) = self.moves.dice.pick(&components) else { return };
+        self.trace(|| format!("h{host} is to move chunk {chunk} of o{object} from {from}"));
+        self.with_owner(host, object, |owner, now| owner.move_component(now, chunk, from));
+    }
+}

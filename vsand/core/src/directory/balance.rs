@@ -1,0 +1,128 @@
+//! Disks that are much fuller than others give components to them.
+//!
+//! ```text
+//!   even ──a disk is fuller by the spread──▶ Move (one more component elsewhere) ─▶ resync ─▶ ChangeSync Add ─▶ Trim (that of
+//!    ▲                                                                                              the fullest disk goes)
+//!    └───────────────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! So a move is what the removal of a disk does for each of its components ([`super::leave`]), and redundancy never falls. Who owns
+//! the object remembers from where it moves; when that owner is lost half-way, the next one trims what is not in sync, and
+//! the move has not been. Fullness is what disks last reported to be in use, not what volumes may still come to take:
+//! thin ones are only moved once they weigh something.
+//!
+//! Invariant: a move goes from a fuller disk to one that is emptier by the spread, so what was moved is never moved back
+//! before somebody writes or deletes.
+//!
+//! What it must not know: when it is looked, who copies.
+
+use std::collections::BTreeMap;
+
+use ferro_protocol::ids::{ChunkIndex, DiskId, ObjectId, Seq};
+
+use super::State;
+use super::apply::Applied;
+use super::command::{Basis, Refused};
+use super::placement;
+use super::records::{ChunkRecord, Component, DiskHealth, DiskRecord, ObjectRecord, Sync};
+
+/// So many components of a disk are tried at most in one look.
+const TRIES: usize = 64;
+
+/// A component that should be elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Move {
+    /// The object.
+    pub object: ObjectId,
+    /// The chunk, or the shard or log of one.
+    pub chunk: ChunkIndex,
+    /// Where it is.
+    pub from: DiskId,
+    /// Where it would go, as things are.
+    pub to: DiskId,
+}
+
+/// How full a disk is, in thousandths.
+pub(super) fn fullness(disk: &DiskRecord) -> u64 {
+    disk.used_extents.saturating_mul(1_000) / disk.capacity_extents.max(1)
+}
+
+impl State {
+    /// The component to move next, of those objects that may be moved now: from the fullest disk that has one to a disk that is
+    /// emptier by so many percent of its size; rather not one of the host that has the volume open, which reads it there.
+    /// Nothing while any object is not settled: repair comes first, and moves come one after the other.
+    pub fn next_move(&self, spread_percent: u64, may: impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
+        let spread = spread_percent.saturating_mul(10);
+        let takes = |disk: &&DiskRecord| self.is_balanced(disk);
+        let emptiest = self.disks.values().filter(takes).map(fullness).min()?;
+        let mut fullest: Vec<&DiskRecord> =
+            self.disks.values().filter(takes).filter(|d| fullness(d) >= emptiest + spread).collect();
+        if fullest.is_empty() || !self.objects.values().all(|object| self.is_settled(object)) {
+            return None;
+        }
+        fullest.sort_unstable_by_key(|disk| (std::cmp::Reverse(fullness(disk)), disk.id));
+        let promised = self.promised_by_disk();
+        fullest.into_iter().find_map(|disk| self.move_from(disk, spread, &promised, &may))
+    }
+
+    /// Whether the disk takes part: it works, stays, and its host is not being worked on.
+    fn is_balanced(&self, disk: &DiskRecord) -> bool {
+        disk.health == DiskHealth::Healthy && !self.is_leaving(disk.id) && !self.is_resting(disk.id)
+    }
+
+    fn move_from(
+        &self,
+        disk: &DiskRecord,
+        spread: u64,
+        promised: &BTreeMap<DiskId, u64>,
+        may: &impl Fn(&ObjectRecord) -> bool,
+    ) -> Option<Move> {
+        let here = |record: &ObjectRecord| record.lock.is_some_and(|lock| lock.host == disk.host);
+        let objects = || self.objects.values().filter(|o| may(o));
+        let ordered = objects().filter(|o| !here(o)).chain(objects().filter(|o| here(o)));
+        let on_disk = |chunk: &ChunkRecord| chunk.components.iter().any(|c| c.disk == disk.id);
+        let components = ordered.flat_map(|object| {
+            let chunks = object.chunks.iter().filter(|(_, chunk)| on_disk(chunk));
+            chunks.map(move |(index, _)| (object, *index))
+        });
+        components.take(TRIES).find_map(|(object, chunk)| {
+            let to = placement::place_one_more(self, object, chunk, Some(disk.id)).ok()?;
+            let target = self.disks.get(&to).filter(|target| self.is_balanced(target))?;
+            let size = self.likely_extents(disk.id, u64::from(object.policy.extents_max(chunk)), promised);
+            let after = size.saturating_mul(1_000) / target.capacity_extents.max(1);
+            let gap = fullness(disk).saturating_sub(fullness(target));
+            let fits = placement::holds(target, size);
+            (size > 0 && fits && gap >= spread && after < gap).then_some(Move {
+                object: object.id,
+                chunk,
+                from: disk.id,
+                to,
+            })
+        })
+    }
+
+    pub(super) fn move_component(
+        &mut self,
+        index: u64,
+        basis: Basis,
+        chunk: ChunkIndex,
+        from: DiskId,
+        unix_s: u64,
+    ) -> Applied {
+        let record = self.owned(basis)?;
+        let needed = record.policy.components(chunk);
+        let now = record.chunks.get(&chunk).ok_or(Refused::NoComponent(chunk))?;
+        if !now.components.iter().any(|c| c.disk == from && c.in_sync()) {
+            return Err(Refused::NoComponent(chunk));
+        }
+        if now.components.len() != needed || !now.components.iter().all(Component::in_sync) {
+            return Err(Refused::TooMuch(format!("chunk {chunk} is being repaired or moved already")));
+        }
+        let disk = placement::place_one_more(self, record, chunk, Some(from))?;
+        self.change(index, basis.object, |record| {
+            let components = &mut record.chunks.entry(chunk).or_default().components;
+            components
+                .push(Component { disk, sync: Sync::Stale { stale_seq: Seq(0), since_unix_s: unix_s } });
+        })
+    }
+}
