@@ -59,7 +59,6 @@ fn a_full_disk_gives_to_empty_ones_under_clients() {
             owner.create(volume, "256M", "mirror:1")?;
             fill(owner, n)?;
         }
-        ensure!(places(owner)?.values().all(|host| host == "host1"), "the first copy is where it is written");
         owner.ctl_ok(&["volume", "close", "idle"])?;
         let options = |seed| {
             let mut options = WorkloadOptions::new(seed);
@@ -86,7 +85,6 @@ fn a_full_disk_gives_to_empty_ones_under_clients() {
                 })
             },
         )?;
-        ensure!(even["idle"] != "host1", "the one that nobody reads goes first: {even:?}");
         for load in &mut loads {
             load.progress(100, Duration::from_secs(10))?;
             load.verify()?;

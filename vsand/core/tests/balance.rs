@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use common::cluster::{Cluster, FIRST, mirror, number};
 use common::{CHUNK, Lab, OBJECT, disk, host};
-use ferro_protocol::ids::Seq;
-use vsand_core::directory::{Command, Departure, MaintenanceMode, Outcome, Policy, Refused, SyncChange};
+use ferro_protocol::ids::{Epoch, ObjectId, Seq};
+use ferro_protocol::units::CHUNK_BYTES;
+use vsand_core::directory::{
+    Basis, Command, Departure, LockKind, MaintenanceMode, Outcome, Policy, Refused, SyncChange,
+};
 use vsand_core::owner::guest::GuestResult;
 
 const SPREAD: u64 = 10;
@@ -48,10 +51,30 @@ fn it_goes_from_the_fullest_to_where_new_ones_go() {
     // Even enough; full, but of nothing that is known; full, and so are the others.
     assert_eq!(next(&cluster([10, 5, 5, 1])), None);
     assert_eq!(next(&cluster([5, 5, 30, 1])), None);
-    assert_eq!(next(&cluster([90, 1, 85, 85])), None);
+    assert_eq!(next(&cluster([79, 71, 72, 72])), None);
+    // Nearly full, less is enough.
+    assert_eq!(next(&cluster([81, 75, 75, 74])), Some((1, 4)));
+    assert_eq!(next(&cluster([81, 78, 78, 78])), None);
     let c = cluster([30, 5, 5, 1]);
     assert_eq!(c.state.next_move(SPREAD, |_| false), None);
     assert_eq!(c.state.next_move(50, |_| true), None);
+}
+
+#[test]
+fn what_its_guest_reads_on_that_host_goes_last() {
+    let mut c = cluster([30, 5, 5, 1]);
+    let closed = ObjectId::from_bytes([10; 16]);
+    let (name, policy) = ("closed".parse().expect("a name"), mirror(2));
+    c.ok(Command::CreateObject { object: closed, name, size_bytes: CHUNK_BYTES, policy, unix_s: 0 });
+    let (epoch, kind) = (Epoch(0), LockKind::Background);
+    c.ok(Command::Acquire { object: closed, epoch, host: host(1), kind, unix_s: 0 });
+    let record = &c.state.objects[&closed];
+    let basis = Basis { object: closed, epoch: record.epoch, revision: record.revision };
+    c.ok(Command::PlaceChunk { basis, chunk: FIRST, near: host(1) });
+    let which = |c: &Cluster| c.state.next_move(SPREAD, |_| true).map(|m| (m.object, number(m.from)));
+    assert_eq!(which(&c), Some((OBJECT, 1)), "both are read there");
+    c.ok(Command::Release { object: closed, epoch: basis.epoch, host: host(1) });
+    assert_eq!(which(&c), Some((closed, 1)));
 }
 
 #[test]

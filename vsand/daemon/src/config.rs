@@ -79,7 +79,7 @@ pub struct Rebalance {
 
 impl Default for Rebalance {
     fn default() -> Self {
-        Self { spread_percent: 10 }
+        Self { spread_percent: 30 }
     }
 }
 

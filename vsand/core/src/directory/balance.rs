@@ -29,6 +29,11 @@ use super::records::{ChunkRecord, Component, DiskHealth, DiskRecord, ObjectRecor
 /// So many components of a disk are tried at most in one look.
 const TRIES: usize = 64;
 
+/// A disk this full, in thousandths, gives components away for a smaller difference: what is placed on it has not much room left.
+const NEARLY_FULL: u64 = 800;
+/// For that one, in thousandths of a disk's size.
+const NEARLY_FULL_SPREAD: u64 = 50;
+
 /// A component that should be elsewhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Move {
@@ -49,20 +54,23 @@ pub(super) fn fullness(disk: &DiskRecord) -> u64 {
 
 impl State {
     /// The component to move next, of those objects that may be moved now: from the fullest disk that has one to a disk that is
-    /// emptier by so many percent of its size; rather not one of the host that has the volume open, which reads it there.
-    /// Nothing while any object is not settled: repair comes first, and moves come one after the other.
+    /// emptier by so many percent of its size, or by a few if it is nearly full; rather not one of the host that has the volume
+    /// open, which reads it there. Nothing while any object is not settled: repair comes first, and moves come one after the other.
     pub fn next_move(&self, spread_percent: u64, may: impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
-        let spread = spread_percent.saturating_mul(10);
+        let spread = |disk: &DiskRecord| {
+            let most = if fullness(disk) >= NEARLY_FULL { NEARLY_FULL_SPREAD } else { u64::MAX };
+            spread_percent.saturating_mul(10).min(most)
+        };
         let takes = |disk: &&DiskRecord| self.is_balanced(disk);
         let emptiest = self.disks.values().filter(takes).map(fullness).min()?;
         let mut fullest: Vec<&DiskRecord> =
-            self.disks.values().filter(takes).filter(|d| fullness(d) >= emptiest + spread).collect();
+            self.disks.values().filter(takes).filter(|d| fullness(d) >= emptiest + spread(d)).collect();
         if fullest.is_empty() || !self.objects.values().all(|object| self.is_settled(object)) {
             return None;
         }
         fullest.sort_unstable_by_key(|disk| (std::cmp::Reverse(fullness(disk)), disk.id));
         let promised = self.promised_by_disk();
-        fullest.into_iter().find_map(|disk| self.move_from(disk, spread, &promised, &may))
+        fullest.into_iter().find_map(|disk| self.move_from(disk, spread(disk), &promised, &may))
     }
 
     /// Whether the disk takes part: it works, stays, and its host is not being worked on.
