@@ -131,6 +131,23 @@ impl State {
         };
         self.objects.iter().filter(|(_, object)| lost(object)).map(|(id, _)| *id).collect()
     }
+
+    /// The objects that a mode would have to move from these disks and can't, because with what is away now they can't be read:
+    /// who waited for them would wait until somebody brings that back.
+    pub fn immovable(
+        &self,
+        disks: &[DiskId],
+        mode: MaintenanceMode,
+        away: &BTreeSet<DiskId>,
+    ) -> BTreeSet<ObjectId> {
+        let stuck = |object: &ObjectRecord| {
+            let unreadable = self.unreadable(object, away);
+            let here = |c: &ChunkRecord| c.components.iter().any(|c| disks.contains(&c.disk));
+            object.chunks.iter().any(|(index, chunk)| unreadable.contains(&index.base()) && here(chunk))
+        };
+        let moved = self.objects.iter().filter(|(_, object)| mode.moves(object.policy));
+        moved.filter(|(_, object)| stuck(object)).map(|(id, _)| *id).collect()
+    }
 }
 
 impl MaintenanceMode {

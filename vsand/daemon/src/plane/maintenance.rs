@@ -171,6 +171,18 @@ fn live_check(view: &View, host: HostId, mode: MaintenanceMode) -> Result<()> {
              had a second copy is moved by `--mode ensure-access`",
         ));
     }
+    let stuck = view.state.immovable(&view.state.disks_in(host), mode, &away(view));
+    if let Some(example) = names(&view.state, &stuck).first() {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!(
+                "host {name} can't be emptied: {} volumes can't be read now, {example} among them, so what it has of them can't be \
+                 copied elsewhere",
+                stuck.len()
+            ),
+            "switch on the hosts that have them (`vsanctl status` names them) and repeat, or use `--mode none`, which moves nothing",
+        ));
+    }
     if mode != MaintenanceMode::NoMove && !keeps_quorum(view, host) {
         return Err(ApiError::new(
             ErrorCode::WouldLoseData,
@@ -300,6 +312,8 @@ pub(super) fn of_disk(view: &View, disk: DiskId) -> Result<Safety> {
 mod tests {
     use std::sync::Arc;
 
+    use vsand_core::directory::Policy;
+
     use super::super::view::tests::{disk_id, healthy, host_id, kill, stale};
     use super::*;
 
@@ -340,6 +354,24 @@ mod tests {
         let error = live_check(&view, host_id(2), MaintenanceMode::EnsureAccess).unwrap_err();
         assert!(error.message.contains("no quorum"), "{error:?}");
         assert!(live_check(&view, host_id(2), MaintenanceMode::NoMove).is_ok());
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_not_waited_for() {
+        let mut view = healthy();
+        let there = view.state.disks_in(host_id(3));
+        for object in Arc::make_mut(&mut view.state).objects.values_mut() {
+            let record = Arc::make_mut(object);
+            record.policy = Policy::Mirror { copies: 1 };
+            let all = record.chunks.values_mut().map(|chunk| &mut chunk.components);
+            all.for_each(|components| components.retain(|c| there.contains(&c.disk)));
+        }
+        assert!(live_check(&view, host_id(3), MaintenanceMode::EnsureAccess).is_ok(), "it moves");
+        kill(&mut view, 3);
+        let error = live_check(&view, host_id(3), MaintenanceMode::EnsureAccess).unwrap_err();
+        assert!(error.message.contains("can't be emptied"), "{error:?}");
+        assert!(live_check(&view, host_id(3), MaintenanceMode::Full).is_err());
+        assert!(live_check(&view, host_id(3), MaintenanceMode::NoMove).is_ok());
     }
 
     #[test]
