@@ -1,6 +1,7 @@
 //! One daemon of a host: its process, its configuration, its API's socket, and the tool that speaks to it.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -18,6 +19,9 @@ use crate::wait::eventually;
 
 /// How long a daemon may take until its API answers.
 const START_MAX: Duration = Duration::from_secs(60);
+
+/// How long it may take to tell its metrics.
+const METRICS_MAX: Duration = Duration::from_secs(10);
 
 /// A daemon that may run or not.
 #[derive(Debug)]
@@ -214,6 +218,22 @@ impl Daemon {
             output.status
         );
         Ok(())
+    }
+
+    /// A metric of the daemon, the sum of all its rows.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(METRICS_MAX))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let rows = text.lines().filter_map(|line| {
+            let (row, value) = line.rsplit_once(' ')?;
+            (row.split('{').next() == Some(name)).then_some(value)
+        });
+        let values: Vec<f64> = rows.map(|value| value.trim().parse()).collect::<Result<_, _>>()?;
+        ensure!(!values.is_empty(), "{}: there is no metric {name}", self.name);
+        Ok(values.into_iter().sum())
     }
 
     /// Everything that the daemon has logged.

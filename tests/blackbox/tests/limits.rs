@@ -12,6 +12,8 @@ const FOR: Duration = Duration::from_secs(3);
 /// A command's change is seen by the volume's owner within this time.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 const DEPTH: usize = 16;
+/// How long requests waited because of limits, in seconds.
+const HELD: &str = "vsand_volume_limited_seconds_total";
 
 /// How many reads of so many bytes a client gets through a second that has [`DEPTH`] of them under way all the time.
 fn rate(client: &mut BlkClient, bytes: u32) -> Result<f64> {
@@ -56,10 +58,13 @@ fn a_guest_is_kept_to_what_it_may() {
         }
         let free = rate(&mut client, 4_096)?;
         ensure!(free > 400.0, "{free:.1} a second without a limit: too few to see one");
+        ensure!(first.metric(HELD)? == 0.0, "it was held back without a limit");
 
         // On any host.
         second.ctl_ok(&["volume", "limit", "data", "--iops", "100"])?;
         is_kept_to(&mut client, 4_096, 100.0)?;
+        let held = first.metric(HELD)?;
+        ensure!(held > 1.0, "held back for {held} s, which is too little for {FOR:?} of greed");
         first.ctl_ok(&["volume", "limit", "data", "--bandwidth", "2M"])?;
         is_kept_to(&mut client, 65_536, 32.0)?;
         // What takes no limit is not held up by it: a flush, and the work of the cluster.

@@ -156,6 +156,8 @@ fn volumes(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     counter(out, "volume_operations", "Completed requests of guests", sample.operations(|io| io.ops))?;
     counter(out, "volume_bytes", "Bytes of completed requests of guests", sample.operations(|io| io.bytes))?;
     counter(out, "volume_errors", "Requests of guests that failed", sample.volumes(|v| v.errors))?;
+    let limited = sample.volumes(|v| v.limited.as_secs_f64());
+    seconds_counter(out, "volume_limited_seconds", "How long requests waited because of limits", limited)?;
     let histograms = sample.operations(|io| Seconds(&io.latency));
     histogram(out, "volume_latency_seconds", "From a request's descriptor to its completion", histograms)?;
     let views = || sample.volume_names.iter().zip(&sample.snapshot.volumes);

@@ -1,6 +1,7 @@
 //! Counters of the data loop. Kept by the loop alone, without atomics; copied out when somebody asks.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ferro_protocol::ids::{DiskId, ObjectId};
 use vsand_core::replica::BadCounts;
@@ -31,6 +32,8 @@ pub struct VolumeStats {
     pub zero: IoStats,
     /// Requests that failed.
     pub errors: u64,
+    /// How long requests waited in the rings because of the volume's limits.
+    pub limited: Duration,
 }
 
 /// All of it.

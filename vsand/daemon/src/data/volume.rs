@@ -78,6 +78,8 @@ pub(super) struct Volume {
     broken_reported: bool,
     /// What the guest may ask for at most, if that is limited.
     throttle: Option<Throttle>,
+    /// Since when the rings are not watched because of it.
+    held_since: Option<Instant>,
 }
 
 impl Volume {
@@ -104,6 +106,7 @@ impl Volume {
             stats: VolumeStats::default(),
             broken_reported: false,
             throttle: None,
+            held_since: None,
         }
     }
 
@@ -183,6 +186,10 @@ impl Volume {
             let Some(device) = &mut self.device else { return false };
             let mut request = None;
             let outcome = device.poll(1, &mut |taken| request = Some(taken));
+            if let Some(since) = self.held_since.take().filter(|_| request.is_some()) {
+                // It was there, or came meanwhile: a guest that asks for nothing is not held back.
+                self.stats.limited += now.mono.since(since);
+            }
             if let Some(request) = request {
                 if matches!(request.kind, RequestKind::Write { .. }) {
                     bytes += request.data_bytes() as usize;
@@ -202,6 +209,7 @@ impl Volume {
                 break;
             }
         }
+        self.held_since = self.wait(now.mono).map(|_| now.mono);
         self.takes_requests(now.mono)
     }
 
