@@ -180,7 +180,7 @@ fn live_check(view: &View, host: HostId, mode: MaintenanceMode) -> Result<()> {
                  copied elsewhere",
                 stuck.len()
             ),
-            "switch on the hosts that have them (`vsanctl status` names them) and repeat, or use `--mode none`, which moves nothing",
+            "switch on the hosts that have them (`vsanctl status` names them) and repeat",
         ));
     }
     if mode != MaintenanceMode::NoMove && !keeps_quorum(view, host) {
@@ -371,7 +371,9 @@ mod tests {
         let error = live_check(&view, host_id(3), MaintenanceMode::EnsureAccess).unwrap_err();
         assert!(error.message.contains("can't be emptied"), "{error:?}");
         assert!(live_check(&view, host_id(3), MaintenanceMode::Full).is_err());
-        assert!(live_check(&view, host_id(3), MaintenanceMode::NoMove).is_ok());
+        // Not even in the mode that moves nothing: it is the only one that has it.
+        let error = live_check(&view, host_id(3), MaintenanceMode::NoMove).unwrap_err();
+        assert_eq!(error.code, ErrorCode::WouldLoseData, "{error:?}");
     }
 
     #[test]
