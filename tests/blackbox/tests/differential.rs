@@ -137,6 +137,8 @@ struct Both {
     ours: Ours,
     theirs: Theirs,
     markers: u64,
+    /// What was sent before this.
+    before: Vec<Vec<u8>>,
     compared: usize,
     met: BTreeMap<Design, usize>,
 }
@@ -149,6 +151,7 @@ impl Both {
             ours: Ours::start(host, &PORTS, MTU)?,
             theirs,
             markers: 0,
+            before: Vec::new(),
             compared: 0,
             met: BTreeMap::new(),
         })
@@ -181,7 +184,8 @@ impl Both {
             }
             for (at, frame) in self.theirs.received()? {
                 marked[1] |= frame.ends_with(&marker[12..]);
-                match Self::by_design(frames, &frame) {
+                let sent = frames.iter().chain(&self.before);
+                match Self::by_design(sent, &frame) {
                     Some(Design::Priority) => {
                         *self.met.entry(Design::Priority).or_default() += 1;
                         *more.entry((at, untagged(&frame))).or_default() -= 1;
@@ -199,13 +203,15 @@ impl Both {
             }
             std::thread::sleep(Duration::from_micros(500));
         }
+        // What only they give is not waited for: it may come when the next is under way.
+        self.before = frames.to_vec();
         self.theirs.decide_anew()
     }
 
     /// Whether a frame that they gave out is one of which we mean to give none, or another.
-    fn by_design(sent: &[Vec<u8>], out: &[u8]) -> Option<Design> {
+    fn by_design<'a>(sent: impl Iterator<Item = &'a Vec<u8>>, out: &[u8]) -> Option<Design> {
         let priority = be16(out, 12) == Some(VLAN) && be16(out, 14).map(vid_of) == Some(0);
-        let mut refused = sent.iter().filter_map(|sent| {
+        let mut refused = sent.filter_map(|sent| {
             let design = design(sent)?;
             let taken_off = out == untagged(sent);
             let same = taken_off || out == sent || untagged(out) == untagged(sent) || untagged(out) == *sent;
