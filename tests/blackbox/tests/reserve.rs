@@ -2,51 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use ferro_blackbox::{Host, LabOptions, eventually, with_lab};
-use ferro_protocol::api::CapacityReport;
-use ferro_vhost::blk::Sector;
-use ferro_vhost::frontend::{BlkClient, ClientOptions, FrontendError, Op, Ticket};
+use anyhow::{Context, ensure};
+use ferro_blackbox::mebibytes::{connect, fill, verify, write};
+use ferro_blackbox::{LabOptions, eventually, with_lab};
+use ferro_protocol::api::{CapacityReport, Redundancy};
 
-const MIB: usize = 1 << 20;
 /// Of the volume for which all is kept, and of the other one.
 const KEPT_MIB: u64 = 200;
 const SPARE_MIB: u64 = 100;
 const SETTLE_MAX: Duration = Duration::from_secs(30);
-
-fn content(mib: u64) -> Vec<u8> {
-    let words = (0..MIB as u64 / 8).map(|word| (mib << 32 | word).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    words.flat_map(u64::to_le_bytes).collect()
-}
-
-fn sector(mib: u64) -> Sector {
-    Sector(mib * (MIB / 512) as u64)
-}
-
-fn connect(host: &Host, name: &str) -> Result<BlkClient> {
-    let options = ClientOptions { data_bytes_max: MIB as u32, ..ClientOptions::default() };
-    Ok(BlkClient::connect(&host.open(name)?, options)?)
-}
-
-/// Writes from the beginning until a write waits: its place and itself.
-fn fill(client: &mut BlkClient, mibs: u64) -> Result<(u64, Ticket)> {
-    for mib in 0..mibs {
-        let ticket = client.submit(0, &Op::Write(sector(mib), &content(mib)))?;
-        match client.wait(0, Duration::from_secs(15)) {
-            Ok(done) => ensure!(done.status == 0, "MiB {mib}: status {}", done.status),
-            Err(FrontendError::Timeout(_)) => return Ok((mib, ticket)),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    anyhow::bail!("{mibs} MiB fit")
-}
-
-fn write(client: &mut BlkClient, mibs: std::ops::Range<u64>) -> Result<()> {
-    for mib in mibs {
-        client.write(sector(mib), &content(mib)).with_context(|| format!("MiB {mib}"))?;
-    }
-    Ok(())
-}
 
 /// Makes a volume of which all is kept.
 fn thick<'a>(name: &'a str, size: &'a str) -> [&'a str; 9] {
@@ -93,14 +57,10 @@ fn a_guest_gets_what_is_kept_for_it_on_full_disks() {
         third.kill9()?;
         third.start()?;
         write(&mut client, KEPT_MIB / 2..KEPT_MIB)?;
-        let mut read = vec![0; MIB];
-        for mib in 0..KEPT_MIB {
-            client.read(sector(mib), &mut read)?;
-            ensure!(read == content(mib), "MiB {mib} is not what was written");
-        }
+        verify(&mut client, 0..KEPT_MIB)?;
         eventually("all copies are there", Duration::from_secs(120), || {
             let info = second.volume("kept")?;
-            ensure!(info.redundancy == ferro_protocol::api::Redundancy::Healthy, "{info:?}");
+            ensure!(info.redundancy == Redundancy::Healthy, "{info:?}");
             Ok(())
         })?;
 
@@ -108,10 +68,6 @@ fn a_guest_gets_what_is_kept_for_it_on_full_disks() {
         owner.ctl_ok(&["volume", "reserve", "spare", "0"])?;
         let done = greedy.wait(0, Duration::from_secs(60)).context("there is room again")?;
         ensure!(done.ticket == waiting && done.status == 0, "status {}", done.status);
-        for mib in 0..=last {
-            greedy.read(sector(mib), &mut read)?;
-            ensure!(read == content(mib), "MiB {mib} is not what was written");
-        }
-        Ok(())
+        verify(&mut greedy, 0..last + 1)
     });
 }
