@@ -28,7 +28,6 @@ mod leaving;
 mod maintenance;
 mod net;
 mod operator;
-mod provision;
 mod rot;
 mod scrub;
 mod world;

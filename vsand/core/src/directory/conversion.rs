@@ -37,9 +37,8 @@ impl State {
             (Policy::Mirror { .. }, Policy::Mirror { .. }) => {}
             _ => return Err(Refused::OtherMethod),
         }
-        let forced = self.provisioning.of(object).forced;
-        if to.domains() > from.domains() && !forced {
-            placement::place(self, to, ChunkIndex(0), None, false)?;
+        if to.domains() > from.domains() {
+            placement::place(self, to, ChunkIndex(0), None)?;
             self.check_room(record, to)?;
         }
         self.change(index, object, |record| record.policy = to)
@@ -53,7 +52,7 @@ impl State {
         for (index, chunk) in &object.chunks {
             let missing = to.components(*index).saturating_sub(chunk.components.len());
             let Some(like) = chunk.components.first() else { continue };
-            let size = self.likely_extents(object, to, *index, like.disk, &promised);
+            let size = self.likely_extents(like.disk, u64::from(to.extents_max(*index)), &promised);
             let mut taken: BTreeSet<&str> =
                 chunk.components.iter().filter_map(|c| self.fault_domain(c.disk)).collect();
             for _ in 0..missing {

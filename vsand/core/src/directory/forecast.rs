@@ -102,7 +102,8 @@ impl State {
                 taken.extend(given.get(&index.base()).into_iter().flatten());
             }
             for component in lost.take(missing) {
-                let size = self.likely_extents(object, object.policy, *index, component.disk, promised);
+                let most = u64::from(object.policy.extents_max(*index));
+                let size = self.likely_extents(component.disk, most, promised);
                 *extents = extents.saturating_add(size);
                 match free.take(&mut taken, size, |_| true) {
                     Ok(domain) if is_shard => {

@@ -35,7 +35,6 @@ pub(crate) enum Command {
 
 impl StateMachine for Toy {
     type Command = Command;
-    type Former = Self;
     /// The new value, or the one that was not expected.
     type Response = Result<u64, u64>;
 
