@@ -172,6 +172,48 @@ ensure_cargo_tool() {
     rm -rf "$CACHE/tools-build"
 }
 
+# of_sources CARGO...: runs cargo so that it compiles what has changed and not whatever was checked out anew. Cargo compares times, and a
+# fresh checkout has only its own; so each file is given the time at which the target directory first saw what is in it. The
+# record holds one content a file, the last one seen: what differs from it counts as changed now. One build at a time: two checkouts
+# with other contents would take each other's for their own. Where there is no git repository cargo goes by the times that are there.
+of_sources() {
+    git -C "$REPO" rev-parse --is-inside-work-tree >/dev/null 2>&1 || { "$@"; return; }
+    mkdir -p "$CARGO_TARGET_DIR"
+    (
+        exec 7>"$CARGO_TARGET_DIR/sources.lock"
+        flock -n 7 || { note "another build uses $CARGO_TARGET_DIR: waiting for its end" >&2; flock 7; }
+        same_sources
+        status=0
+        "$@" 7>&- || status=$?
+        touch "$CARGO_TARGET_DIR/sources.built"
+        exit "$status"
+    )
+}
+
+# same_sources: the part of of_sources that sets the times.
+same_sources() {
+    local record=$CARGO_TARGET_DIR/sources built=$CARGO_TARGET_DIR/sources.built time
+    # What was compiled while nobody kept the record may come from anything: cargo forgets it.
+    if [[ -e $record && -e $built ]]; then
+        find "$CARGO_TARGET_DIR"/*/.fingerprint -mindepth 2 -newer "$built" -printf '%h\0' 2>/dev/null | sort -zu | xargs -0r rm -rf
+    else
+        : >"$record"
+    fi
+    cd "$REPO"
+    # Lines of the record: time, SHA-256, path. A path that sha256sum must escape (a backslash before the line) is left as it is.
+    git ls-files -z --cached --others --exclude-standard | while IFS= read -rd '' file; do
+        [[ ! -f $file || -L $file ]] || printf '%s\0' "$file"
+    done | xargs -0r sha256sum -- | awk -v now="$(date +%s.%N)" '
+        old { seen[substr($0, length($1) + 2)] = $1; next }
+        !/^\\/ { print ($0 in seen ? seen[$0] : now) " " $0 }
+    ' old=1 "$record" old= - >"$record.new"
+    # A time of the record is one run's, so these are few.
+    cut -d ' ' -f 1 "$record.new" | sort -u | while read -r time; do
+        awk -v time="$time" '$1 == time { printf "%s%c", substr($0, length(time) + 68), 0 }' "$record.new" | xargs -0r touch -c -d "@$time" --
+    done
+    mv "$record.new" "$record"
+}
+
 # qemu_accel: "kvm" where KVM runs stock kernels at full speed, else emulation. /dev/kvm alone does not prove it:
 # on a machine without VT-x or SVM it may emulate guest kernel code and stop at the first instruction it lacks.
 qemu_accel() {
