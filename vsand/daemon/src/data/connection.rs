@@ -2,13 +2,14 @@
 //!
 //! Reading: the socket is read in large pieces, TLS records are opened one by one, and their plaintext goes straight into
 //! the buffer of what is being received: head, then header, then a payload that is aligned for the disk.
-//! Writing: frames wait until the loop flushes; those of one turn are sealed together, in as few TLS records as hold them,
-//! and leave in few system calls. What the socket does not take waits for it to be writable.
+//! Writing: frames wait until the loop flushes; then a batch of them ([`super::outgoing`]) is sealed together, in as few TLS
+//! records as hold it, and leaves in few system calls. What the socket does not take waits for it to be writable, and what is
+//! behind that waits unsealed.
 //!
 //! A connection that breaks, or that carries something which is no frame, is dropped as a whole; both sides then send
 //! again what was not answered, over the next one.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use rustls::Connection as Tls;
 use vsand_core::time::Instant;
 use vsand_store::ring::{AlignedBuf, BufPool};
 
+use super::outgoing::Outgoing;
 use super::port::ConnectionId;
 
 /// Read from the socket at once.
@@ -81,12 +83,7 @@ pub(super) struct Connection {
     tls: Tls,
     stage: Stage,
     input: Vec<u8>,
-    /// Heads and headers of the frames that wait to be sealed, one behind the other.
-    heads: Vec<u8>,
-    /// Their payloads, each with its place among the heads.
-    payloads: Vec<(usize, Bytes)>,
-    /// Bytes of payload queued and not yet taken by the socket.
-    queued: usize,
+    outgoing: Outgoing,
     pub writable_asked: bool,
     heard: Instant,
     pinged: Instant,
@@ -105,9 +102,7 @@ impl Connection {
             tls,
             stage: Stage::START,
             input: vec![0; READ_BYTES],
-            heads: Vec::with_capacity(4096),
-            payloads: Vec::new(),
-            queued: 0,
+            outgoing: Outgoing::default(),
             writable_asked: false,
             heard: now,
             pinged: now,
@@ -217,7 +212,7 @@ impl Connection {
             }
             Kind::Request | Kind::Reply => return Err(ConnectionError::WrongDirection),
             Kind::Ping => {
-                frame::put_empty(&mut self.heads, Kind::Pong, head.id);
+                frame::put_empty(self.outgoing.heads(), Kind::Pong, head.id);
                 self.put(&Bytes::new())?;
             }
             Kind::Pong => {}
@@ -233,7 +228,7 @@ impl Connection {
         request: &Request,
         payload: &Bytes,
     ) -> Result<(), ConnectionError> {
-        frame::put_request(&mut self.heads, id, disk, request, payload.len());
+        frame::put_request(self.outgoing.heads(), id, disk, request, payload.len());
         self.put(payload)
     }
 
@@ -245,48 +240,48 @@ impl Connection {
         reply: &Result<Reply, Refusal>,
         payload: &Bytes,
     ) -> Result<(), ConnectionError> {
-        frame::put_reply(&mut self.heads, id, disk, reply, payload.len());
+        frame::put_reply(self.outgoing.heads(), id, disk, reply, payload.len());
         self.put(payload)
     }
 
     /// Queues the payload of the frame whose head was just written.
     fn put(&mut self, payload: &Bytes) -> Result<(), ConnectionError> {
-        if !payload.is_empty() {
-            self.payloads.push((self.heads.len(), payload.clone()));
-        }
-        self.queued += payload.len();
-        if self.queued + self.heads.len() > SEND_BYTES_MAX {
+        self.outgoing.payload(payload);
+        if self.outgoing.bytes() > SEND_BYTES_MAX {
             return Err(ConnectionError::Clogged);
         }
         Ok(())
     }
 
-    /// Seals what is queued into TLS records, all of it at once: the fewer records, the less each byte costs.
+    /// Seals the next batch of what is queued into TLS records: the fewer records, the less each byte costs.
     fn seal(&mut self) -> Result<(), ConnectionError> {
-        if self.heads.is_empty() {
-            return Ok(());
-        }
-        let mut pieces = Vec::with_capacity(2 * self.payloads.len() + 1);
-        let mut from = 0;
-        for (to, payload) in &self.payloads {
-            pieces.push(IoSlice::new(&self.heads[from..*to]));
-            pieces.push(IoSlice::new(payload));
-            from = *to;
-        }
-        pieces.push(IoSlice::new(&self.heads[from..]));
+        let batch = self.outgoing.batch();
+        let pieces = batch.pieces();
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
         let written = self.tls.writer().write_vectored(&pieces)?;
+        drop(pieces);
+        self.outgoing.done(batch);
         if written != total {
             return Err(ConnectionError::Clogged);
         }
-        self.heads.clear();
-        self.payloads.clear();
         Ok(())
     }
 
-    /// Sends what is queued; true if the socket must become writable first.
+    /// Sends a batch of what is queued behind what the socket did not take before; true if there is more, and the socket must
+    /// become writable first.
     pub(super) fn flush(&mut self) -> Result<bool, ConnectionError> {
+        if self.send_sealed()? {
+            return Ok(true);
+        }
+        if self.outgoing.bytes() == 0 {
+            return Ok(false);
+        }
         self.seal()?;
+        Ok(self.send_sealed()? || self.outgoing.bytes() > 0)
+    }
+
+    /// Gives the socket what is sealed; true if it does not take all.
+    fn send_sealed(&mut self) -> Result<bool, ConnectionError> {
         while self.tls.wants_write() {
             match self.tls.write_tls(&mut self.socket) {
                 Ok(_) => {}
@@ -295,7 +290,6 @@ impl Connection {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.queued = 0;
         Ok(false)
     }
 
@@ -307,7 +301,7 @@ impl Connection {
         }
         if self.outbound && quiet >= PING_EVERY && now.since(self.pinged) >= PING_EVERY {
             self.pinged = now;
-            frame::put_empty(&mut self.heads, Kind::Ping, RequestId(0));
+            frame::put_empty(self.outgoing.heads(), Kind::Ping, RequestId(0));
             self.put(&Bytes::new())?;
         }
         Ok(())

@@ -22,6 +22,7 @@ pub(crate) mod clock;
 mod commands;
 mod connection;
 mod disk;
+mod outgoing;
 pub mod port;
 pub mod stats;
 mod volume;
