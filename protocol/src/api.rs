@@ -64,8 +64,8 @@ pub use transfer::{
     BeginTransferRequest, DiscardRequest, Transfer, TransferDirection, TransferEnded, TransferOutcome,
 };
 pub use volume::{
-    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, Redundancy, ResizeVolumeRequest, SetPolicyRequest,
-    VolumeInfo, VolumeList, VolumeOwner,
+    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ProvisionRequest, Redundancy, ResizeVolumeRequest,
+    SetPolicyRequest, VolumeInfo, VolumeList, VolumeOwner,
 };
 
 /// Where the daemon's socket is unless configured otherwise.

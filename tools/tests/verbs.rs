@@ -37,6 +37,7 @@ fn a_volume_from_its_making_to_its_end() {
 
     assert_eq!(served.done(&["volume", "resize", "web", "--size", "20G"]), "volume web has 20 GiB now\n");
     limits_come_and_go(&served);
+    room_is_kept(&served);
     served.run(&["volume", "resize", "web", "--size", "5G"]).refused(5, &["web", "shrunk", "only grow"]);
 
     served.run(&["volume", "delete", "web"]).refused(9, &["no terminal", "--yes"]);
@@ -48,6 +49,44 @@ fn a_volume_from_its_making_to_its_end() {
     served.done(&["volume", "create", "web", "-s", "4K", "-p", "mirror:1", "--quiet"]);
     assert_eq!(served.done(&["volume", "delete", "web", "--yes"]), "deleted volume web\n");
     served.run(&["volume", "show", "web"]).refused(3, &["there is no volume web", "volume list"]);
+}
+
+/// For volume `web` of 20 GiB, which has none.
+fn room_is_kept(served: &Served) {
+    assert_eq!(served.done(&["volume", "reserve", "web", "50"]), "50 % of volume web are kept for it now\n");
+    assert!(served.done(&["volume", "show", "web"]).contains("kept     50 % of it"));
+    served.run(&["volume", "reserve", "web", "101"]).refused(2, &["101", "0..=100"]);
+    served
+        .run(&["volume", "create", "x", "-s", "1G", "-p", "mirror:1", "--reserve", "-1"])
+        .refused(2, &["-1"]);
+    assert_eq!(
+        served.done(&["volume", "reserve", "web", "0"]),
+        "nothing is kept for volume web beyond what it has written\n"
+    );
+    served.done(&["policy", "create", "thick", "--method", "mirror", "--reserve", "100"]);
+    assert!(served.done(&["policy", "show", "thick"]).contains("kept           all of it (thick)"));
+    let made = served.done(&["volume", "create", "fat", "--size", "1G", "--policy", "thick"]);
+    assert_eq!(made, "created volume fat of 1 GiB (mirror:2), 100 % of it kept\n");
+    // What is said of the volume itself comes first.
+    let create = ["volume", "create", "thin", "-s", "1G", "-p", "thick", "--reserve", "0"];
+    assert_eq!(served.json(&create)["reserve_percent"], 0);
+    served.done(&["policy", "apply", "thick", "thin"]);
+    assert_eq!(served.json(&["volume", "show", "thin"])["reserve_percent"], 100);
+    served
+        .run(&["policy", "create", "y", "--method", "raid6", "--force-provisioning"])
+        .refused(2, &["only a mirror"]);
+    let soon = ["policy", "create", "soon", "--method", "mirror", "--failures", "2", "--force-provisioning"];
+    served.done(&soon);
+    served.done(&["policy", "apply", "soon", "thin"]);
+    let info = served.json(&["volume", "show", "thin"]);
+    assert_eq!((&info["policy"]["copies"], &info["force_provisioning"]), (&3.into(), &true.into()));
+    assert_eq!(info["reserve_percent"], 100, "of which the policy says nothing");
+    let made =
+        served.done(&["volume", "create", "few", "-s", "1G", "-p", "mirror:2", "--force-provisioning"]);
+    assert_eq!(made, "created volume few of 1 GiB (mirror:2), also with fewer copies\n");
+    for name in ["few", "fat", "thin"] {
+        served.done(&["volume", "delete", name, "--yes"]);
+    }
 }
 
 /// Of volume `web`, which has none.

@@ -20,6 +20,9 @@ pub struct CapacityTotals {
     pub free_bytes: u64,
     /// Those 5 %, as far as they are free.
     pub reserved_bytes: u64,
+    /// What is kept for volumes with a reservation and not written yet: neither used nor free.
+    #[serde(default)]
+    pub kept_bytes: u64,
     /// The volumes' sizes together, each once.
     pub provisioned_bytes: u64,
     /// What the volumes would take if they were full, with all copies and parity. It may be more than there is.

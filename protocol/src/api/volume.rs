@@ -17,6 +17,12 @@ pub struct CreateVolumeRequest {
     pub size_bytes: u64,
     /// How its data is kept.
     pub policy: PolicySpec,
+    /// How much of its size is kept for it on the disks from the beginning, in percent: 0 (thin) to 100 (thick).
+    #[serde(default)]
+    pub reserve_percent: u8,
+    /// Make it although there is no place for all its copies: of a mirror only.
+    #[serde(default)]
+    pub force_provisioning: bool,
     /// What its guest may ask for at most.
     #[serde(default)]
     pub limits: VolumeLimits,
@@ -37,6 +43,18 @@ pub struct OpenVolumeRequest {
 pub struct ResizeVolumeRequest {
     /// Its new size: whole blocks of 4 KiB, no less than before.
     pub size_bytes: u64,
+}
+
+/// How room is found for a volume; what is left out stays as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProvisionRequest {
+    /// How much of its size is kept for it, in percent: 0 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve_percent: Option<u8>,
+    /// Whether parts of it are placed although there is no place for all their copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
 }
 
 /// Have a volume kept in another way.
@@ -89,6 +107,12 @@ pub struct VolumeInfo {
     pub redundancy: Redundancy,
     /// How many more hosts or disks may fail now before data can't be reached.
     pub failures_left: u8,
+    /// How much of its size is kept for it, written or not, in percent.
+    #[serde(default)]
+    pub reserve_percent: u8,
+    /// Parts of it are placed although there is no place for all their copies.
+    #[serde(default)]
+    pub force_provisioning: bool,
     /// What its guest may ask for at most.
     #[serde(default)]
     pub limits: VolumeLimits,

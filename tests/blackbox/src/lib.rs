@@ -10,7 +10,7 @@
 //! * [`lab`] makes hosts and ends them; [`host`] is one of them; [`daemon`] is one daemon of it, [`process`] any program.
 //! * [`disk`] is a real file system on a loop device, which can freeze and fail; [`held`] is a file of it that does not answer.
 //! * [`checker`] keeps the possible values of every sector; [`workload`] reads and writes a volume against it; [`endure`] has
-//!   it live through faults.
+//!   it live through faults; [`mebibytes`] fills a volume until there is no room.
 //! * [`vm`] is a virtual machine on a volume; [`front_end`] is a device of our own vmm without a machine around it. [`network`]
 //!   is switches, machines on them, and traffic between those; [`cabling`] is the physical network that a switch's uplinks lead to.
 //! * [`hypervisor`] is `hypervisord` on a host, [`bare`] what its virtual machines boot.
@@ -33,6 +33,7 @@ pub mod held;
 pub mod host;
 pub mod hypervisor;
 pub mod lab;
+pub mod mebibytes;
 pub mod network;
 pub mod process;
 pub mod vm;

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ferro_blackbox::endure::{HEAL_MAX, begin, form_with_loop_disk, read_everywhere, survive};
 use ferro_blackbox::lab::with_hosts;
+use ferro_blackbox::mebibytes::{connect, fill, verify, write};
 use ferro_blackbox::{Host, LabOptions, eventually, with_lab};
-use ferro_vhost::blk::Sector;
-use ferro_vhost::frontend::{BlkClient, ClientOptions, FrontendError, Op, Ticket};
 
 /// What a fault may cost at most: the aim is 2 s. A busy test machine gets more.
 const STALL_MAX: Duration = Duration::from_secs(6);
@@ -85,50 +84,17 @@ fn a_disk_that_answers_after_half_a_minute_costs_no_request() {
     });
 }
 
-const MIB: usize = 1 << 20;
-
-/// What is written to a MiB of the volume.
-fn content(mib: u64) -> Vec<u8> {
-    let words = (0..MIB as u64 / 8).map(|word| (mib << 32 | word).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    words.flat_map(u64::to_le_bytes).collect()
-}
-
-fn sector(mib: u64) -> Sector {
-    Sector(mib * (MIB / 512) as u64)
-}
-
-/// Writes from the beginning until a write waits: its place and itself.
-fn fill(client: &mut BlkClient, mibs: u64) -> Result<(u64, Ticket)> {
-    for mib in 0..mibs {
-        let ticket = client.submit(0, &Op::Write(sector(mib), &content(mib)))?;
-        match client.wait(0, Duration::from_secs(15)) {
-            Ok(done) => ensure!(done.status == 0, "MiB {mib}: status {}", done.status),
-            Err(FrontendError::Timeout(_)) => return Ok((mib, ticket)),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    anyhow::bail!("{mibs} MiB fit")
-}
-
 /// More is written than the disks hold: the writer waits, without an error, and goes on when there is room again.
 #[test]
 fn a_writer_waits_while_the_cluster_is_full() {
     with_lab(LabOptions { disk: "1G", ..LabOptions::default() }, |lab| {
         let owner = lab.host(1);
-        let connect = |name: &str| -> Result<BlkClient> {
-            let options = ClientOptions { data_bytes_max: MIB as u32, ..ClientOptions::default() };
-            Ok(BlkClient::connect(&owner.open(name)?, options)?)
-        };
         owner.create("spare", "256M", "mirror:3")?;
-        let mut spare = connect("spare")?;
-        for mib in 0..256 {
-            spare.write(sector(mib), &content(mib))?;
-        }
-        drop(spare);
+        write(&mut connect(owner, "spare")?, 0..256)?;
         owner.ctl_ok(&["volume", "close", "spare"])?;
 
         owner.create("data", "4G", "raid5")?;
-        let mut client = connect("data")?;
+        let mut client = connect(owner, "data")?;
         let (last, waiting) = fill(&mut client, 4 << 10)?;
         println!("{last} MiB fit");
         ensure!(last > 400, "only {last} MiB fit");
@@ -140,11 +106,6 @@ fn a_writer_waits_while_the_cluster_is_full() {
         owner.ctl_ok(&["--yes", "volume", "delete", "spare"])?;
         let done = client.wait(0, Duration::from_secs(60)).context("there is room again")?;
         ensure!(done.ticket == waiting && done.status == 0, "status {}", done.status);
-        let mut read = vec![0; MIB];
-        for mib in 0..=last {
-            client.read(sector(mib), &mut read)?;
-            ensure!(read == content(mib), "MiB {mib} is not what was written");
-        }
-        Ok(())
+        verify(&mut client, 0..last + 1)
     });
 }

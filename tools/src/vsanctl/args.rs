@@ -409,9 +409,26 @@ pub enum VolumeVerb {
         /// raid6:4+2. Or the name of one of `policy list`
         #[arg(short, long, value_name = "POLICY")]
         policy: PolicyChoice,
+        /// How much of it is kept for it on the disks from the beginning, in percent: 0 (thin), to 100 (thick) [default: 0, or what
+        /// the policy of that name says]
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+        reserve: Option<u8>,
+        /// Make it although there is no place for all copies of a mirror now: the others are made once there is
+        #[arg(long)]
+        force_provisioning: bool,
         /// Its limits
         #[command(flatten)]
         limits: LimitOptions,
+    },
+    /// Keep room on the disks for a volume, in use or not, so that its guest can write whatever others take
+    ///
+    /// All its parts get their places at once. What it has written counts; what it may come to write beyond that nobody else gets.
+    Reserve {
+        /// Its name
+        name: VolumeName,
+        /// How much of its size, in percent: 0 (thin) to 100 (thick)
+        #[arg(value_parser = clap::value_parser!(u8).range(0..=100))]
+        percent: u8,
     },
     /// Limit what a volume's guest may ask for, in use or not
     ///

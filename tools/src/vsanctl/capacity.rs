@@ -24,6 +24,7 @@ fn shown(report: &CapacityReport, paint: Paint, disks: bool) -> String {
         ("used", format!("{} ({used}), all copies and parity counted", format_size(totals.used_bytes))),
         ("free", format!("{} for new data", format_size(totals.free_bytes))),
         ("reserved", format!("{} for data that is placed already", format_size(totals.reserved_bytes))),
+        ("kept", format!("{} for volumes, not written yet", format_size(totals.kept_bytes))),
         ("provisioned", format!("{}, each volume once", format_size(totals.provisioned_bytes))),
         ("promised", format!("{} if all volumes were full", format_size(totals.promised_bytes))),
         ("savings", format!("{} by thin volumes", format_size(totals.thin_savings_bytes))),

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Context;
 use super::limits::LimitOptions;
+use super::volume::{force_text, reserve_text};
 use crate::failure::{Exit, Failure, Result};
 use crate::text::{Table, count, facts, printable};
 
@@ -139,6 +140,12 @@ pub struct NewPolicy {
     /// Shards of data: 2 or 4 [default: 2 of raid5, 4 of raid6]
     #[arg(short, long, value_name = "N")]
     pub stripe: Option<u8>,
+    /// How much of the volumes that get it is kept for them on the disks, in percent: 0 (thin) to 100 (thick)
+    #[arg(short, long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub reserve: Option<u8>,
+    /// Volumes that get it are made although there is no place for all copies of a mirror at the time
+    #[arg(long)]
+    pub force_provisioning: bool,
     /// Limits of the volumes that get it
     #[command(flatten)]
     pub limits: LimitOptions,
@@ -154,6 +161,12 @@ struct Stored {
     /// 1: as here.
     version: u32,
     policy: PolicySpec,
+    /// How much of volumes that get it is kept for them, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reserve_percent: Option<u8>,
+    /// Whether they are made although there is no place for all copies.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    force_provisioning: bool,
     /// What guests of volumes that get it may ask for at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<VolumeLimits>,
@@ -170,6 +183,10 @@ struct Named {
     failures: u8,
     /// Fault domains that it needs.
     fault_domains: u8,
+    /// How much of volumes that get it is kept for them, in percent, if it says.
+    reserve_percent: Option<u8>,
+    /// Whether they are made although there is no place for all copies.
+    force_provisioning: bool,
     /// What guests of volumes that get it may ask for at most.
     limits: Option<VolumeLimits>,
     about: Option<String>,
@@ -193,8 +210,22 @@ impl Named {
         }
         let policy = Policy::try_from(stored.policy).map_err(|error| bad(error.to_string()))?;
         let (failures, fault_domains) = (policy.failures_to_tolerate(), policy.domains());
-        let (limits, revision) = (stored.limits, document.revision);
-        Ok(Self { name, policy, failures, fault_domains, limits, about: stored.about, revision })
+        let Stored { reserve_percent, force_provisioning, limits, about, .. } = stored;
+        if reserve_percent.is_some_and(|percent| percent > 100) {
+            return Err(bad("it keeps more than 100 % of a volume".to_owned()));
+        }
+        let revision = document.revision;
+        Ok(Self {
+            name,
+            policy,
+            failures,
+            fault_domains,
+            reserve_percent,
+            force_provisioning,
+            limits,
+            about,
+            revision,
+        })
     }
 }
 
@@ -221,6 +252,10 @@ pub(super) async fn policy(context: &Context, verb: PolicyVerb) -> Result<()> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Meant {
     pub policy: Policy,
+    /// How much is kept, in percent: only of a policy with a name, if it says.
+    pub reserve: Option<u8>,
+    /// Whether it is made although there is no place for all copies: only of a policy with a name that says so.
+    pub force: bool,
     /// Only of a policy with a name, if it says any.
     pub limits: Option<VolumeLimits>,
 }
@@ -228,10 +263,13 @@ pub(super) struct Meant {
 /// The policy that was meant.
 pub(super) async fn resolve(context: &Context, choice: &PolicyChoice) -> Result<Meant> {
     match choice {
-        PolicyChoice::Policy(policy) => Ok(Meant { policy: *policy, limits: None }),
+        PolicyChoice::Policy(policy) => {
+            Ok(Meant { policy: *policy, reserve: None, force: false, limits: None })
+        }
         PolicyChoice::Name(name) => {
             let named = named(context, name).await?;
-            Ok(Meant { policy: named.policy, limits: named.limits })
+            let Named { policy, reserve_percent: reserve, force_provisioning: force, limits, .. } = named;
+            Ok(Meant { policy, reserve, force, limits })
         }
     }
 }
@@ -301,7 +339,14 @@ async fn create(context: &Context, new: NewPolicy) -> Result<()> {
         return Err(Failure::usage(message, "say less"));
     }
     let limits = new.limits.asked(&format!("policy {name}"))?;
-    let stored = Stored { version: VERSION, policy: policy.into(), limits, about: new.about };
+    let NewPolicy { reserve: reserve_percent, force_provisioning, .. } = new;
+    if force_provisioning && !matches!(new.method, PolicyMethod::Mirror) {
+        let why = "only a mirror can be made where there is no place for all of it";
+        return Err(Failure::usage(format!("policy {name} can't be made: {why}"), next));
+    }
+    let (version, spec) = (VERSION, policy.into());
+    let stored =
+        Stored { version, policy: spec, reserve_percent, force_provisioning, limits, about: new.about };
     let content = serde_json::to_vec(&stored)
         .map_err(|error| Failure::usage(format!("policy {name} can't be written: {error}"), next))?;
     let path = format!("/v1/documents/{PREFIX}{name}?basis=0");
@@ -322,6 +367,8 @@ async fn create(context: &Context, new: NewPolicy) -> Result<()> {
         policy,
         failures: policy.failures_to_tolerate(),
         fault_domains: policy.domains(),
+        reserve_percent,
+        force_provisioning,
         limits,
         about: stored.about,
         revision,
@@ -370,6 +417,8 @@ fn one(named: &Named) -> String {
         ("survives", survives(named.policy)),
         ("fault domains", named.fault_domains.to_string()),
         ("1 GiB takes", space(named.policy)),
+        ("kept", named.reserve_percent.map_or("as the volume says".to_owned(), reserve_text)),
+        ("forced", force_text(named.force_provisioning).to_owned()),
         ("limits", named.limits.unwrap_or_default().to_string()),
         ("about", printable(named.about.as_deref().unwrap_or("-"))),
     ])
@@ -402,6 +451,8 @@ mod tests {
             method,
             failures,
             stripe,
+            reserve: None,
+            force_provisioning: false,
             limits: LimitOptions::default(),
             about: None,
         };
@@ -436,6 +487,7 @@ mod tests {
             r#"{"version":2,"policy":{"method":"raid6"}}"#,
             r#"{"version":1,"policy":{"method":"raid9"}}"#,
             r#"{"version":1,"policy":{"method":"raid6"},"limit":1}"#,
+            r#"{"version":1,"policy":{"method":"raid6"},"reserve_percent":101}"#,
             "",
         ] {
             let refused = Named::read(&document(content)).unwrap_err();

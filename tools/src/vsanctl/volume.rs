@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use ferro_protocol::api::{
-    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, Redundancy, ResizeVolumeRequest, VolumeInfo,
-    VolumeList, VolumeOwner, format_size,
+    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ProvisionRequest, Redundancy, ResizeVolumeRequest,
+    VolumeInfo, VolumeList, VolumeOwner, format_size,
 };
 use ferro_protocol::ids::VolumeName;
 use hyper::Method;
@@ -19,18 +19,37 @@ use crate::text::{Cell, Paint, Style, Table, facts, printable, shell_word};
 pub(super) async fn volume(context: &Context, verb: VolumeVerb) -> Result<()> {
     let terminal = context.terminal;
     match verb {
-        VolumeVerb::Create { name, size, policy, limits } => {
+        VolumeVerb::Create { name, size, policy, reserve, force_provisioning, limits } => {
             let asked = limits.asked(&format!("volume {name}"))?;
             let meant = policy::resolve(context, &policy).await?;
-            let meant = Meant { limits: asked.or(meant.limits), ..meant };
+            let meant = Meant {
+                limits: asked.or(meant.limits),
+                reserve: reserve.or(meant.reserve),
+                force: force_provisioning || meant.force,
+                ..meant
+            };
             let made = create(context, &name, size, meant).await?;
             terminal.done(&made, |made| {
                 let size = format_size(made.size_bytes);
                 let mut line = format!("created volume {} of {size} ({})", made.name, made.policy);
+                if made.reserve_percent > 0 {
+                    let _ = write!(line, ", {} % of it kept", made.reserve_percent);
+                }
+                if made.force_provisioning {
+                    line.push_str(", also with fewer copies");
+                }
                 if !made.limits.is_none() {
                     let _ = write!(line, ", limited to {}", made.limits);
                 }
                 line
+            })
+        }
+        VolumeVerb::Reserve { name, percent } => {
+            let request = ProvisionRequest { reserve_percent: Some(percent), force: None };
+            let kept = provision(context, &name, &request).await?;
+            terminal.done(&kept, |kept| match kept.reserve_percent {
+                0 => format!("nothing is kept for volume {} beyond what it has written", kept.name),
+                percent => format!("{percent} % of volume {} are kept for it now", kept.name),
             })
         }
         VolumeVerb::Limit { name, limits, none } => limits::limit(context, &name, limits, none).await,
@@ -67,6 +86,15 @@ pub(super) async fn show(context: &Context, name: &VolumeName) -> Result<VolumeI
     context.client.get(&format!("/v1/volumes/{name}")).await
 }
 
+/// Has room found for a volume in another way.
+pub(super) async fn provision(
+    context: &Context,
+    name: &VolumeName,
+    request: &ProvisionRequest,
+) -> Result<VolumeInfo> {
+    context.client.put(&format!("/v1/volumes/{name}/provisioning"), request).await
+}
+
 pub(super) async fn create(
     context: &Context,
     name: &VolumeName,
@@ -74,12 +102,29 @@ pub(super) async fn create(
     meant: Meant,
 ) -> Result<VolumeInfo> {
     let (policy, limits) = (meant.policy.into(), meant.limits.unwrap_or_default());
-    let request = CreateVolumeRequest { name: name.to_string(), size_bytes, policy, limits };
+    let reserve_percent = meant.reserve.unwrap_or_default();
+    let (name, force_provisioning) = (name.to_string(), meant.force);
+    let request =
+        CreateVolumeRequest { name, size_bytes, policy, reserve_percent, force_provisioning, limits };
     context.client.post("/v1/volumes", &request).await
 }
 
 pub(super) async fn delete_now(context: &Context, name: &VolumeName) -> Result<()> {
     context.client.empty(Method::DELETE, &format!("/v1/volumes/{name}"), None::<&()>).await
+}
+
+/// Whether a volume is made where there is no place for all its copies, to people.
+pub(super) fn force_text(force: bool) -> &'static str {
+    if force { "made also where there is no place for all copies" } else { "no" }
+}
+
+/// How much is kept for a volume, to people.
+pub(super) fn reserve_text(percent: u8) -> String {
+    match percent {
+        0 => "nothing beyond what it has written (thin)".to_owned(),
+        100 => "all of it (thick)".to_owned(),
+        _ => format!("{percent} % of it"),
+    }
 }
 
 async fn delete(context: &Context, name: &VolumeName) -> Result<()> {
@@ -223,6 +268,8 @@ fn one_volume(volume: &VolumeInfo, paint: Paint) -> String {
             format!("{} (survives {})", volume.policy, crate::text::count(u64::from(failures), "failure")),
         ),
         ("state", format!("{}{left}", paint.text(style, word))),
+        ("kept", reserve_text(volume.reserve_percent)),
+        ("forced", force_text(volume.force_provisioning).to_owned()),
         ("limits", volume.limits.to_string()),
         ("open on", owner),
         ("epoch", volume.epoch.0.to_string()),

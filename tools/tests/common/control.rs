@@ -12,9 +12,9 @@ use ferro_protocol::api::{
     DocumentInfo, DocumentList, ErrorCode, EventList, Health, HealthCheck, HealthLevel, HealthReport,
     HostInfo, HostState, HostSupport, JoinRequest, JoinToken, LockInfo, MaintenanceInfo, MaintenanceMode,
     MissingPart, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, OperationCounters, Policy,
-    PutDocument, Redundancy, Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status,
-    SupportFile, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome,
-    VolumeCounters, VolumeInfo, VolumeLimits,
+    ProvisionRequest, PutDocument, Redundancy, Removal, ResyncList, Safety, ScrubList, ScrubRequest,
+    SetHostRequest, Status, SupportFile, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded,
+    TransferOutcome, VolumeCounters, VolumeInfo, VolumeLimits,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, TransferId, VolumeName};
@@ -389,6 +389,8 @@ impl ControlPlane for Memory {
             policy: volume.policy,
             redundancy: Redundancy::Healthy,
             failures_left: volume.policy.failures_to_tolerate(),
+            reserve_percent: volume.reserve_percent,
+            force_provisioning: volume.force_provisioning,
             limits: volume.limits,
             owner: None,
             epoch: Epoch(0),
@@ -450,6 +452,14 @@ impl ControlPlane for Memory {
         let mut state = self.state();
         let info = &mut state.find(name)?.info;
         info.limits = limits;
+        Ok(info.clone())
+    }
+
+    async fn provision_volume(&self, name: &VolumeName, request: ProvisionRequest) -> Result<VolumeInfo> {
+        let mut state = self.state();
+        let info = &mut state.find(name)?.info;
+        info.reserve_percent = request.reserve_percent.unwrap_or(info.reserve_percent);
+        info.force_provisioning = request.force.unwrap_or(info.force_provisioning);
         Ok(info.clone())
     }
 

@@ -45,6 +45,7 @@ pub(crate) fn capacity(hosts: Vec<HostInfo>) -> CapacityReport {
         used_bytes: 24 << 30,
         free_bytes: 166 << 30,
         reserved_bytes: 10 << 30,
+        kept_bytes: 2 << 30,
         provisioned_bytes: 40 << 30,
         promised_bytes: 80 << 30,
         thin_savings_bytes: 56 << 30,

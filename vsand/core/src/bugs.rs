@@ -18,6 +18,8 @@ pub enum Bug {
     WrongWatermark,
     /// Reads are served after the lease has ended.
     StaleReadAfterLease,
+    /// A new owner takes versions again that a stale component is marked with.
+    MarksForgotten,
     /// Checksums are not looked at.
     CrcUnchecked,
     /// A resync copies only what changed on the source, not what the returning component alone has.
@@ -54,7 +56,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them, with their names and what they do.
-    pub const ALL: [(&'static str, Self, &'static str); 23] = [
+    pub const ALL: [(&'static str, Self, &'static str); 24] = [
         ("ack-before-flush", Self::AckBeforeFlush, "a write is answered before it is on stable storage"),
         ("no-seal", Self::NoSeal, "replicas accept any epoch"),
         ("seal-in-memory", Self::SealInMemory, "the promise to refuse lower epochs is not written down"),
@@ -66,6 +68,11 @@ impl Bug {
         ),
         ("wrong-watermark", Self::WrongWatermark, "the watermark counts writes that are under way"),
         ("stale-read-after-lease", Self::StaleReadAfterLease, "reads are served after the lease has ended"),
+        (
+            "marks-forgotten",
+            Self::MarksForgotten,
+            "a new owner takes versions again that a stale component is marked with",
+        ),
         ("crc-unchecked", Self::CrcUnchecked, "checksums are not looked at"),
         (
             "resync-keeps-divergent",

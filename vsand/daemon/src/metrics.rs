@@ -202,6 +202,8 @@ fn disks(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     let extents = |n: u32| u64::from(n) * EXTENT_BYTES;
     gauge(out, "disk_capacity_bytes", "Size of the disk", sample.disks(|d| extents(d.extents)))?;
     gauge(out, "disk_used_bytes", "Taken", sample.disks(|d| extents(d.extents_used)))?;
+    let help = "Kept for volumes and not taken yet";
+    gauge(out, "disk_kept_bytes", help, sample.disks(|d| extents(d.extents_kept)))?;
     let paths = sample.disk_paths.iter().zip(&sample.snapshot.disks);
     let dead =
         paths.map(|(path, (_, _, dead))| (vec![("disk", path.clone())], u64::from(dead.is_some()))).collect();

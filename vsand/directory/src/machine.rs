@@ -23,8 +23,9 @@ use crate::types::{Applied, Proposal, ProposalId};
 const ENCODING_VERSION: u8 = 1;
 /// Version of a snapshot, whose state is one value and can't get a field without becoming another:
 /// - 1: the first;
-/// - 2: documents take the place of values, with the revision of the last change to any.
-const SNAPSHOT_VERSION: u8 = 2;
+/// - 2: documents take the place of values, with the revision of the last change to any;
+/// - 3: what is kept for objects. The one before is read too, as [`StateMachine::Former`].
+const SNAPSHOT_VERSION: u8 = 3;
 /// Version byte and CRC-32 in front of a snapshot's state.
 const SNAPSHOT_HEAD_BYTES: usize = 5;
 /// For so many entries the answer is remembered.
@@ -35,6 +36,8 @@ pub(crate) const WINDOW: u64 = 1024;
 pub trait StateMachine: Default + Clone + Send + Sync + Serialize + DeserializeOwned + 'static {
     /// What is proposed. Encoded with postcard and kept in the log: variants and fields are only ever added at the end.
     type Command: Serialize + DeserializeOwned + Send + Sync;
+    /// The state as it was in snapshots of the version before.
+    type Former: DeserializeOwned + Into<Self>;
     /// What the proposer gets back.
     type Response: Serialize + DeserializeOwned + Send + Sync;
 
@@ -159,6 +162,14 @@ impl Recent {
     }
 }
 
+/// Decodes what must take up all bytes.
+fn whole<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    match postcard::take_from_bytes(bytes)? {
+        (value, []) => Ok(value),
+        _ => Err(DecodeError::Content(postcard::Error::DeserializeBadEncoding)),
+    }
+}
+
 /// What a snapshot holds.
 #[derive(Serialize, Deserialize)]
 struct Body<T> {
@@ -228,14 +239,18 @@ impl<S: StateMachine> Machine for Cell<S> {
         let Some((head, body)) = snapshot.split_first_chunk::<SNAPSHOT_HEAD_BYTES>() else {
             return Err(DecodeError::Short);
         };
-        if head[0] != SNAPSHOT_VERSION {
-            return Err(DecodeError::Version { found: head[0], read: SNAPSHOT_VERSION });
+        let [version, crc @ ..] = head;
+        if ![SNAPSHOT_VERSION, SNAPSHOT_VERSION - 1].contains(version) {
+            return Err(DecodeError::Version { found: *version, read: SNAPSHOT_VERSION });
         }
-        if crc32fast::hash(body) != u32::from_le_bytes([head[1], head[2], head[3], head[4]]) {
+        if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
             return Err(DecodeError::Checksum);
         }
-        let (Body::<S> { state, recent }, []) = postcard::take_from_bytes(body)? else {
-            return Err(DecodeError::Content(postcard::Error::DeserializeBadEncoding));
+        let Body { state, recent } = if *version == SNAPSHOT_VERSION {
+            whole::<Body<S>>(body)?
+        } else {
+            let Body::<S::Former> { state, recent } = whole(body)?;
+            Body { state: state.into(), recent }
         };
         let inner = Arc::clone(&self.inner);
         Ok(Box::new(move |index| {
@@ -261,8 +276,19 @@ mod tests {
     #[derive(Default, Clone, serde::Serialize, serde::Deserialize)]
     struct Sum(u64);
 
+    /// A sum as it once was, in halves.
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Halves(u64, u64);
+
+    impl From<Halves> for Sum {
+        fn from(halves: Halves) -> Self {
+            Self(halves.0 + halves.1)
+        }
+    }
+
     impl StateMachine for Sum {
         type Command = u64;
+        type Former = Halves;
         type Response = u64;
         fn apply(&mut self, _index: u64, command: u64) -> u64 {
             self.0 += command;
@@ -347,6 +373,20 @@ mod tests {
         for len in 0..good.len() {
             assert!(other.prepare(&good[..len]).is_err(), "cut at {len}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_of_the_version_before_is_read() {
+        let body = Body { state: Halves(300, 7), recent: Remembered::default() };
+        let mut old = postcard::to_extend(&body, vec![SNAPSHOT_VERSION - 1, 0, 0, 0, 0]).unwrap();
+        let crc = crc32fast::hash(&old[SNAPSHOT_HEAD_BYTES..]);
+        old[1..SNAPSHOT_HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
+        let cell = Cell::<Sum>::new();
+        cell.prepare(&old).unwrap()(5);
+        assert_eq!((cell.state().0, *cell.applied().borrow()), (307, 5));
+        // Not as the version of today.
+        old[0] = SNAPSHOT_VERSION;
+        assert!(cell.prepare(&old).is_err());
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Tables {
         for row in loaded.map {
             let component = *tables.by_chunk.get(&row.chunk).ok_or(MetaError::Row("map"))?;
             let key = ExtentKey::new(component, u32::from(row.extent));
-            if row.phys.is_some_and(|p| !tables.alloc.take(p)) {
+            if row.phys.is_some_and(|p| !tables.alloc.take(row.chunk.object, p)) {
                 return Err(ApplyError::Misfit("two extents share a place"));
             }
             let slot = Slot { phys: row.phys, seq_max: row.seq_max, stored: true, ..Slot::default() };
@@ -185,6 +185,11 @@ impl Tables {
     /// The key of the extent that this block lies in; makes the component known.
     pub(crate) fn key_of(&mut self, chunk: ChunkId, block: u32) -> ExtentKey {
         ExtentKey::new(self.component(chunk), block / EXTENT_BLOCKS)
+    }
+
+    /// The object that the extent is of.
+    pub(crate) fn object_of(&self, key: ExtentKey) -> ObjectId {
+        self.components[key.component()].chunk.object
     }
 
     /// The same, if the component is known.
@@ -343,13 +348,14 @@ impl Tables {
             None => {
                 slot.pending = slot.pending.filter(|&p| p != phys);
                 slot.phys = Some(phys);
-                self.claim(phys)
+                self.claim(key, phys)
             }
         }
     }
 
-    fn claim(&mut self, phys: u32) -> Result<(), ApplyError> {
-        if self.replaying && !self.alloc.take(phys) {
+    fn claim(&mut self, key: ExtentKey, phys: u32) -> Result<(), ApplyError> {
+        let object = self.object_of(key);
+        if self.replaying && !self.alloc.take(object, phys) {
             return Err(ApplyError::Misfit("the place is not free"));
         }
         Ok(())
@@ -405,9 +411,10 @@ impl Tables {
             let old = slot.phys.replace(w.phys);
             self.overlay_blocks -= gone;
             if let Some(old) = old {
-                self.alloc.defer(old);
+                let object = self.object_of(w.key);
+                self.alloc.defer(object, old);
             }
-            self.claim(w.phys)?;
+            self.claim(w.key, w.phys)?;
         } else {
             self.attach(w.key, w.phys)?;
         }
@@ -440,7 +447,8 @@ impl Tables {
         let freed = if blocks.mapped.is_empty() { slot.phys.take() } else { None };
         self.overlay_blocks -= gone;
         if let Some(phys) = freed {
-            self.alloc.defer(phys);
+            let object = self.object_of(key);
+            self.alloc.defer(object, phys);
         }
         if taken {
             self.mark(key, range, force, version);
@@ -462,7 +470,7 @@ impl Tables {
                 let Some(slot) = self.slots.remove(&key) else { continue };
                 self.overlay_blocks -= slot.overlay.as_ref().map_or(0, |o| o.len());
                 if let Some(phys) = slot.phys {
-                    self.alloc.defer(phys);
+                    self.alloc.defer(object, phys);
                 }
             }
             // Its place in the table is never used again, so that keys of operations under way can't name another.

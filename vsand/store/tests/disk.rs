@@ -196,6 +196,35 @@ fn a_full_disk_says_so_changes_nothing_and_takes_data_again_after_a_discard() {
 }
 
 #[test]
+fn what_is_kept_for_an_object_others_do_not_get() {
+    let (_dir, _path, mut disk) = fresh(13 * MIB);
+    let extents = disk.store.stats().extents;
+    let (kept, other) = (chunk(1, 0), chunk(2, 0));
+    let extent = |c, n: u32, seq| write(c, range(n * 256, 256), version(1, seq));
+    disk.done(extent(kept, 0, 1));
+    disk.store.keep([(kept.object, 5)].into());
+    assert_eq!((disk.store.stats().extents_used, disk.store.stats().extents_kept), (1, 4));
+    for n in 0..extents - 5 {
+        disk.done(extent(other, n, 1));
+    }
+    assert_eq!(disk.run(extent(other, extents, 1)), Err(DiskError::Full));
+    assert_eq!(disk.run(write(other, range(extents * 256, 1), version(1, 1))), Err(DiskError::Full));
+    // What it has it may write over, with and without a fresh extent.
+    disk.done(write(other, range(0, 1), version(1, 2)));
+    disk.done(extent(other, 1, 3));
+    for n in 1..5 {
+        disk.done(extent(kept, n, 1));
+    }
+    assert_eq!(disk.store.stats().extents_kept, 0);
+    assert_eq!(disk.run(extent(kept, 5, 1)), Err(DiskError::Full));
+    // What it gives up others do not get either, until nothing is kept any more.
+    disk.done(zero(kept, range(0, 256), version(1, 2)));
+    assert_eq!(disk.run(extent(other, extents, 2)), Err(DiskError::Full));
+    disk.store.keep([].into());
+    disk.done(extent(other, extents, 2));
+}
+
+#[test]
 fn many_writers_at_once_share_batches_and_agree_with_a_later_look() {
     let (_dir, path, mut disk) = fresh(60 * MIB);
     let mut seq = 0;

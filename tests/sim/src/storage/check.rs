@@ -156,6 +156,7 @@ impl World {
             }
             self.scrub_early();
             self.even_out();
+            self.keep_room();
             return self.after(100 * MS, Event::Check);
         }
         let missing = self.not_quiet().or_else(|| self.differing().err()).or_else(|| self.scrub_all());

@@ -28,6 +28,7 @@ mod leaving;
 mod maintenance;
 mod net;
 mod operator;
+mod provision;
 mod rot;
 mod scrub;
 mod world;

@@ -101,7 +101,12 @@ impl World {
                 self.with_owner(host, *object, |owner, now| owner.scrub(now, *chunk, 1 << 34));
             }
         }
-        Some(format!("these are not scrubbed: {next:?}"))
+        let placed = |(object, chunk): &(usize, ChunkIndex)| {
+            let record = self.directory.state.objects.get(&object_id(*object))?;
+            Some(record.chunks.iter().filter(|(index, _)| index.base() == *chunk).collect::<Vec<_>>())
+        };
+        let placed: Vec<_> = next.iter().map(placed).collect();
+        Some(format!("these are not scrubbed: {next:?}, which are {placed:?}"))
     }
 
     /// Blocks rot, never so many that their content is lost. The chunks that there are, by object.

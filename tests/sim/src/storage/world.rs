@@ -22,6 +22,7 @@ use super::host::Host;
 use super::leaving::Leaving;
 use super::maintenance::Maintenance;
 use super::net::Net;
+use super::provision::Provisions;
 use super::scrub::Scrubs;
 
 /// The longest that a guest may wait while a single host or disk other than its own fails.
@@ -95,6 +96,7 @@ pub(super) struct World {
     pub converting: Converting,
     pub scrubs: Scrubs,
     pub moves: Moves,
+    pub provisions: Provisions,
     pub parity: Dice,
     /// Of each log.
     pub log_slots: u32,
@@ -227,6 +229,7 @@ impl World {
             converting: Converting::new(seed),
             scrubs: Scrubs::new(seed),
             moves: Moves::new(seed),
+            provisions: Provisions::new(seed),
             parity: Dice::new(seed ^ 0x9a91_7e5a),
             log_slots: 0,
             maintenance: Maintenance::new(seed),

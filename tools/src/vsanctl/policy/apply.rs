@@ -1,6 +1,8 @@
 //! `policy apply`: volumes get another policy while they are in use, and who asked for it may watch.
 
-use ferro_protocol::api::{Policy, Redundancy, SetPolicyRequest, Status, VolumeInfo, VolumeList};
+use ferro_protocol::api::{
+    Policy, ProvisionRequest, Redundancy, SetPolicyRequest, Status, VolumeInfo, VolumeList,
+};
 use ferro_protocol::ids::VolumeName;
 
 use super::{Meant, PolicyChoice, resolve};
@@ -17,16 +19,29 @@ pub(super) async fn apply(
     names: &[VolumeName],
     no_wait: bool,
 ) -> Result<()> {
-    let Meant { policy, limits } = resolve(context, choice).await?;
+    let Meant { policy, reserve, force, limits } = resolve(context, choice).await?;
     // A name that is wrong is seen before anything changes.
     for name in names {
         volume::show(context, name).await?;
     }
     let mut changed: Vec<VolumeInfo> = Vec::new();
     for name in names {
+        // Whether it may have fewer copies counts when they are sought, and what is kept when it is known how many there are to be.
+        if force {
+            volume::provision(
+                context,
+                name,
+                &ProvisionRequest { force: Some(true), ..ProvisionRequest::default() },
+            )
+            .await?;
+        }
         let request = SetPolicyRequest { policy: policy.into() };
         let path = format!("/v1/volumes/{name}/policy");
         let mut volume = context.client.post(&path, &request).await?;
+        if reserve.is_some() {
+            let request = ProvisionRequest { reserve_percent: reserve, force: None };
+            volume = volume::provision(context, name, &request).await?;
+        }
         if let Some(limits) = limits {
             volume = put(context, name, limits).await?;
         }

@@ -9,6 +9,7 @@ use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq
 use super::State;
 use super::command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
 use super::placement;
+use super::provision::Provision;
 use super::records::{
     ChunkRecord, Component, Content, Departure, DiskHealth, DiskRecord, HostRecord, Lock, LockKind,
     MaintenanceMode, ObjectRecord, Policy, Sync, TokenEntry,
@@ -42,11 +43,16 @@ impl State {
                 })
             }
             Command::ReportUsage { used_extents } => self.report_usage(&used_extents),
+            Command::ReportRoom { seen, used_extents } => self.report_room(seen, &used_extents),
             Command::DiskDied { disk, reason } => self.disk_died(disk, reason),
             Command::RemoveDisk { disk, unix_s: _ } => self.remove_disk(index, disk),
             Command::CreateObject { object, name, size_bytes, policy, unix_s } => {
-                self.create(index, object, name, size_bytes, policy, unix_s)
+                self.create(index, object, name, size_bytes, policy, Provision::default(), unix_s)
             }
+            Command::CreateProvisioned { object, name, size_bytes, policy, provision, unix_s } => {
+                self.create(index, object, name, size_bytes, policy, provision, unix_s)
+            }
+            Command::Provision { object, provision } => self.provision(index, object, provision),
             Command::DeleteObject { object } => self.delete(object),
             Command::ResizeObject { object, size_bytes } => self.resize(index, object, size_bytes),
             Command::SetContent { object, epoch, content } => self.set_content(index, object, epoch, content),
@@ -233,6 +239,7 @@ impl State {
         }
     }
 
+    #[allow(clippy::too_many_arguments, reason = "what a new object has")]
     fn create(
         &mut self,
         index: u64,
@@ -240,6 +247,7 @@ impl State {
         name: VolumeName,
         size_bytes: u64,
         policy: Policy,
+        provision: Provision,
         unix_s: u64,
     ) -> Applied {
         if let Some(by) = self.names.get(&name) {
@@ -252,8 +260,9 @@ impl State {
             return Err(Refused::BadSize(size_bytes));
         }
         policy.check()?;
-        // Nothing is placed before it is written; that it could be is checked now.
-        placement::place(self, policy, ChunkIndex(0), None)?;
+        provision.check(policy)?;
+        // What has nothing kept for it is placed when it is written; that it could be is checked now.
+        placement::place(self, policy, ChunkIndex(0), None, provision.forced)?;
         let record = Arc::new(ObjectRecord {
             id: object,
             name: name.clone(),
@@ -266,9 +275,14 @@ impl State {
             created_unix_s: unix_s,
             revision: index,
         });
-        self.names.insert(name, object);
-        self.objects.insert(object, Arc::clone(&record));
-        Ok(Outcome::Object(record))
+        self.names.insert(name.clone(), object);
+        self.objects.insert(object, record);
+        let made = self.provision(index, object, provision);
+        if made.is_err() {
+            self.names.remove(&name);
+            self.objects.remove(&object);
+        }
+        made
     }
 
     fn delete(&mut self, object: ObjectId) -> Applied {
@@ -281,6 +295,7 @@ impl State {
         let name = record.name.clone();
         self.names.remove(&name);
         self.objects.remove(&object);
+        self.provisioning.forget(object);
         Ok(Outcome::Done)
     }
 
@@ -292,7 +307,17 @@ impl State {
         if !ObjectRecord::good_size(size_bytes) {
             return Err(Refused::BadSize(size_bytes));
         }
-        self.change(index, object, |record| record.size_bytes = size_bytes)
+        let provision = self.provisioning.of(object);
+        let mut grown = ObjectRecord::clone(record);
+        grown.size_bytes = size_bytes;
+        self.keep(&mut grown, provision)?;
+        if provision.percent > 0 {
+            self.provisioning.touch(index);
+        }
+        self.change(index, object, |record| {
+            record.size_bytes = size_bytes;
+            record.chunks = grown.chunks;
+        })
     }
 
     fn set_content(&mut self, index: u64, object: ObjectId, epoch: Epoch, content: Content) -> Applied {
@@ -372,13 +397,9 @@ impl State {
         if record.policy.records(chunk).any(|index| record.chunks.contains_key(&index)) {
             return Err(Refused::Overtaken(Arc::clone(record)));
         }
-        let placed = placement::place(self, record.policy, chunk, Some(near))?;
-        self.change(index, basis.object, |record| {
-            record.chunks.extend(placed.into_iter().map(|(index, disks)| {
-                let components = disks.into_iter().map(|disk| Component { disk, sync: Sync::InSync });
-                (index, ChunkRecord { components: components.collect() })
-            }));
-        })
+        let forced = self.provisioning.of(record.id).forced;
+        let placed = placement::place(self, record.policy, chunk, Some(near), forced)?;
+        self.change(index, basis.object, |record| record.put(placed))
     }
 
     fn change_sync(&mut self, index: u64, basis: Basis, changes: &[SyncChange], unix_s: u64) -> Applied {
@@ -442,6 +463,7 @@ impl State {
             return Err(Refused::TooMuch(format!("chunk {chunk} has all its components")));
         }
         let disk = placement::place_one_more(self, record, chunk, drop)?;
+        self.keep_on(index, basis.object, chunk, disk);
         self.change(index, basis.object, |record| {
             let components = &mut record.chunks.entry(chunk).or_default().components;
             components.retain(|c| Some(c.disk) != drop);

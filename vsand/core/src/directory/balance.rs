@@ -96,7 +96,7 @@ impl State {
         components.take(TRIES).find_map(|(object, chunk)| {
             let to = placement::place_one_more(self, object, chunk, Some(disk.id)).ok()?;
             let target = self.disks.get(&to).filter(|target| self.is_balanced(target))?;
-            let size = self.likely_extents(disk.id, u64::from(object.policy.extents_max(chunk)), promised);
+            let size = self.likely_extents(object, object.policy, chunk, disk.id, promised);
             let after = size.saturating_mul(1_000) / target.capacity_extents.max(1);
             let gap = fullness(disk).saturating_sub(fullness(target));
             let fits = placement::holds(target, size);
@@ -127,6 +127,7 @@ impl State {
             return Err(Refused::TooMuch(format!("chunk {chunk} is being repaired or moved already")));
         }
         let disk = placement::place_one_more(self, record, chunk, Some(from))?;
+        self.keep_on(index, basis.object, chunk, disk);
         self.change(index, basis.object, |record| {
             let components = &mut record.chunks.entry(chunk).or_default().components;
             components

@@ -8,6 +8,7 @@ use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
 use serde::{Deserialize, Serialize};
 
+use super::provision::Provision;
 use super::records::{Content, Departure, HostRecord, LockKind, ObjectRecord, Policy, TokenEntry};
 
 /// What an owner bases a change of its object's components on: a command of a former owner, or one that was overtaken, is refused.
@@ -282,6 +283,36 @@ pub enum Command {
         /// When, in seconds since 1970.
         unix_s: u64,
     },
+    /// A new, empty object, with how room is found for it ([`super::provision`]). Refused if there is not so much.
+    CreateProvisioned {
+        /// Its id, chosen by the proposer.
+        object: ObjectId,
+        /// Its name.
+        name: VolumeName,
+        /// Its size.
+        size_bytes: u64,
+        /// How it is kept.
+        policy: Policy,
+        /// How room is found for it.
+        provision: Provision,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// Room is to be found for an object in another way. Refused if there is not so much as is to be kept.
+    Provision {
+        /// The object.
+        object: ObjectId,
+        /// In which way.
+        provision: Provision,
+    },
+    /// As [`Self::ReportUsage`], with what is kept for objects and not yet written counted as used.
+    ReportRoom {
+        /// What [`super::Provisioning::changed`] said when the host counted. If more has been kept since, its numbers can only
+        /// raise those that are known.
+        seen: u64,
+        /// Extents in use, a disk each.
+        used_extents: Vec<(DiskId, u64)>,
+    },
 }
 
 /// What an accepted command brought.
@@ -504,6 +535,15 @@ pub enum Refused {
     /// Disks have no maintenance of their own.
     #[error("a disk can't be in maintenance, only a host")]
     NotOfDisks,
+    /// Shards can't do with fewer fault domains.
+    #[error("only mirrors can be made where there is no place for all of it")]
+    CantForce,
+    /// The disks have no room for what is to be kept.
+    #[error("the disks have no room to keep {extents} MiB for the volume")]
+    NoSpaceToReserve {
+        /// How much is to be kept, in extents of 1 MiB, all components together.
+        extents: u64,
+    },
 }
 
 /// Why a join token is refused.

@@ -37,8 +37,9 @@ impl State {
             (Policy::Mirror { .. }, Policy::Mirror { .. }) => {}
             _ => return Err(Refused::OtherMethod),
         }
-        if to.domains() > from.domains() {
-            placement::place(self, to, ChunkIndex(0), None)?;
+        let forced = self.provisioning.of(object).forced;
+        if to.domains() > from.domains() && !forced {
+            placement::place(self, to, ChunkIndex(0), None, false)?;
             self.check_room(record, to)?;
         }
         self.change(index, object, |record| record.policy = to)
@@ -52,7 +53,7 @@ impl State {
         for (index, chunk) in &object.chunks {
             let missing = to.components(*index).saturating_sub(chunk.components.len());
             let Some(like) = chunk.components.first() else { continue };
-            let size = self.likely_extents(like.disk, u64::from(to.extents_max(*index)), &promised);
+            let size = self.likely_extents(object, to, *index, like.disk, &promised);
             let mut taken: BTreeSet<&str> =
                 chunk.components.iter().filter_map(|c| self.fault_domain(c.disk)).collect();
             for _ in 0..missing {

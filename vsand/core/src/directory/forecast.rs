@@ -102,8 +102,7 @@ impl State {
                 taken.extend(given.get(&index.base()).into_iter().flatten());
             }
             for component in lost.take(missing) {
-                let most = u64::from(object.policy.extents_max(*index));
-                let size = self.likely_extents(component.disk, most, promised);
+                let size = self.likely_extents(object, object.policy, *index, component.disk, promised);
                 *extents = extents.saturating_add(size);
                 match free.take(&mut taken, size, |_| true) {
                     Ok(domain) if is_shard => {

@@ -199,8 +199,7 @@ impl State {
                 let staying = chunk.components.iter().filter(|c| !goes(c)).count();
                 let going = chunk.components.iter().filter(goes).take(needed.saturating_sub(staying));
                 for component in going {
-                    let most = u64::from(object.policy.extents_max(*index));
-                    let size = self.likely_extents(component.disk, most, &promised);
+                    let size = self.likely_extents(object, object.policy, *index, component.disk, &promised);
                     let usable = |disk| !self.is_emptied(object.policy, disk);
                     let domain = free.take(&mut taken, size, usable).map_err(|lacking| {
                         let (what, example) = (what.to_owned(), object.name.clone());

@@ -9,6 +9,7 @@
 //!   content, no two shards in one fault domain (but for what [`Command::SetHost`], [`Command::PutHost`] and a disk that is
 //!   moved to another host bring about), and a log with an in-sync component;
 //! - nothing new is placed on a disk that is leaving ([`leave`]);
+//! - what is kept for an object ([`provision`]) is counted as used on its disks: no two reservations count on the same room;
 //! - a record's revision is the index of the command that last changed it.
 //!
 //! What it must not know: Raft, disks, clocks. Times are in the commands.
@@ -22,6 +23,7 @@ pub mod forecast;
 pub mod leave;
 pub mod maintenance;
 pub mod placement;
+pub mod provision;
 pub mod records;
 mod room;
 
@@ -35,6 +37,7 @@ use serde::{Deserialize, Serialize};
 pub use balance::Move;
 pub use command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
 pub use forecast::Forecast;
+pub use provision::{Provision, Provisioning};
 pub use records::{
     ChunkRecord, Component, Content, Departure, DiskHealth, DiskRecord, HostRecord, Lock, LockKind,
     MaintenanceMode, ObjectRecord, Policy, Sync, TokenEntry,
@@ -72,6 +75,8 @@ pub struct State {
     pub leaving_disks: BTreeMap<DiskId, Departure>,
     /// The index of the last command that put or deleted a document: those who watch them miss no deletion.
     pub documents_revision: u64,
+    /// What is kept for objects.
+    pub provisioning: Provisioning,
 }
 
 impl State {

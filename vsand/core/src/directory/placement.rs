@@ -15,6 +15,7 @@ use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, Role};
 
 use super::State;
 use super::command::Refused;
+use super::provision::{Provision, share};
 use super::records::{DiskHealth, DiskRecord, ObjectRecord, Policy};
 
 /// A disk this full takes no new components: the rest is for the chunks that are there already.
@@ -31,31 +32,54 @@ pub(super) fn holds(disk: &DiskRecord, extents: u64) -> bool {
     used.saturating_mul(100) < disk.capacity_extents.saturating_mul(FULL_PERCENT)
 }
 
-/// Disks for all records of a new chunk; one of its copies, or a data shard and a copy of the log, in `near`, if it has room.
+/// Records, with the disks that their components are on or are to be on.
+pub type Placed = Vec<(ChunkIndex, Vec<DiskId>)>;
+
+/// Disks for all records of a new chunk; one of its copies, or a data shard and a copy of the log, in `near`, if it has room. With
+/// `forced` a mirror has fewer copies where there is no place for all, but one.
 pub fn place(
     state: &State,
     policy: Policy,
     chunk: ChunkIndex,
     near: Option<HostId>,
-) -> Result<Vec<(ChunkIndex, Vec<DiskId>)>, Refused> {
-    let search = Search { state, policy, promised: state.promised_by_disk(), near };
-    let mut disks = search.spread(policy.domains(), &BTreeSet::new())?;
-    let Policy::Parity { data, .. } = policy else {
-        return Ok(vec![(chunk.base(), disks)]);
-    };
-    let here = |disk: &DiskId| near.is_some() && state.disks.get(disk).map(|d| d.host) == near;
-    let fixed = usize::from(disks.first().is_some_and(here));
-    if let Some(others) = disks.get_mut(fixed..).filter(|others| !others.is_empty()) {
-        others.rotate_left(chunk.base().0 as usize % others.len());
+    forced: bool,
+) -> Result<Placed, Refused> {
+    let (nothing, promised) = (BTreeMap::new(), state.promised_by_disk());
+    Search { state, policy, promised, kept: &nothing, near, forced }.chunk(chunk, |_| 0)
+}
+
+/// Disks for all chunks of an object that have no place yet, with room for this share of each component; what is taken for it is
+/// added to `kept`, which begins with what is kept beside it. `None` if there is not so much room.
+pub(super) fn place_rest(
+    state: &State,
+    object: &ObjectRecord,
+    provision: Provision,
+    near: Option<HostId>,
+    kept: &mut BTreeMap<DiskId, u64>,
+) -> Result<Option<Placed>, Refused> {
+    let (policy, Provision { percent, forced }) = (object.policy, provision);
+    // Whether the hosts can hold it at all is another question.
+    place(state, policy, ChunkIndex(0), None, forced)?;
+    let mut promised = state.promised_by_disk();
+    let mut all = Placed::new();
+    for chunk in (0..object.chunks_total()).map(ChunkIndex) {
+        if policy.records(chunk).any(|index| object.chunks.contains_key(&index)) {
+            continue;
+        }
+        let size = |index| u64::from(share(object, index, percent));
+        let search = Search { state, policy, promised, kept, near, forced };
+        let placed = search.chunk(chunk, size);
+        promised = search.promised;
+        let Ok(placed) = placed else { return Ok(None) };
+        for (index, disks) in &placed {
+            for disk in disks {
+                *promised.entry(*disk).or_insert(0) += u64::from(policy.extents_max(*index));
+                *kept.entry(*disk).or_insert(0) += size(*index);
+            }
+        }
+        all.extend(placed);
     }
-    let reading = disks.iter().take(usize::from(data)).filter_map(|d| state.fault_domain(*d)).collect();
-    let log = search.spread(policy.components(chunk.log()), &reading)?;
-    let mut shards = disks.into_iter();
-    let records = policy.records(chunk).map(|index| match index.role() {
-        Role::Log => (index, log.clone()),
-        Role::Shard(_) | Role::Whole => (index, shards.next().into_iter().collect()),
-    });
-    Ok(records.collect())
+    Ok(Some(all))
 }
 
 /// A disk for one more component of a record, in a fault domain of its own, and not `drop`. Components that go, by
@@ -70,8 +94,11 @@ pub fn place_one_more(
     let kept = own.filter(|d| Some(*d) != drop && !state.is_emptied(object.policy, *d));
     let others = object.other_shards(index).flat_map(|(_, shard)| &shard.components).map(|c| c.disk);
     let taken: BTreeSet<&str> = kept.chain(others).filter_map(|d| state.fault_domain(d)).collect();
-    let search = Search { state, policy: object.policy, promised: state.promised_by_disk(), near: None };
-    search.best(&taken, &BTreeSet::new(), drop).map(|(disk, _)| disk).ok_or_else(|| Refused::NoRoom {
+    let nothing = BTreeMap::new();
+    let promised = state.promised_by_disk();
+    let search = Search { state, policy: object.policy, promised, kept: &nothing, near: None, forced: false };
+    let size = u64::from(state.kept_extents(object, index));
+    search.best(&taken, &BTreeSet::new(), drop, size).map(|(disk, _)| disk).ok_or_else(|| Refused::NoRoom {
         needed: match index.role() {
             Role::Shard(_) => object.policy.domains(),
             Role::Whole | Role::Log => object.policy.components(index),
@@ -86,17 +113,51 @@ struct Search<'a> {
     policy: Policy,
     /// How many extents each disk has promised.
     promised: BTreeMap<DiskId, u64>,
+    /// How many of each disk are to be kept by the same command, beyond what it has in use.
+    kept: &'a BTreeMap<DiskId, u64>,
     /// The host that comes first.
     near: Option<HostId>,
+    /// A mirror may have fewer copies.
+    forced: bool,
 }
 
 impl<'a> Search<'a> {
-    /// So many disks in different fault domains, `near` first; after it, rather not in the domains `busy`.
-    fn spread(&self, needed: usize, busy: &BTreeSet<&str>) -> Result<Vec<DiskId>, Refused> {
+    /// Disks for all records of a chunk, each with room for `size` extents.
+    fn chunk(&self, chunk: ChunkIndex, size: impl Fn(ChunkIndex) -> u64) -> Result<Placed, Refused> {
+        let first = self.policy.records(chunk).next().unwrap_or(chunk);
+        let mut disks = self.spread(self.policy.domains(), &BTreeSet::new(), size(first))?;
+        let Policy::Parity { data, .. } = self.policy else {
+            return Ok(vec![(chunk.base(), disks)]);
+        };
+        let here =
+            |disk: &DiskId| self.near.is_some() && self.state.disks.get(disk).map(|d| d.host) == self.near;
+        let fixed = usize::from(disks.first().is_some_and(here));
+        if let Some(others) = disks.get_mut(fixed..).filter(|others| !others.is_empty()) {
+            others.rotate_left(chunk.base().0 as usize % others.len());
+        }
+        let reading =
+            disks.iter().take(usize::from(data)).filter_map(|d| self.state.fault_domain(*d)).collect();
+        // One of its disks may hold a shard too.
+        let with_shard = size(first) + size(chunk.log());
+        let log = self.spread(self.policy.components(chunk.log()), &reading, with_shard)?;
+        let mut shards = disks.into_iter();
+        let records = self.policy.records(chunk).map(|index| match index.role() {
+            Role::Log => (index, log.clone()),
+            Role::Shard(_) | Role::Whole => (index, shards.next().into_iter().collect()),
+        });
+        Ok(records.collect())
+    }
+
+    /// So many disks in different fault domains with room for `size` extents, `near` first; after it, rather not in the
+    /// domains `busy`.
+    fn spread(&self, needed: usize, busy: &BTreeSet<&str>, size: u64) -> Result<Vec<DiskId>, Refused> {
         let mut chosen = Vec::with_capacity(needed);
         let mut taken = BTreeSet::new();
         while chosen.len() < needed {
-            let Some((disk, domain)) = self.best(&taken, busy, None) else {
+            let Some((disk, domain)) = self.best(&taken, busy, None, size) else {
+                if self.forced && !chosen.is_empty() && matches!(self.policy, Policy::Mirror { .. }) {
+                    break;
+                }
                 return Err(Refused::NoRoom { needed, found: chosen.len() });
             };
             taken.insert(domain);
@@ -110,6 +171,7 @@ impl<'a> Search<'a> {
         taken: &BTreeSet<&str>,
         busy: &BTreeSet<&str>,
         avoid: Option<DiskId>,
+        size: u64,
     ) -> Option<(DiskId, &'a str)> {
         // Only the first disk is sought near the owner.
         let near = self.near.filter(|_| taken.is_empty());
@@ -119,6 +181,10 @@ impl<'a> Search<'a> {
             promised.max(disk.used_extents).saturating_mul(1_000) / disk.capacity_extents.max(1)
         };
         let stays = |disk: &DiskRecord| !self.state.is_emptied(self.policy, disk.id);
+        let has_room = |disk: &DiskRecord| {
+            let kept = self.kept.get(&disk.id).copied().unwrap_or(0);
+            has_room(disk) && holds(disk, kept.saturating_add(size))
+        };
         self.state
             .disks
             .values()

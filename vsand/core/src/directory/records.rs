@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq, VolumeName};
-use ferro_protocol::units::{CHUNK_EXTENTS, VOLUME_BYTES_MAX, chunks_of};
+use ferro_protocol::units::{CHUNK_BYTES, CHUNK_EXTENTS, EXTENT_BYTES, VOLUME_BYTES_MAX, chunks_of};
 use serde::{Deserialize, Serialize};
 
 use super::command::Refused;
+use super::placement::Placed;
 
 /// A host that has joined the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -297,6 +298,28 @@ impl ObjectRecord {
     pub fn other_shards(&self, index: ChunkIndex) -> impl Iterator<Item = (ChunkIndex, &ChunkRecord)> {
         let is_shard = matches!(index.role(), Role::Shard(_));
         self.shards(index).filter(move |(other, _)| is_shard && *other != index)
+    }
+
+    /// How many extents a component of the record with this index may come to take: of the last chunk, what the object's size
+    /// reaches of it.
+    pub(super) fn extents_reached(&self, index: ChunkIndex) -> u32 {
+        let begin = u64::from(index.base().0) * CHUNK_BYTES;
+        let bytes = self.size_bytes.saturating_sub(begin).min(CHUNK_BYTES);
+        let whole = u32::try_from(bytes.div_ceil(EXTENT_BYTES)).unwrap_or(CHUNK_EXTENTS);
+        let reached = match (self.policy, index.role()) {
+            // The stripes go round over the shards: the last may reach into one extent more.
+            (Policy::Parity { data: data @ 1.., .. }, Role::Shard(_)) => whole.div_ceil(data.into()) + 1,
+            _ => whole,
+        };
+        reached.min(self.policy.extents_max(index))
+    }
+
+    /// Gives records their components, all in sync because all are empty.
+    pub(super) fn put(&mut self, placed: Placed) {
+        self.chunks.extend(placed.into_iter().map(|(index, disks)| {
+            let components = disks.into_iter().map(|disk| Component { disk, sync: Sync::InSync });
+            (index, ChunkRecord { components: components.collect() })
+        }));
     }
 
     /// Whether each placed chunk has all its components in sync.

@@ -4,12 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ferro_protocol::ids::DiskId;
+use ferro_protocol::ids::{ChunkIndex, DiskId};
 use ferro_protocol::units::CHUNK_EXTENTS;
 
 use super::State;
 use super::placement::{FULL_PERCENT, has_room};
-use super::records::DiskRecord;
+use super::records::{DiskRecord, ObjectRecord, Policy};
 
 /// Why a component has no place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,11 +57,21 @@ impl State {
         Room { disks: disks.filter_map(|d| Some((d.id, (room(d), self.fault_domain(d.id)?)))).collect() }
     }
 
-    /// How many extents a component takes up that may come to take `most` is not in the directory: its part of what its disk holds.
-    pub(super) fn likely_extents(&self, disk: DiskId, most: u64, promised: &BTreeMap<DiskId, u64>) -> u64 {
-        self.disks.get(&disk).map_or(0, |disk| {
+    /// How many extents a component of the object takes up is not in the directory: its part of what its disk holds, and no less
+    /// than what is kept for it.
+    pub(super) fn likely_extents(
+        &self,
+        object: &ObjectRecord,
+        policy: Policy,
+        index: ChunkIndex,
+        disk: DiskId,
+        promised: &BTreeMap<DiskId, u64>,
+    ) -> u64 {
+        let most = u64::from(policy.extents_max(index));
+        let part = self.disks.get(&disk).map_or(0, |disk| {
             let all = promised.get(&disk.id).copied().unwrap_or(0).max(1);
             disk.used_extents.saturating_mul(most).div_ceil(all).min(u64::from(CHUNK_EXTENTS))
-        })
+        });
+        part.max(u64::from(self.kept_extents(object, index)))
     }
 }

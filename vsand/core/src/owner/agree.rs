@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ferro_protocol::ids::{ChunkIndex, DiskId, Version};
+use ferro_protocol::ids::{ChunkIndex, DiskId, Seq, Version};
 use ferro_protocol::units::{BlockRange, IO_BLOCKS_MAX};
 
 use super::Owner;
@@ -69,12 +69,14 @@ impl Owner {
     }
 
     fn agreed(&mut self, now: Instant, index: ChunkIndex) {
+        let forget = self.bugs.has(Bug::MarksForgotten);
         let Some(group) = self.groups.get_mut(&index) else { return };
         let Phase::Agreeing { copies, seq_max } = &group.phase else { return };
         if !copies.is_empty() {
             return;
         }
-        group.next_seq = seq_max.next();
+        let marks = if forget { Seq(0) } else { group.stale_max() };
+        group.next_seq = seq_max.max(&marks).next();
         group.phase = Phase::Serving;
         group.summaries.clear();
         self.start_backlog(now, index);

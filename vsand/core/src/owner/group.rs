@@ -137,6 +137,17 @@ impl Group {
         self.members.iter().filter(|(_, m)| m.in_sync() && !m.failing).map(|(d, _)| *d)
     }
 
+    /// The highest mark of a component that is not in sync. A former owner wrote it down, perhaps of versions that it took and never
+    /// wrote, so no component that is in sync knows of them: whoever writes below it again writes what that component's resync
+    /// will not look at.
+    pub(super) fn stale_max(&self) -> Seq {
+        let marks = self.members.values().filter_map(|member| match member.sync {
+            Sync::Stale { stale_seq, .. } => Some(stale_seq),
+            Sync::InSync => None,
+        });
+        marks.max().unwrap_or_default()
+    }
+
     pub(super) fn required(&self) -> impl Iterator<Item = DiskId> {
         self.members.iter().filter(|(_, m)| m.required()).map(|(d, _)| *d)
     }

@@ -16,9 +16,10 @@ use bytes::Bytes;
 use ferro_protocol::api::{
     AddedDisk, ApiError, BootstrapRequest, BrokenLock, CapacityReport, ChangedHost, ClusterInfo, DiskInfo,
     Document, DocumentList, EventList, HealthCheck, HealthReport, HostInfo, HostSupport, JoinRequest,
-    LockInfo, MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy, PutDocument,
-    Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status, TokenInfo, TopSample,
-    Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo, VolumeLimits,
+    LockInfo, MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy,
+    ProvisionRequest, PutDocument, Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest,
+    Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
+    VolumeLimits,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -35,6 +36,10 @@ pub struct NewVolume {
     pub size_bytes: u64,
     /// How its data is kept.
     pub policy: Policy,
+    /// How much of its size is kept for it, in percent: 0 to 100.
+    pub reserve_percent: u8,
+    /// It is made although there is no place for all its copies.
+    pub force_provisioning: bool,
     /// What its guest may ask for at most.
     pub limits: VolumeLimits,
 }
@@ -151,6 +156,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn set_volume_policy(&self, name: &VolumeName, policy: Policy) -> Result<VolumeInfo>;
     /// Have the volume's guest ask for no more than this, from now on, open or not.
     async fn limit_volume(&self, name: &VolumeName, limits: VolumeLimits) -> Result<VolumeInfo>;
+    /// Find room for the volume in another way, open or not. A percentage is at most 100.
+    async fn provision_volume(&self, name: &VolumeName, request: ProvisionRequest) -> Result<VolumeInfo>;
     /// Grow the volume; whole blocks, at most the limit. The implementation refuses to shrink it.
     async fn resize_volume(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo>;
     /// Delete the volume and its data, unless somebody has it open.

@@ -62,6 +62,18 @@ pub(super) fn limits(name: &VolumeName, limits: VolumeLimits) -> Result<VolumeLi
     }
 }
 
+/// How much of a volume is kept for it.
+pub(super) fn reserve_percent(name: &VolumeName, percent: u8) -> Result<u8, ApiError> {
+    if percent <= 100 {
+        return Ok(percent);
+    }
+    Err(ApiError::new(
+        ErrorCode::BadPolicy,
+        format!("{percent} % of volume {name} can't be kept for it"),
+        "choose 0 (thin) to 100 (thick)",
+    ))
+}
+
 /// A volume's policy.
 pub(super) fn policy(name: &VolumeName, spec: PolicySpec) -> Result<Policy, ApiError> {
     Policy::try_from(spec).map_err(|bad| {

@@ -181,6 +181,27 @@ pub fn cluster_full(what: impl Display, need_bytes: u64, free_bytes: u64) -> Api
     )
 }
 
+/// Shards can't do with fewer fault domains.
+pub fn cant_force() -> ApiError {
+    ApiError::new(
+        ErrorCode::BadPolicy,
+        "only a mirror can be made where there is no place for all of it: each shard of raid5 and raid6 needs a fault domain of its own",
+        "leave --force-provisioning out, or choose a mirror",
+    )
+}
+
+/// There is less than is to be kept for a volume.
+pub fn no_room_to_keep(volume: &VolumeName, need_bytes: u64, free_bytes: u64) -> ApiError {
+    let (need, free) = (format_size(need_bytes), format_size(free_bytes));
+    ApiError::new(
+        ErrorCode::ClusterFull,
+        format!(
+            "{need} can't be kept for volume {volume} with all its copies: {free} are free, each copy or shard in a fault domain of its own"
+        ),
+        format!("keep less of it, or none; {MAKE_ROOM}"),
+    )
+}
+
 /// The device holds something: its name must be typed back.
 pub fn disk_not_empty(path: &Path, device: &str, found: &str) -> ApiError {
     ApiError::new(

@@ -64,6 +64,7 @@ use super::{
         volumes::resize,
         volumes::set_policy,
         volumes::limit,
+        volumes::provision,
         transfers::begin,
         transfers::end,
         transfers::read,

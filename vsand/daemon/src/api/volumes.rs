@@ -4,14 +4,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use ferro_protocol::api::{
-    ApiError, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ResizeVolumeRequest, SetPolicyRequest,
-    VolumeInfo, VolumeLimits, VolumeList,
+    ApiError, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ProvisionRequest, ResizeVolumeRequest,
+    SetPolicyRequest, VolumeInfo, VolumeLimits, VolumeList,
 };
 use ferro_transport::http::{Answer, Body, Failure, Path};
 
 use super::Api;
 use super::control::NewVolume;
-use super::extract::{limits, policy, volume_name, volume_size};
+use super::extract::{limits, policy, reserve_percent, volume_name, volume_size};
 
 /// All volumes.
 #[utoipa::path(get, path = "/v1/volumes", tag = "volumes",
@@ -31,7 +31,10 @@ pub(super) async fn create(
     let size_bytes = volume_size(&name, request.size_bytes)?;
     let policy = policy(&name, request.policy)?;
     let limits = limits(&name, request.limits)?;
-    let made = api.control.create_volume(NewVolume { name, size_bytes, policy, limits }).await?;
+    let reserve_percent = reserve_percent(&name, request.reserve_percent)?;
+    let force_provisioning = request.force_provisioning;
+    let volume = NewVolume { name, size_bytes, policy, reserve_percent, force_provisioning, limits };
+    let made = api.control.create_volume(volume).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -98,6 +101,21 @@ pub(super) async fn limit(
     let name = volume_name(&name)?;
     let limits = limits(&name, request)?;
     Ok(Json(api.control.limit_volume(&name, limits).await?))
+}
+
+/// Say how room is found for a volume, open or not: how much is kept for it, so that its guest can write whatever others take, and
+/// what becomes of it where there is no place for all its copies.
+#[utoipa::path(put, path = "/v1/volumes/{name}/provisioning", tag = "volumes", request_body = ProvisionRequest,
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeInfo), (status = "default", body = ApiError)))]
+pub(super) async fn provision(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Body(request): Body<ProvisionRequest>,
+) -> Answer<VolumeInfo> {
+    let name = volume_name(&name)?;
+    reserve_percent(&name, request.reserve_percent.unwrap_or_default())?;
+    Ok(Json(api.control.provision_volume(&name, request).await?))
 }
 
 /// Grow a volume, open or not.

@@ -1,6 +1,6 @@
 //! What each command of the control plane does.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use ferro_protocol::ids::{DiskId, ObjectId};
@@ -30,6 +30,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
         }
         Command::State(state) => data.state_changed(now, state),
         Command::Limits(limits) => data.limits_changed(now, limits),
+        Command::Keep(seen, kept) => data.keep(seen, kept),
         Command::Lease(renewal) => data.lease_renewed(now, &renewal),
         Command::AddDisk(store) => data.add_disk(now, *store),
         Command::RemoveDisk(disk, answer) => match data.disks.get_mut(&disk) {
@@ -105,8 +106,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             let _gone = answer.send(all.collect());
         }
         Command::Inventory(answer) => {
-            let all = data.disks.iter();
-            let all = all.map(|(id, d)| (*id, d.store.inventory()));
+            let all = data.disks.iter().map(|(id, d)| (*id, d.store.inventory()));
             let _gone = answer.send(all.collect());
         }
         Command::Snapshot(answer) => {
@@ -196,8 +196,16 @@ impl DataLoop {
         }
     }
 
-    fn add_disk(&mut self, now: Now, store: Store) {
+    fn keep(&mut self, seen: u64, kept: BTreeMap<DiskId, HashMap<ObjectId, u32>>) {
+        (self.kept_seen, self.kept) = (seen, kept);
+        for (id, disk) in &mut self.disks {
+            disk.store.keep(self.kept.get(id).cloned().unwrap_or_default());
+        }
+    }
+
+    fn add_disk(&mut self, now: Now, mut store: Store) {
         let id = store.disk();
+        store.keep(self.kept.get(&id).cloned().unwrap_or_default());
         let holds: HashSet<ObjectId> =
             store.inventory().into_iter().filter(|e| e.extents > 0).map(|e| e.chunk.object).collect();
         let replica = Replica::new(id, store.sealed(), |object| holds.contains(&object), Bugs::NONE);
@@ -241,6 +249,7 @@ impl DataLoop {
         Snapshot {
             volumes: self.volumes.values().map(|v| v.view(now.mono)).collect(),
             disks: self.disks.iter().map(|(id, d)| (*id, d.store.stats(), dead(d))).collect(),
+            kept_seen: self.kept_seen,
             bad: self.disks.iter().map(|(id, d)| (*id, d.replica.bad_blocks())).collect(),
             network: self.network,
             condemned: self.disks.values().flat_map(|d| d.replica.condemned()).map(|c| c.object).collect(),

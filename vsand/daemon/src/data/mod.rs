@@ -100,6 +100,10 @@ pub(crate) struct DataLoop {
     state: Arc<State>,
     /// What guests may ask of each volume, where that is limited.
     limits: HashMap<ObjectId, Limits>,
+    /// What each disk keeps for objects, in extents.
+    kept: BTreeMap<DiskId, HashMap<ObjectId, u32>>,
+    /// The revision of the directory's provisioning that says so.
+    kept_seen: u64,
     disks: BTreeMap<DiskId, LocalDisk>,
     volumes: BTreeMap<VolumeKey, Volume>,
     by_object: HashMap<ObjectId, VolumeKey>,
@@ -131,6 +135,8 @@ impl DataLoop {
             pool: BufPool::new(64 << 20),
             state: Arc::new(State::default()),
             limits: HashMap::new(),
+            kept: BTreeMap::new(),
+            kept_seen: 0,
             disks: BTreeMap::new(),
             volumes: BTreeMap::new(),
             by_object: HashMap::new(),

@@ -3,7 +3,7 @@
 //! Commands go one way and wake the loop by an eventfd; events come back over a tokio channel. Answers travel in
 //! `oneshot` channels. What it must not know: how either side does its work.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -131,6 +131,10 @@ pub enum Command {
     BarePromises(oneshot::Sender<Vec<(DiskId, Vec<ObjectId>)>>),
     /// What each disk holds.
     Inventory(oneshot::Sender<Vec<(DiskId, Vec<InventoryEntry>)>>),
+    /// What each disk keeps for objects, in extents, and the revision of the directory's [`Provisioning`] that says so.
+    ///
+    /// [`Provisioning`]: vsand_core::directory::Provisioning
+    Keep(u64, BTreeMap<DiskId, HashMap<ObjectId, u32>>),
     /// How everything is.
     Snapshot(oneshot::Sender<Box<Snapshot>>),
     /// Checkpoint all disks and end; answered with the disks that did not answer in time.

@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub volumes: Vec<(VolumeView, VolumeStats)>,
     /// A disk each.
     pub disks: Vec<(DiskId, StoreStats, Option<String>)>,
+    /// The revision of the directory's provisioning by which the disks count what they keep.
+    pub kept_seen: u64,
     /// Blocks of each disk that were bad.
     pub bad: BTreeMap<DiskId, BadCounts>,
     /// From asking a remote disk to its answer.

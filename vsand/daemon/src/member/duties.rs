@@ -12,8 +12,8 @@ use vsand_directory::{Candidate, Step};
 
 use super::Member;
 use super::connections::Dialer;
-use super::limits::Follower;
 use super::ownership::release_leftover_locks;
+use super::{keep, limits};
 use crate::data::clock;
 use crate::data::port::{Command as DataCommand, Event, LoopGone};
 
@@ -30,7 +30,8 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(10);
 pub async fn watch(member: Arc<Member>, mut broken: UnboundedReceiver<HostId>) {
     let mut changes = member.directory.watch();
     let mut dialer = Dialer::default();
-    let mut limits = Follower::default();
+    let mut limits = limits::Follower::default();
+    let mut kept = keep::Follower::default();
     loop {
         changes.borrow_and_update();
         let state = member.state();
@@ -38,6 +39,12 @@ pub async fn watch(member: Arc<Member>, mut broken: UnboundedReceiver<HostId>) {
         // Before the state: an owner that begins because of it has its limits.
         if let Some(limits) = limits.follow(&state)
             && member.data.send(DataCommand::Limits(limits)).is_err()
+        {
+            return;
+        }
+        // And what is kept for others is not given to it.
+        if let Some((seen, kept)) = kept.follow(&state, member.host())
+            && member.data.send(DataCommand::Keep(seen, kept)).is_err()
         {
             return;
         }
@@ -194,7 +201,7 @@ pub async fn choose_voters(member: Arc<Member>) {
     }
 }
 
-/// Says how full this host's disks are, when that has changed noticeably.
+/// Says how full this host's disks are, with what they keep for volumes, when that has changed noticeably.
 pub async fn report_usage(member: Arc<Member>) {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
@@ -205,14 +212,20 @@ pub async fn report_usage(member: Arc<Member>) {
             .iter()
             .filter_map(|(id, stats, _)| {
                 let known = state.disks.get(id)?;
-                let used = u64::from(stats.extents_used);
+                let used = u64::from(stats.extents_used) + u64::from(stats.extents_kept);
                 let step = (known.capacity_extents / 200).max(1);
                 (known.used_extents.abs_diff(used) >= step).then_some((*id, used))
             })
             .collect();
-        if !changed.is_empty()
-            && let Err(error) = member.propose(&Command::ReportUsage { used_extents: changed }).await
-        {
+        if changed.is_empty() {
+            continue;
+        }
+        // Hosts of a release that keeps nothing understand the one, and the other only once something is kept.
+        let command = match snapshot.kept_seen {
+            0 => Command::ReportUsage { used_extents: changed },
+            seen => Command::ReportRoom { seen, used_extents: changed },
+        };
+        if let Err(error) = member.propose(&command).await {
             tracing::debug!(%error, "how full the disks are could not be reported");
         }
     }

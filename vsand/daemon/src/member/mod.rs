@@ -17,6 +17,7 @@ pub mod devices;
 pub mod disks;
 pub mod duties;
 pub mod erring;
+pub mod keep;
 pub mod kept;
 pub mod limits;
 pub mod network;
@@ -303,9 +304,10 @@ impl Member {
         breaks: UnboundedReceiver<HostId>,
     ) -> Result<(), StartError> {
         let registrar = admission::registrar(member)?;
+        // First what the directory says: what is kept for volumes is kept from others' first request on.
+        tokio::spawn(duties::watch(Arc::clone(member), breaks));
         tokio::spawn(connections::accept(Arc::clone(member), endpoint, registrar));
         tokio::spawn(duties::events(Arc::clone(member), loop_events));
-        tokio::spawn(duties::watch(Arc::clone(member), breaks));
         tokio::spawn(duties::renew_lease(Arc::clone(member)));
         tokio::spawn(announce::announce(Arc::clone(member)));
         tokio::spawn(duties::choose_voters(Arc::clone(member)));

@@ -14,7 +14,7 @@ use super::errors::host_name;
 use super::view::{View, api_policy};
 
 /// Placement keeps the rest of each disk for what is placed there already.
-const USABLE_PERCENT: u64 = 95;
+pub(super) const USABLE_PERCENT: u64 = 95;
 
 /// All of it.
 pub(super) fn report(view: &View) -> CapacityReport {
@@ -28,11 +28,13 @@ pub(super) fn report(view: &View) -> CapacityReport {
 
 fn totals(view: &View) -> CapacityTotals {
     let capacity = view.capacity();
-    let (mut free_bytes, mut reserved_bytes) = (0, 0);
+    let (mut free_bytes, mut reserved_bytes, mut kept_bytes) = (0, 0, 0);
     for disk in online(view) {
         let size = disk.capacity_extents.saturating_mul(EXTENT_BYTES);
         let (used, usable) = (view.used_bytes_of_disk(disk), size / 100 * USABLE_PERCENT);
-        free_bytes += usable.saturating_sub(used);
+        let kept = view.kept_bytes_of_disk(disk);
+        free_bytes += usable.saturating_sub(used.saturating_add(kept));
+        kept_bytes += kept;
         reserved_bytes += size.saturating_sub(used.max(usable));
     }
     let promised_bytes = view.state.objects.values().map(|o| promised(o)).fold(0, u64::saturating_add);
@@ -41,6 +43,7 @@ fn totals(view: &View) -> CapacityTotals {
         used_bytes: capacity.used_bytes,
         free_bytes,
         reserved_bytes,
+        kept_bytes,
         provisioned_bytes: capacity.provisioned_bytes,
         promised_bytes,
         thin_savings_bytes: promised_bytes.saturating_sub(capacity.used_bytes),
@@ -221,10 +224,24 @@ mod tests {
         assert_eq!(totals.promised_bytes, 3 << 30, "1 GiB in three copies");
         assert_eq!(totals.thin_savings_bytes, (3 << 30) - (36 << 20));
         assert_eq!((totals.free_bytes >> 20, totals.reserved_bytes >> 20), (3 * (950 - 12), 150));
+        assert_eq!(totals.kept_bytes, 0);
         assert_eq!(report.policies.len(), 1);
         let policy = &report.policies[0];
         assert_eq!((policy.policy.as_str(), policy.stored_bytes, policy.volumes), ("mirror:3", 36 << 20, 1));
         assert_eq!(report.hosts[0].promised_bytes, 1 << 30);
+    }
+
+    #[test]
+    fn what_is_kept_for_volumes_is_neither_used_nor_free() {
+        let mut view = healthy();
+        let report_of = |view: &View| totals(view);
+        let before = report_of(&view);
+        for host in view.reports.values_mut() {
+            host.disks[0].extents_kept = 100;
+        }
+        let after = report_of(&view);
+        assert_eq!((after.kept_bytes, after.used_bytes), (300 << 20, before.used_bytes));
+        assert_eq!(before.free_bytes - after.free_bytes, 300 << 20);
     }
 
     #[test]

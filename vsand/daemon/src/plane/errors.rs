@@ -70,9 +70,10 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
         Refused::OtherMethod => {
             ApiError::new(ErrorCode::PolicyNotConvertible, refused.to_string(), fail::CONVERT_BY_COPY)
         }
-        Refused::NoSpaceFor { .. } => {
+        Refused::NoSpaceFor { .. } | Refused::NoSpaceToReserve { .. } => {
             ApiError::new(ErrorCode::ClusterFull, refused.to_string(), fail::MAKE_ROOM)
         }
+        Refused::CantForce => fail::cant_force(),
         Refused::LastInSync(_) | Refused::TooFewShards { .. } => {
             fail::would_lose_data("the component", refused)
         }

@@ -8,6 +8,7 @@
 
 mod checks;
 pub(super) mod mutes;
+mod room;
 mod wear;
 
 use std::collections::BTreeSet;
@@ -23,10 +24,6 @@ use super::parts::SharedDomain;
 use super::remote::TroubleReport;
 use super::view::View;
 
-/// A disk this full is named: what is left is soon needed for data that is placed there already.
-const NEARLY_FULL_PERCENT: u64 = 80;
-/// From here on nothing new is placed on a disk.
-const FULL_PERCENT: u64 = 95;
 /// A certificate with less left should have renewed itself long ago.
 const CERTIFICATE_LEFT_MIN_S: u64 = 5 * 24 * 3600;
 /// A host that joined so long ago should have come up.
@@ -287,21 +284,7 @@ fn disks(view: &View, reasons: &mut Findings) {
                     format!("wait; or keep it: `vsanctl disk remove {} --cancel`", disk.id),
                 ));
             }
-            DiskState::Online if disk.capacity_bytes > 0 => {
-                // In this order nothing overflows: a disk has less than 2^52 bytes.
-                let percent = disk.used_bytes.saturating_mul(100) / disk.capacity_bytes;
-                let (code, effect) = match percent {
-                    FULL_PERCENT.. => ("disk_full", ": nothing new is placed on it"),
-                    NEARLY_FULL_PERCENT.. => ("disk_nearly_full", ""),
-                    _ => continue,
-                };
-                reasons.push(reason(
-                    HealthLevel::Warning,
-                    code,
-                    format!("{what} is {percent} % full{effect}"),
-                    "add disks with `vsanctl disk add`, or delete volumes that nobody needs",
-                ));
-            }
+            DiskState::Online => room::disk(view, &disk, &what, reasons),
             _ => {}
         }
     }
@@ -476,17 +459,17 @@ fn span(seconds: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::view::tests::{disk_id, healthy, host_id, kill, stale};
     use super::*;
     use std::sync::Arc;
     use vsand_core::directory::DiskHealth;
 
-    fn shown(view: &View) -> Health {
+    pub(super) fn shown(view: &View) -> Health {
         of(view).0
     }
 
-    fn codes(health: &Health) -> Vec<&str> {
+    pub(super) fn codes(health: &Health) -> Vec<&str> {
         health.reasons.iter().map(|r| r.code.as_str()).collect()
     }
 

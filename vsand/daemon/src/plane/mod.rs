@@ -37,9 +37,9 @@ use bytes::Bytes;
 use ferro_protocol::api::{
     AddedDisk, BootstrapRequest, BrokenLock, CapacityReport, ChangedHost, ClusterInfo, DiskInfo, Document,
     DocumentList, EventList, HealthCheck, HealthReport, HostInfo, HostSupport, JoinRequest, LockInfo,
-    MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy, PutDocument, Removal,
-    ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status, TokenInfo, TopSample, Transfer,
-    TransferDirection, TransferEnded, TransferOutcome, VolumeInfo, VolumeLimits,
+    MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy, ProvisionRequest,
+    PutDocument, Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status, TokenInfo,
+    TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo, VolumeLimits,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -297,6 +297,10 @@ impl ControlPlane for Plane {
 
     async fn limit_volume(&self, name: &VolumeName, limits: VolumeLimits) -> Result<VolumeInfo> {
         volumes::limit(&*self.member()?, name, limits).await
+    }
+
+    async fn provision_volume(&self, name: &VolumeName, request: ProvisionRequest) -> Result<VolumeInfo> {
+        volumes::provision(&*self.member()?, name, request).await
     }
 
     async fn resize_volume(&self, name: &VolumeName, size_bytes: u64) -> Result<VolumeInfo> {

@@ -96,6 +96,9 @@ pub struct DiskReport {
     pub extents: u64,
     /// How many are in use.
     pub extents_used: u64,
+    /// How many are kept for volumes and not in use yet.
+    #[serde(default)]
+    pub extents_kept: u64,
     /// Blocks that failed their checksum since it was opened.
     pub bad_blocks: u64,
     /// Those of them that were told apart: one that is read again and again counts once.
@@ -125,6 +128,7 @@ impl DiskReport {
             failure: None,
             extents: 0,
             extents_used: 0,
+            extents_kept: 0,
             bad_blocks: 0,
             bad_found: 0,
             bad_mended: 0,
@@ -275,6 +279,7 @@ pub async fn own_report(member: &Member) -> Option<HostReport> {
             failure: dead.clone(),
             extents: u64::from(stats.extents),
             extents_used: u64::from(stats.extents_used),
+            extents_kept: u64::from(stats.extents_kept),
             bad_blocks: stats.bad_blocks,
             bad_found: snapshot.bad.get(disk).map_or(0, |bad| bad.found),
             bad_mended: snapshot.bad.get(disk).map_or(0, |bad| bad.mended),

@@ -131,6 +131,11 @@ impl View {
         reported.unwrap_or(disk.used_extents) * EXTENT_BYTES
     }
 
+    /// What a disk keeps for volumes beyond what they have written.
+    pub(super) fn kept_bytes_of_disk(&self, disk: &DiskRecord) -> u64 {
+        self.disk_report(disk).map_or(0, |r| r.extents_kept) * EXTENT_BYTES
+    }
+
     /// How much of a disk's data still has to be copied before it can go: of the objects with components on it, what they
     /// take up there, less what is copied already.
     pub(super) fn bytes_to_move(&self, disk: &DiskRecord) -> u64 {
@@ -271,6 +276,8 @@ impl View {
             policy: api_policy(record.policy),
             redundancy: self.redundancy(record),
             failures_left: self.failures_left(record),
+            reserve_percent: self.state.provisioning.of(record.id).percent,
+            force_provisioning: self.state.provisioning.of(record.id).forced,
             limits: self.limits.get(record.id),
             owner: self.owner(record),
             epoch: record.epoch,

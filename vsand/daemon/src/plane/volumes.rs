@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use ferro_protocol::api::{
     ApiError, BrokenLock, DiskCounters, ErrorCode, EventKind, EventLevel, LockInfo, ObjectDetails,
-    OpenedVolume, OperationCounters, Policy, TopSample, VolumeCounters, VolumeInfo, VolumeLimits,
-    VolumeOwner,
+    OpenedVolume, OperationCounters, Policy, ProvisionRequest, TopSample, VolumeCounters, VolumeInfo,
+    VolumeLimits, VolumeOwner,
 };
 use ferro_protocol::ids::{ChunkIndex, HostId, ObjectId, VolumeName};
 use ferro_protocol::units::EXTENT_BYTES;
 use uuid::Uuid;
 use vsand_core::directory::placement::has_room;
-use vsand_core::directory::{Command, DiskHealth, LockKind, ObjectRecord, Outcome, Refused, State};
+use vsand_core::directory::{
+    Command, DiskHealth, LockKind, ObjectRecord, Outcome, Provision, Refused, State,
+};
 
+use super::capacity::USABLE_PERCENT;
 use super::cluster::{latest, propose, settle, view};
 use super::errors::{self, host_name};
 use super::view::core_policy;
@@ -49,14 +52,16 @@ fn domains(state: &State) -> (u32, u32) {
 }
 
 pub(super) async fn create(member: &Member, volume: NewVolume) -> Result<VolumeInfo> {
-    let NewVolume { name, size_bytes, policy, limits } = volume;
+    let NewVolume { name, size_bytes, policy, reserve_percent, force_provisioning, limits } = volume;
     let what = format!("making volume {name}");
-    let command = Command::CreateObject {
-        object: ObjectId(Uuid::new_v4()),
-        name: name.clone(),
-        size_bytes,
-        policy: core_policy(policy),
-        unix_s: clock::unix_s(),
+    let (object, unix_s) = (ObjectId(Uuid::new_v4()), clock::unix_s());
+    let provision = Provision { percent: reserve_percent, forced: force_provisioning };
+    let (named, kept) = (name.clone(), core_policy(policy));
+    // Hosts of a release before this one understand the first.
+    let command = if provision == Provision::default() {
+        Command::CreateObject { object, name: named, size_bytes, policy: kept, unix_s }
+    } else {
+        Command::CreateProvisioned { object, name: named, size_bytes, policy: kept, provision, unix_s }
     };
     let record = match propose(member, &what, &command).await? {
         Ok(Outcome::Object(record)) => record,
@@ -64,9 +69,12 @@ pub(super) async fn create(member: &Member, volume: NewVolume) -> Result<VolumeI
         Err(Refused::NoRoom { .. }) => {
             return Err(no_place(&member.state(), &name, policy, policy.raw_bytes(size_bytes)));
         }
+        Err(Refused::NoSpaceToReserve { extents }) => {
+            return Err(no_room_to_keep(&member.state(), &name, extents));
+        }
         Err(refused) => return Err(errors::refused(&member.state(), &refused)),
     };
-    tracing::info!(volume = %name, object = %record.id, size_bytes, %policy, "a volume was made");
+    tracing::info!(volume = %name, object = %record.id, size_bytes, %policy, ?provision, "a volume was made");
     if !limits.is_none()
         && let Err(error) = set_limits(member, record.id, limits).await
     {
@@ -89,6 +97,43 @@ fn no_place(state: &State, name: &VolumeName, policy: Policy, need_bytes: u64) -
     let free = |d: &vsand_core::directory::DiskRecord| d.capacity_extents.saturating_sub(d.used_extents);
     let free_bytes = state.disks.values().map(free).sum::<u64>() * EXTENT_BYTES;
     fail::cluster_full(format!("volume {name}"), need_bytes, free_bytes)
+}
+
+/// What is to be kept for a volume finds no room.
+fn no_room_to_keep(state: &State, name: &VolumeName, extents: u64) -> ApiError {
+    let free = |d: &vsand_core::directory::DiskRecord| {
+        (d.capacity_extents / 100 * USABLE_PERCENT).saturating_sub(d.used_extents)
+    };
+    let free_extents: u64 = state.disks.values().filter(|d| has_room(d)).map(free).sum();
+    fail::no_room_to_keep(name, extents.saturating_mul(EXTENT_BYTES), free_extents * EXTENT_BYTES)
+}
+
+pub(super) async fn provision(
+    member: &Member,
+    name: &VolumeName,
+    request: ProvisionRequest,
+) -> Result<VolumeInfo> {
+    let record = find(member, name).await?;
+    let what = format!("finding room for volume {name} in another way");
+    let now = latest(member, &what).await?.provisioning.of(record.id);
+    let ProvisionRequest { reserve_percent, force } = request;
+    let provision =
+        Provision { percent: reserve_percent.unwrap_or(now.percent), forced: force.unwrap_or(now.forced) };
+    match propose(member, &what, &Command::Provision { object: record.id, provision }).await? {
+        Ok(Outcome::Object(record)) => {
+            tracing::info!(volume = %name, ?provision, "room is found for a volume in another way");
+            settle(member).await;
+            Ok(view(member).await.volume(&record))
+        }
+        Ok(_) => show(member, name).await,
+        Err(Refused::NoObject(_)) => Err(fail::volume_not_found(name)),
+        Err(Refused::NoRoom { .. }) => {
+            let policy = view(member).await.volume(&record).policy;
+            Err(no_place(&member.state(), name, policy, policy.raw_bytes(record.size_bytes)))
+        }
+        Err(Refused::NoSpaceToReserve { extents }) => Err(no_room_to_keep(&member.state(), name, extents)),
+        Err(refused) => Err(errors::refused(&member.state(), &refused)),
+    }
 }
 
 pub(super) async fn show(member: &Member, name: &VolumeName) -> Result<VolumeInfo> {
@@ -131,6 +176,7 @@ pub(super) async fn resize(member: &Member, name: &VolumeName, size_bytes: u64) 
             Ok(view(member).await.volume(&record))
         }
         Ok(_) => show(member, name).await,
+        Err(Refused::NoSpaceToReserve { extents }) => Err(no_room_to_keep(&member.state(), name, extents)),
         Err(Refused::Shrink { now, wanted }) => Err(fail::shrink_refused(name, now, wanted)),
         Err(Refused::NoObject(_)) => Err(fail::volume_not_found(name)),
         Err(refused) => Err(errors::refused(&member.state(), &refused)),

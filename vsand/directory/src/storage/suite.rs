@@ -15,6 +15,7 @@ struct Nothing;
 
 impl StateMachine for Nothing {
     type Command = ();
+    type Former = Self;
     type Response = ();
     fn apply(&mut self, _index: u64, (): ()) {}
 }

@@ -35,6 +35,7 @@ pub(crate) enum Command {
 
 impl StateMachine for Toy {
     type Command = Command;
+    type Former = Self;
     /// The new value, or the one that was not expected.
     type Response = Result<u64, u64>;
 

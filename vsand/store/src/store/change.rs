@@ -183,7 +183,7 @@ impl Store {
             return None;
         }
         let needed = parts.iter_mut().map(|part| u32::from(self.needs_extent(part))).sum();
-        if (needed > 0 && !first_in_line) || !self.tables.alloc.reserve(needed) {
+        if (needed > 0 && !first_in_line) || !self.tables.alloc.promise(object, needed) {
             if !first_in_line || self.tables.alloc.more_to_come() {
                 return Some(op);
             }
@@ -296,7 +296,7 @@ impl Store {
         let Some(part) = self.parts.get_mut(index) else { return };
         let key = part.key;
         if part.promised {
-            self.tables.alloc.unreserve(1);
+            self.tables.alloc.redeem(part.chunk.object);
             part.promised = false;
         }
         if let Err(error) = self.tables.load_or_new(&self.meta, key) {
@@ -324,9 +324,10 @@ impl Store {
 
     /// The physical extent that the extent has or will have.
     fn place_of(&mut self, key: ExtentKey) -> Option<u32> {
+        let object = self.tables.object_of(key);
         let slot = self.tables.slots.get_mut(&key)?;
         if slot.phys.is_none() && slot.pending.is_none() {
-            slot.pending = self.tables.alloc.allocate();
+            slot.pending = self.tables.alloc.allocate(object);
         }
         slot.phys.or(slot.pending)
     }
@@ -355,9 +356,9 @@ impl Store {
             (Place::InPlace, self.place_of(key))
         } else if mode == Mode::Exclusive
             && range.count() == EXTENT_BLOCKS
-            && self.tables.alloc.available() > 0
+            && self.tables.alloc.available(chunk.object) > 0
         {
-            (Place::Remap, self.tables.alloc.allocate())
+            (Place::Remap, self.tables.alloc.allocate(chunk.object))
         } else {
             return false;
         };
@@ -415,7 +416,7 @@ impl Store {
         if part.records_left > 0 {
             return;
         }
-        let (key, op) = (part.key, part.op);
+        let (key, op, object) = (part.key, part.op, part.chunk.object);
         self.parts.remove(index);
         if let Some(slot) = self.tables.slots.get_mut(&key) {
             slot.gate.leave(index);
@@ -423,7 +424,7 @@ impl Store {
                 && let Some(unused) = slot.pending.take()
             {
                 // All writes that were to map it were older than what is there.
-                self.tables.alloc.untake(unused);
+                self.tables.alloc.untake(object, unused);
             }
             while let Some(next) = slot.gate.admit_next() {
                 self.ready_parts.push_back(next);

@@ -106,6 +106,8 @@ pub struct StoreStats {
     pub extents: u32,
     /// Extents in use.
     pub extents_used: u32,
+    /// Extents that are kept for objects and not in use yet.
+    pub extents_kept: u32,
     /// Bytes of the journal.
     pub journal_bytes: u64,
     /// Bytes of it that the next checkpoint frees.
@@ -323,11 +325,18 @@ impl Store {
             .collect()
     }
 
+    /// Keeps so many extents for each of these objects, with those that it has, and none for others: from now on nobody else gets
+    /// them. What others have taken already they keep.
+    pub fn keep(&mut self, kept: HashMap<ObjectId, u32>) {
+        self.tables.alloc.keep(kept);
+    }
+
     /// Counters and gauges.
     pub fn stats(&self) -> StoreStats {
         StoreStats {
             extents: self.tables.alloc.total(),
             extents_used: self.tables.alloc.used(),
+            extents_kept: self.tables.alloc.kept(),
             journal_bytes: self.superblock.journal_bytes,
             journal_used_bytes: self.journal.used(),
             overlay_blocks: self.tables.overlay_blocks,

@@ -253,9 +253,14 @@ impl Owner {
             return;
         };
         let mut seq = Seq(0);
+        let forget = self.bugs.has(Bug::MarksForgotten);
         for record in self.record.policy.records(chunk) {
             match self.groups.get(&record) {
-                Some(group) if matches!(group.phase, Phase::Serving) => seq = seq.max(group.next_seq),
+                Some(group) if matches!(group.phase, Phase::Serving) => {
+                    // A shard that has no component in sync has agreed on nothing, and has marks.
+                    let marks = if forget { Seq(0) } else { group.stale_max() };
+                    seq = seq.max(group.next_seq).max(marks.next());
+                }
                 _ => return,
             }
         }

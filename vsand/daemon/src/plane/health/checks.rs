@@ -47,7 +47,7 @@ pub(super) const CHECKS: &[Check] = &[
     check(
         "disk_full",
         "disks take new data",
-        "A disk is over 95 % full. Nothing new is placed on it; what is placed there already can still grow until it is \
+        "A disk is over 95 % full, with what it keeps for volumes. Nothing new is placed on it; what is placed there already can still grow until it is \
          full, and then its volumes' writes wait.",
     ),
     check(
@@ -58,7 +58,7 @@ pub(super) const CHECKS: &[Check] = &[
     check(
         "disk_nearly_full",
         "disks have room",
-        "A disk is over 80 % full. Thin volumes grow, so plan for more room now.",
+        "A disk is over 80 % full, with what it keeps for volumes. Thin volumes grow, so plan for more room now.",
     ),
     check(
         "disk_offline",
@@ -122,6 +122,12 @@ pub(super) const CHECKS: &[Check] = &[
         "hosts with open volumes are online",
         "A volume is open on a host that is offline. Its guest is down or cut off, and no other host may open it before \
          the lock is broken.",
+    ),
+    check(
+        "reserve_uncovered",
+        "what is kept for volumes is there",
+        "A disk has less free than it is to keep for volumes: their guests may find it full although room was kept for them. It \
+         happens where more is on a disk than was counted when the room was asked for.",
     ),
     check(
         "scrub_left_bad",
