@@ -13,6 +13,8 @@ BIN=$CARGO_TARGET_DIR/release
 # What cargo builds at once. Always the same set, because cargo unites the features of what it builds together and compiles
 # anew when they change; without the simulator, which turns on the deliberate bugs: no product ever holds their code.
 PRODUCT=(--release --locked --workspace --exclude ferro-sim)
+# Of that what is installed: the daemons, their tools and the vmm.
+BINARIES=(--bin vsand --bin vsanctl --bin vswitchd --bin vswctl --bin hypervisord --bin vmctl --bin vmm)
 
 RUST_MIN=1.89
 CARGO_DENY_VERSION=0.20.2
@@ -192,10 +194,13 @@ of_sources() {
 
 # same_sources: the part of of_sources that sets the times.
 same_sources() {
-    local record=$CARGO_TARGET_DIR/sources built=$CARGO_TARGET_DIR/sources.built time
+    local record=$CARGO_TARGET_DIR/sources built=$CARGO_TARGET_DIR/sources.built folder time
     # What was compiled while nobody kept the record may come from anything: cargo forgets it.
     if [[ -e $record && -e $built ]]; then
-        find "$CARGO_TARGET_DIR"/*/.fingerprint -mindepth 2 -newer "$built" -printf '%h\0' 2>/dev/null | sort -zu | xargs -0r rm -rf
+        for folder in "$CARGO_TARGET_DIR"/*/.fingerprint; do
+            # There is none where cargo has failed before it compiled anything.
+            [[ ! -d $folder ]] || find "$folder" -mindepth 2 -newer "$built" -printf '%h\0'
+        done | sort -zu | xargs -0r rm -rf
     else
         : >"$record"
     fi
