@@ -99,6 +99,12 @@ impl Vswitchd {
         self.change(Change::AddPort(port), &what).await
     }
 
+    /// Whether such a port could be made now. Nothing is changed.
+    pub async fn could_make(&self, port: PortSpec) -> Result<()> {
+        let what = format!("looking whether port group {} can have another port", port.group);
+        self.transact(Change::AddPort(port), true, LOOK_MAX, &what).await
+    }
+
     /// Takes a port away. One that is gone is as good.
     pub async fn remove(&self, name: &NetName) -> Result<()> {
         let what = format!("removing switch port {name}");
@@ -109,9 +115,12 @@ impl Vswitchd {
     }
 
     async fn change(&self, change: Change, what: &str) -> Result<()> {
-        let transaction =
-            Transaction { basis: None, changes: vec![change], dry_run: false, confirm_within_s: None };
-        let done = self.0.send(Method::POST, "/v1/transactions", &transaction, ANSWER_MAX).await;
+        self.transact(change, false, ANSWER_MAX, what).await
+    }
+
+    async fn transact(&self, change: Change, dry_run: bool, within: Duration, what: &str) -> Result<()> {
+        let transaction = Transaction { basis: None, changes: vec![change], dry_run, confirm_within_s: None };
+        let done = self.0.send(Method::POST, "/v1/transactions", &transaction, within).await;
         done.map(|_: Transacted| ()).map_err(|error| error.into_api(what))
     }
 

@@ -268,6 +268,55 @@ fn vms_outlive_their_daemon_and_come_back_when_they_die() {
     });
 }
 
+/// A volume or a port group that is not there: refused when the VM is written down, or changed; and when it starts, if it went since.
+fn what_is_not_there_is_refused(lab: &Lab, all: &[Hypervisor<'_>], kernel: &str) -> Result<()> {
+    let [one, two] = all else { unreachable!("two hosts") };
+    let cases = [
+        (
+            "group",
+            json!({ "nics": [{ "portgroup": "blue" }, { "portgroup": "nowhere" }] }),
+            "group_not_found",
+            "nowhere",
+        ),
+        (
+            "volume",
+            json!({ "disks": [{ "volume": "root" }, { "volume": "missing" }] }),
+            "volume_not_found",
+            "missing",
+        ),
+    ];
+    for (what, more, code, word) in cases {
+        let name = format!("none-{what}");
+        let refused = one.refused("POST", "/v1/vms", Some(&with(spec(&name, kernel), more)), code)?;
+        ensure!(refused.message.contains(word), "{what}: {refused:?}");
+        one.refused("GET", &format!("/v1/vms/{name}"), None, "vm_not_found")?;
+    }
+
+    lab.host(1).create("brief", "64M", "mirror:2")?;
+    lab.host(1).vswitchd().ctl_ok(&["portgroup", "create", "brief", "--switch", "main", "--vni", "5020"])?;
+    let named = json!({ "disks": [{ "volume": "brief" }], "nics": [{ "portgroup": "brief" }] });
+    one.post("/v1/vms", &with(spec("named", kernel), named))?;
+    one.daemon().ctl_refused(&["attach", "named", "--volume", "missing"], "volume_not_found", 3)?;
+    one.daemon().ctl_refused(&["attach", "named", "--portgroup", "nowhere"], "group_not_found", 3)?;
+    lab.host(1).vswitchd().ctl_ok(&["--yes", "portgroup", "delete", "brief"])?;
+    // What it named before does not keep it from being changed.
+    one.vmctl(&["set", "named", "--restart", "never"])?;
+    for (code, word) in [("group_not_found", "brief"), ("volume_not_found", "brief")] {
+        let refused = one.refused("POST", &power("named", "start"), Some(&json!({})), code)?;
+        ensure!(refused.message.contains(word), "{refused:?}");
+        two.sees_state("named", VmState::Failed)?;
+        nothing_left(lab, all, "named", &["root"])?;
+        // The group is looked for first; then the volume goes, and the card with the group.
+        if code == "group_not_found" {
+            one.post(&power("named", "kill"), &Value::Null)?;
+            one.sees_state("named", VmState::Off)?;
+            one.vmctl(&["detach", "named", "--nic", "0"])?;
+            lab.host(1).ctl_ok(&["--yes", "volume", "delete", "brief"])?;
+        }
+    }
+    one.delete("/v1/vms/named")
+}
+
 #[test]
 fn what_can_not_be_is_refused_and_leaves_nothing() {
     with_hypervisors(2, &["root", "other"], |lab, all| {
@@ -282,25 +331,13 @@ fn what_can_not_be_is_refused_and_leaves_nothing() {
         let (disks, nics) = (json!([{ "volume": "root" }]), json!([{ "portgroup": "blue" }]));
         let no_kernel = format!("{kernel}-missing");
         let huge = 512_u64 << 30;
-        let cases: [(&str, Value, &str, &str); 8] = [
-            (
-                "group",
-                json!({ "nics": [{ "portgroup": "blue" }, { "portgroup": "nowhere" }] }),
-                "group_not_found",
-                "nowhere",
-            ),
+        let cases: [(&str, Value, &str, &str); 6] = [
             ("memory", json!({ "memory_bytes": huge }), "no_capacity", "free"),
             (
                 "cpu",
                 json!({ "cpus": 64, "cpu": { "reservation_percent": 6400 } }),
                 "no_capacity",
                 "% can still",
-            ),
-            (
-                "volume",
-                json!({ "disks": [{ "volume": "root" }, { "volume": "missing" }] }),
-                "volume_not_found",
-                "missing",
             ),
             (
                 "elsewhere",
@@ -334,6 +371,8 @@ fn what_can_not_be_is_refused_and_leaves_nothing() {
             nothing_left(lab, all, &name, &["root"])?;
             one.delete(&format!("/v1/vms/{name}"))?;
         }
+
+        what_is_not_there_is_refused(lab, all, &kernel)?;
 
         // A volume that another program has open here is not taken from it, nor is one of another VM.
         lab.host(1).open("root")?;

@@ -13,7 +13,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use ferro_protocol::api::switch::spec::PortSpec;
 use ferro_protocol::api::vm::{ExitCause, VmName};
 use ferro_protocol::api::{ApiError, ErrorCode};
 use ferro_protocol::net::NetName;
@@ -23,6 +22,7 @@ use hypervisor_core::paths::Paths;
 use hypervisor_core::spec::{Nic, Vm, check};
 
 use super::Services;
+use super::named::{missing_group, port_of};
 use super::process::ProcessId;
 use super::record::{HeldPort, HeldVolume, Processes, Record};
 use crate::backend::{Backend, Program};
@@ -215,19 +215,13 @@ impl Launch<'_> {
             self.save()?;
             self.record.held.ports.len() - 1
         };
-        if there.is_none() {
-            let spec = PortSpec {
-                name: name.to_string(),
-                group: nic.group.to_string(),
-                mac: nic.mac.to_string(),
-                ..PortSpec::default()
-            };
-            if let Err(error) = self.services.vswitchd.make(spec).await {
-                if !matches!(error.code, ErrorCode::TimedOut | ErrorCode::Unavailable) {
-                    self.record.held.ports.remove(at);
-                }
-                return Err(missing_group(error, nic));
+        if there.is_none()
+            && let Err(error) = self.services.vswitchd.make(port_of(nic)).await
+        {
+            if !matches!(error.code, ErrorCode::TimedOut | ErrorCode::Unavailable) {
+                self.record.held.ports.remove(at);
             }
+            return Err(missing_group(error, nic));
         }
         let (port, socket) = self.services.vswitchd.attach(name, 1).await?;
         let held = &mut self.record.held.ports[at];
@@ -470,21 +464,6 @@ impl Launch<'_> {
             _ => self.record.held.folder = false,
         }
     }
-}
-
-/// The commonest mistake gets its own words.
-fn missing_group(error: ApiError, nic: &Nic) -> ApiError {
-    let missing = error.faults.iter().any(|fault| fault.problem.contains(nic.group.as_str()))
-        || error.message.contains(&format!("port group {:?}", nic.group.as_str()));
-    if missing && matches!(error.code, ErrorCode::InvalidNetwork | ErrorCode::GroupNotFound) {
-        return ApiError::new(
-            ErrorCode::GroupNotFound,
-            format!("there is no port group {}, which the VM's network card is for", nic.group),
-            format!("make it (`vswctl portgroup create {}`), or give the card another one", nic.group),
-        )
-        .with_faults(error.faults);
-    }
-    error
 }
 
 /// The processes, as soon as the vmm's number is written down.

@@ -17,6 +17,7 @@
 pub mod claims;
 mod handle;
 mod launch;
+mod named;
 pub mod process;
 pub mod record;
 mod services;

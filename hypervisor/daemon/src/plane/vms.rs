@@ -15,7 +15,7 @@ use ferro_protocol::ids::{HostId, VolumeName};
 use ferro_transport::directory::PutError;
 use ferro_transport::documents;
 use hypervisor_core::documents::{FORMAT, RunDocument, SpecDocument, Verb, run_name, spec_name};
-use hypervisor_core::spec::{check, complete};
+use hypervisor_core::spec::{Vm, check, complete};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::sync::oneshot;
@@ -58,8 +58,8 @@ async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Sen
     }
 }
 
-/// What was left open in a specification is chosen; then it is checked.
-fn completed(mut spec: VmSpec) -> Result<VmSpec> {
+/// What was left open in a specification is chosen; then it is checked, by itself.
+fn completed(mut spec: VmSpec) -> Result<(VmSpec, Vm)> {
     let mut drawn = Ok(());
     complete(&mut spec, || {
         let mut bytes = [0; 5];
@@ -69,8 +69,8 @@ fn completed(mut spec: VmSpec) -> Result<VmSpec> {
         bytes
     });
     drawn?;
-    check(&spec).map_err(|faults| fail::invalid_vm(&spec.name, faults))?;
-    Ok(spec)
+    let vm = check(&spec).map_err(|faults| fail::invalid_vm(&spec.name, faults))?;
+    Ok((spec, vm))
 }
 
 impl Plane {
@@ -124,7 +124,8 @@ impl Plane {
                 return Err(fail::overtaken(name, info.revision));
             }
             must_be_off(&info)?;
-            let spec = completed(change(&info.spec)?)?;
+            let (spec, vm) = completed(change(&info.spec)?)?;
+            self.services.check_named(&vm, check(&info.spec).ok().as_ref()).await?;
             match self.put_spec(name, info.revision, spec).await {
                 Err(error) if error.code == ErrorCode::Conflict && basis.is_none() && tries < TRIES_MAX => {
                     tries += 1;
@@ -136,7 +137,7 @@ impl Plane {
     }
 
     async fn create_vm(&self, spec: VmSpec) -> Result<VmInfo> {
-        let spec = completed(spec)?;
+        let (spec, vm) = completed(spec)?;
         let name: VmName = spec.name.parse().map_err(|error| fail::internal("the name", error))?;
         let cluster = self.known()?;
         self.services.paths(&name)?;
@@ -147,6 +148,7 @@ impl Plane {
         if cluster.specs.contains_key(&name) {
             return Err(taken());
         }
+        self.services.check_named(&vm, None).await?;
         match self.put_spec(&name, 0, spec).await {
             Err(error) if error.code == ErrorCode::Conflict => Err(taken()),
             other => other,
