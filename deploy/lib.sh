@@ -16,6 +16,10 @@ PRODUCT=(--release --locked --workspace --exclude ferro-sim)
 # Of that what is installed: the daemons, their tools and the vmm.
 BINARIES=(--bin vsand --bin vsanctl --bin vswitchd --bin vswctl --bin hypervisord --bin vmctl --bin vmm)
 
+# The release before this one, where rolling upgrades are tested from. Nothing was released yet: the last commit of before the cluster
+# had a version of its own.
+FORMER=c2eee2d49357cf4336c40a4d35783e31d9568801
+
 RUST_MIN=1.89
 CARGO_DENY_VERSION=0.20.2
 NEXTEST_VERSION=0.9.115
@@ -155,6 +159,35 @@ TOML
         mv "$folder/librocksdb.a.new" "$folder/librocksdb.a"
         printf '%s\n' "$stamp" >"$folder/stamp.new"
         mv "$folder/stamp.new" "$folder/stamp"
+        rm -rf "$work"
+    fi
+    exec 8>&-
+}
+
+# ensure_former: vsand and vsanctl of the former release, compiled once a machine from this repository's history; sets FORMER_BIN. What is
+# built next puts today's programs back in $BIN.
+ensure_former() {
+    local work=$CACHE/former/build
+    FORMER_BIN=$CACHE/former/$FORMER
+    [[ -x $FORMER_BIN/vsand && -x $FORMER_BIN/vsanctl ]] && return 0
+    git -C "$REPO" cat-file -e "$FORMER^{commit}" 2>/dev/null ||
+        die "the former release, commit $FORMER, is not in this checkout's history: get all of it with git fetch --unshallow"
+
+    mkdir -p "$FORMER_BIN"
+    exec 8>"$CACHE/former/lock"
+    flock 8
+    if [[ ! -x $FORMER_BIN/vsand || ! -x $FORMER_BIN/vsanctl ]]; then
+        note "compiling the former release, ${FORMER:0:7} (once a machine; 5 to 10 minutes on two cores)"
+        rm -rf "$work"
+        mkdir -p "$work"
+        git -C "$REPO" archive "$FORMER" | tar -x -C "$work"
+        # Built beside today's, so that they share what both depend on.
+        CARGO_INCREMENTAL=0 of_sources cargo build --manifest-path "$work/Cargo.toml" "${PRODUCT[@]}" --bin vsand --bin vsanctl --quiet ||
+            die "the former release did not compile: see above"
+        # Each by rename: a copy that is cut off is not believed.
+        mkdir -p "$work/bin"
+        cp "$BIN"/{vsand,vsanctl} "$work/bin"
+        mv "$work"/bin/{vsand,vsanctl} "$FORMER_BIN"
         rm -rf "$work"
     fi
     exec 8>&-

@@ -35,8 +35,9 @@ pub use capacity::{
     CapacityReport, CapacityTotals, HostCapacity, LOSS_VOLUMES_MAX, LossForecast, LossKind, PolicyCapacity,
 };
 pub use cluster::{
-    BootstrapRequest, ChangedHost, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest,
-    JoinToken, Removal, SetHostRequest, TOKEN_SECONDS_DEFAULT, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest,
+    BootstrapRequest, ChangedHost, ClusterInfo, HostInfo, HostLevel, HostList, HostRole, HostState,
+    JoinRequest, JoinToken, Removal, SetHostRequest, TOKEN_SECONDS_DEFAULT, TOKEN_SECONDS_MAX, TokenInfo,
+    TokenRequest, UpgradeReport, UpgradeRequest,
 };
 pub use disk::{AddDiskRequest, AddedDisk, DiskInfo, DiskList, DiskState};
 pub use document::{DOCUMENTS_WAIT_MAX_S, Document, DocumentInfo, DocumentList, PutDocument};

@@ -58,6 +58,7 @@ async fn run(noun: Noun, context: Context) -> Result<()> {
             ClusterVerb::Token { valid } => cluster::token(&context, valid).await,
             ClusterVerb::Join { token, options } => cluster::join(&context, token, options).await,
             ClusterVerb::Show => cluster::show(&context).await,
+            ClusterVerb::Upgrade { check } => cluster::upgrade(&context, check).await,
         },
         Noun::Host { verb } => cluster::host(&context, verb).await,
         Noun::Disk { verb } => storage::disk(&context, verb).await,

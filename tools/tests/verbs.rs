@@ -477,6 +477,12 @@ fn the_other_nouns_have_tables_and_json() {
     served.done(&["cluster", "join", "ferro1-3600", "--host-name", "gamma"]);
     served.run(&["cluster", "join", "ferro1-3600", "--host-name", "g h"]).refused(2, &["host name"]);
     assert!(served.done(&["cluster", "show"]).contains("alpha (01010101-"));
+    assert!(served.done(&["cluster", "show"]).contains("feature level   1, this host knows 2\n"));
+    let could = served.done(&["cluster", "upgrade", "--check"]);
+    assert!(could.starts_with("the cluster can go from feature level 1 to 2\n"), "{could}");
+    assert!(could.contains("alpha  0.2.0              2"), "{could}");
+    served.run(&["cluster", "upgrade"]).refused(9, &["must be confirmed", "--yes", "No host can go back"]);
+    assert_eq!(served.done(&["cluster", "upgrade", "--yes"]), "the cluster is at feature level 2 now\n");
     assert!(served.done(&["host", "show", "0202"]).contains("last seen 2m 5s ago"));
     let renamed = served.done(&["host", "set", "beta", "--name", "gamma", "--fault-domain", "rack-2"]);
     assert_eq!(renamed, "host gamma (was beta) is in fault domain rack-2\n");

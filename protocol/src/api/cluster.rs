@@ -99,6 +99,52 @@ pub struct ClusterInfo {
     pub voters: u32,
     /// How many hosts there are.
     pub hosts: u32,
+    /// What all hosts understand: the cluster's feature level.
+    #[serde(default = "first_level")]
+    pub feature_level: u16,
+    /// The last level that the host that answers knows.
+    #[serde(default = "first_level")]
+    pub feature_level_known: u16,
+}
+
+/// The level of what is of before there were any.
+fn first_level() -> u16 {
+    1
+}
+
+/// Raise the cluster's feature level to the last one that all hosts know. There is no way back.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// Only say whether it could be done.
+    #[serde(default)]
+    pub check: bool,
+}
+
+/// What a host said of itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct HostLevel {
+    /// The host.
+    pub id: HostId,
+    /// What it is called.
+    pub name: String,
+    /// The version of its `vsand`.
+    pub version: String,
+    /// The last feature level that it knows.
+    pub feature_level_known: u16,
+}
+
+/// What an upgrade did, or would do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UpgradeReport {
+    /// The level before.
+    pub from: u16,
+    /// The level after it: the same if all hosts know nothing later.
+    pub to: u16,
+    /// Whether the cluster is at that level now.
+    pub done: bool,
+    /// What the hosts said, by name.
+    pub hosts: Vec<HostLevel>,
 }
 
 /// Whether a host takes part.

@@ -179,6 +179,8 @@ pub enum ErrorCode {
     PolicyUnsatisfiable,
     /// A volume that is kept as this one can't become one that is kept so.
     PolicyNotConvertible,
+    /// The cluster is at a feature level, or a host of a release, that does not have this.
+    UpgradeNeeded,
     /// The disks have no room for this.
     ClusterFull,
     /// The disk is below the least size.
@@ -297,6 +299,7 @@ impl ErrorCode {
             | Self::VmElsewhere => ErrorClass::Conflict,
             Self::PolicyUnsatisfiable
             | Self::PolicyNotConvertible
+            | Self::UpgradeNeeded
             | Self::ClusterFull
             | Self::DiskTooSmall
             | Self::ShrinkRefused

@@ -46,6 +46,8 @@ pub enum EventKind {
     MaintenanceEntered,
     /// A host is no longer in maintenance.
     MaintenanceLeft,
+    /// The cluster's feature level was raised.
+    LevelRaised,
     /// A disk was given to the cluster.
     DiskAdded,
     /// A disk is in another host, or elsewhere on the same.

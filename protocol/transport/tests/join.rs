@@ -8,23 +8,35 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Cluster, Log, START, TestClock, accept, at, cluster, host, loopback};
-use ferro_protocol::ids::HostId;
+use ferro_protocol::ids::{ClusterId, HostId};
 use ferro_transport::identity::{
-    CaFingerprint, HOST_CERT_LIFETIME, IdentityDir, IdentityError, IdentityHandle,
+    CaFingerprint, ClusterCa, HOST_CERT_LIFETIME, HostKey, IdentityDir, IdentityError, IdentityHandle,
 };
 use ferro_transport::join::{
-    Admission, Admitted, JoinError, JoiningHost, NewHost, Refusal, Registrar, join_by_clock,
+    Admission, Admitted, JoinError, JoiningHost, Levels, NewHost, Refusal, Registrar, join_by_clock,
 };
-use ferro_transport::tls::{Channel, Endpoint, Peer, connect};
+use ferro_transport::tls::{Channel, Endpoint, Peer, PeerStream, connect};
 use ferro_transport::token::{JoinToken, TOKEN_LIFETIME, TokenId, TokenLedger, TokenRecord, TokenSecret};
 use ferro_transport::{BoxFuture, UnixTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A directory in memory: tokens and who used them, and who was admitted.
-#[derive(Default)]
 struct Directory {
+    level: Mutex<Result<u16, Refusal>>,
     tokens: Mutex<HashMap<TokenId, (TokenRecord, Option<HostId>)>>,
     admitted: Mutex<Vec<JoiningHost>>,
     refuse: Mutex<Option<Refusal>>,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self {
+            level: Mutex::new(Ok(1)),
+            tokens: Mutex::default(),
+            admitted: Mutex::default(),
+            refuse: Mutex::default(),
+        }
+    }
 }
 
 impl TokenLedger for Directory {
@@ -48,6 +60,11 @@ impl TokenLedger for Directory {
 }
 
 impl Admission for Directory {
+    fn level(&self) -> BoxFuture<'_, Result<u16, Refusal>> {
+        let level = *self.level.lock().unwrap();
+        Box::pin(async move { level })
+    }
+
     fn admit(&self, host: JoiningHost) -> BoxFuture<'_, Result<Vec<u8>, Refusal>> {
         let refusal = *self.refuse.lock().unwrap();
         if refusal.is_none() {
@@ -113,10 +130,49 @@ impl Member {
     fn admitted(&self) -> usize {
         self.directory.admitted.lock().unwrap().len()
     }
+
+    fn set_level(&self, level: Result<u16, Refusal>) {
+        *self.directory.level.lock().unwrap() = level;
+    }
+
+    fn is_used(&self, token: &JoinToken) -> bool {
+        self.directory.tokens.lock().unwrap()[&token.id()].1.is_some()
+    }
+
+    /// All that the member says to a program that says just this on the join channel: its preamble (8 bytes), then a length
+    /// (4 bytes) and an answer, if there is one.
+    async fn tell(&self, message: &[u8]) -> Vec<u8> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.cluster.ca.cert().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_details(provider, TestClock::new())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"ferro-join/1".to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let tcp = tokio::net::TcpStream::connect(self.addr).await.unwrap();
+        let name =
+            rustls_pki_types::ServerName::try_from(ferro_transport::identity::host_name_of(host(1))).unwrap();
+        let mut stream = connector.connect(name, tcp).await.unwrap();
+        stream.write_all(b"\x01\x03FERRO\0").await.unwrap();
+        stream.write_all(message).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut said = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut said)).await;
+        assert!(ended.is_ok(), "the member does not hang up");
+        said
+    }
 }
 
 fn newcomer(n: u8) -> NewHost {
-    NewHost { host: host(n), name: format!("esx-{n}"), advertise: "192.0.2.9:7000".parse().unwrap() }
+    let advertise = "192.0.2.9:7000".parse().unwrap();
+    NewHost { host: host(n), name: format!("esx-{n}"), advertise, levels: Levels { oldest: 1, newest: 2 } }
+}
+
+fn speaking(n: u8, oldest: u16, newest: u16) -> NewHost {
+    NewHost { levels: Levels { oldest, newest }, ..newcomer(n) }
 }
 
 async fn try_join(token: &JoinToken, me: &NewHost, dir: &IdentityDir) -> Result<Admitted, JoinError> {
@@ -293,37 +349,181 @@ async fn a_bad_name_or_an_existing_identity_costs_no_token() {
 
 #[tokio::test]
 async fn a_request_that_is_nonsense_or_too_long_is_refused() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let member = Member::start().await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(member.cluster.ca.cert().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_details(provider, TestClock::new())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"ferro-join/1".to_vec()];
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     // Length and body; and whether an answer (version 1, refused) may be expected.
     let another_version = [&3u32.to_le_bytes()[..], &[9, 9, 9]].concat();
     let garbage = [&3u32.to_le_bytes()[..], &[1, 9, 9]].concat();
+    let garbage_with_levels = [&3u32.to_le_bytes()[..], &[2, 9, 9]].concat();
     let too_long = u32::MAX.to_le_bytes().to_vec();
-    for (request, answered) in [(another_version, true), (garbage, true), (too_long, false)] {
-        let tcp = tokio::net::TcpStream::connect(member.addr).await.unwrap();
-        let name =
-            rustls_pki_types::ServerName::try_from(ferro_transport::identity::host_name_of(host(1))).unwrap();
-        let mut stream = connector.connect(name, tcp).await.unwrap();
-        stream.write_all(b"\x01\x03FERRO\0").await.unwrap();
-        stream.write_all(&request).await.unwrap();
-        stream.flush().await.unwrap();
-        let mut answer = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
-        assert!(ended.is_ok(), "the member does not hang up");
+    let told = [(another_version, true), (garbage, true), (garbage_with_levels, true), (too_long, false)];
+    for (request, answered) in told {
+        let answer = member.tell(&request).await;
         assert_eq!(answer.len() > 8, answered, "{answer:?}");
         if answered {
             assert_eq!(answer[12..14], [1, 1]);
         }
     }
     assert_eq!(member.admitted(), 0);
+}
+
+#[tokio::test]
+async fn a_joiner_that_does_not_speak_the_level_keeps_its_token() {
+    let log = Log::capture();
+    let member = Member::start().await;
+    let temp = tempfile::tempdir().unwrap();
+    let dir = IdentityDir::new(temp.path().join("2"));
+    let token = member.token();
+    member.set_level(Ok(3));
+    for (oldest, newest) in [(1, 2), (4, 5), (2, 2), (5, 1)] {
+        let refused = refusal(try_join(&token, &speaking(2, oldest, newest), &dir).await);
+        assert_eq!(refused, Refusal::FeatureLevel { cluster: 3, oldest, newest });
+        assert!(!member.is_used(&token));
+    }
+    log.wait_for("the cluster is at feature level 3, and the joining host's vsand speaks levels 1 to 2")
+        .await;
+    member.set_level(Err(Refusal::NotReady));
+    assert_eq!(refusal(try_join(&token, &newcomer(2), &dir).await), Refusal::NotReady);
+    assert!(!member.is_used(&token));
+    assert_eq!(member.admitted(), 0);
+    assert!(!dir.is_member());
+
+    member.set_level(Ok(3));
+    try_join(&token, &speaking(2, 3, 3), &dir).await.unwrap().store(at(START)).unwrap();
+    assert!(member.is_used(&token));
+    assert_eq!(member.admitted(), 1);
+}
+
+#[tokio::test]
+async fn a_joiner_without_a_good_token_is_not_told_the_level() {
+    let member = Member::start().await;
+    let temp = tempfile::tempdir().unwrap();
+    let dir = IdentityDir::new(temp.path().join("2"));
+    let real = member.token();
+    let secret = TokenSecret::from_bytes([0; 32]);
+    let forged =
+        JoinToken::new(cluster(1), real.id(), secret, real.ca(), real.expires(), vec![member.addr]).unwrap();
+    member.set_level(Ok(9));
+    assert_eq!(refusal(try_join(&forged, &newcomer(2), &dir).await), Refusal::UnknownToken);
+}
+
+/// The request as the releases of before levels make it.
+type RequestV1 = (u8, ClusterId, TokenId, TokenSecret, HostId, String, SocketAddr, Vec<u8>);
+/// What those are sent: cluster, certificate and key of the CA, the host's certificate, the directory's bytes.
+type Welcome = (ClusterId, Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>);
+
+fn framed(body: &[u8]) -> Vec<u8> {
+    [&(body.len() as u32).to_le_bytes()[..], body].concat()
+}
+
+#[tokio::test]
+async fn a_joiner_of_before_levels_is_let_in_at_level_1_alone() {
+    let log = Log::capture();
+    let member = Member::start().await;
+    let token = member.token();
+    let signing_request = HostKey::generate(host(2)).unwrap().signing_request().unwrap();
+    let advertise = "192.0.2.9:7000".parse().unwrap();
+    let (id, secret) = (token.id(), token.secret().clone());
+    let request: RequestV1 =
+        (1, cluster(1), id, secret, host(2), "esx-2".to_owned(), advertise, signing_request);
+    let request = framed(&postcard::to_stdvec(&request).unwrap());
+
+    member.set_level(Ok(2));
+    let version = postcard::to_stdvec(&(1u8, Err::<Welcome, _>(Refusal::Version))).unwrap();
+    assert_eq!(member.tell(&request).await[8..], framed(&version));
+    assert!(!member.is_used(&token));
+    assert_eq!(member.admitted(), 0);
+    // Its operator is told that it is another release, ours which.
+    log.wait_for("the cluster is at feature level 2, and the joining host's vsand speaks level 1;").await;
+
+    member.set_level(Ok(1));
+    let answer = member.tell(&request).await;
+    let (version, outcome): (u8, Result<Welcome, Refusal>) = postcard::from_bytes(&answer[12..]).unwrap();
+    assert_eq!((version, outcome.unwrap().4), (1, b"members".to_vec()));
+    assert!(member.is_used(&token));
+    assert_eq!(member.admitted(), 1);
+}
+
+/// A member of another release, for as long as the test runs: of before levels, or, if it `understands` nothing, of one that
+/// has given our versions up.
+struct OtherRelease {
+    cluster: Cluster,
+    token: JoinToken,
+    /// The versions that it was asked in.
+    asked: Arc<Mutex<Vec<u8>>>,
+}
+
+impl OtherRelease {
+    async fn start(understands: Option<u8>) -> Self {
+        let own = Cluster::new(cluster(1));
+        let mut endpoint = own.endpoint(host(1)).await;
+        let (id, secret) = (TokenId::generate().unwrap(), TokenSecret::generate().unwrap());
+        let ca = own.ca.clone();
+        let addrs = vec![endpoint.local_addr()];
+        let expires = at(START + TOKEN_LIFETIME.as_secs());
+        let token = JoinToken::new(cluster(1), id, secret, ca.fingerprint(), expires, addrs).unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = asked.clone();
+        tokio::spawn(async move {
+            while let Some(mut incoming) = endpoint.accept().await {
+                let request = hear(&mut incoming.stream).await;
+                heard.lock().unwrap().push(request[0]);
+                let outcome = if Some(request[0]) == understands {
+                    Ok(welcome_of_version_1(&ca, &request))
+                } else {
+                    Err(Refusal::Version)
+                };
+                let answer = framed(&postcard::to_stdvec(&(1u8, outcome)).unwrap());
+                incoming.stream.write_all(&answer).await.unwrap();
+                incoming.stream.shutdown().await.unwrap();
+            }
+        });
+        Self { cluster: own, token, asked }
+    }
+
+    fn asked(&self) -> Vec<u8> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+async fn hear(stream: &mut PeerStream) -> Vec<u8> {
+    let len = stream.read_u32_le().await.unwrap();
+    let mut body = vec![0; len as usize];
+    stream.read_exact(&mut body).await.unwrap();
+    body
+}
+
+fn welcome_of_version_1(ca: &ClusterCa, request: &[u8]) -> Welcome {
+    let (request, rest): (RequestV1, _) = postcard::take_from_bytes(request).unwrap();
+    assert!(rest.is_empty(), "that is more than version 1 says");
+    let (_, cluster, _, _, host, _, _, signing_request) = request;
+    let cert = ca.issue(&signing_request, host, at(START), HOST_CERT_LIFETIME).unwrap();
+    (cluster, ca.cert().to_vec(), ca.key_pkcs8().to_vec(), cert.to_vec(), b"members".to_vec())
+}
+
+#[tokio::test]
+async fn a_joiner_asks_a_member_of_before_levels_once_more_in_version_1() {
+    let member = OtherRelease::start(Some(1)).await;
+    let dir = member.cluster.dir(host(2));
+    let admitted = try_join(&member.token, &newcomer(2), &dir).await.unwrap();
+    assert_eq!(admitted.directory(), b"members");
+    assert_eq!(admitted.store(at(START)).unwrap().host(), host(2));
+    assert_eq!(member.asked(), [2, 1]);
+}
+
+#[tokio::test]
+async fn a_joiner_that_does_not_speak_level_1_asks_no_member_of_before_levels_again() {
+    let member = OtherRelease::start(Some(1)).await;
+    let dir = member.cluster.dir(host(2));
+    assert_eq!(refusal(try_join(&member.token, &speaking(2, 2, 3), &dir).await), Refusal::Version);
+    assert_eq!(member.asked(), [2]);
+    // Not for want of a good token.
+    try_join(&member.token, &speaking(2, 1, 1), &dir).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_joiner_that_no_version_helps_asks_twice_and_gives_up() {
+    let member = OtherRelease::start(None).await;
+    let dir = member.cluster.dir(host(2));
+    assert_eq!(refusal(try_join(&member.token, &newcomer(2), &dir).await), Refusal::Version);
+    assert_eq!(member.asked(), [2, 1]);
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
@@ -38,6 +39,16 @@ impl std::ops::Deref for Host {
 }
 
 impl Host {
+    /// From their next start on, these programs of this host are those of the folder.
+    pub fn install(&self, folder: &Path, programs: &[&str]) -> Result<()> {
+        for program in programs {
+            let (new, place) = (self.dir.join("bin/new"), self.dir.join("bin").join(program));
+            symlink(folder.join(program), &new)?;
+            fs::rename(&new, &place)?;
+        }
+        Ok(())
+    }
+
     /// Its name in the cluster.
     pub fn name(&self) -> String {
         format!("host{}", self.number)

@@ -117,6 +117,18 @@ pub(crate) fn bin_dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// The folder with `vsand` and `vsanctl` of the release before this one.
+pub fn former_dir() -> Result<PathBuf> {
+    std::env::var_os("FERRO_FORMER_DIR").map(Into::into).context(
+        "FERRO_FORMER_DIR is not set to the folder with the former release's programs: run deploy/test blackbox",
+    )
+}
+
+/// The folder with this release's.
+pub fn present_dir() -> Result<PathBuf> {
+    bin_dir()
+}
+
 impl Lab {
     /// Makes the hosts. No daemon yet.
     pub fn new(options: LabOptions) -> Result<Self> {
@@ -147,8 +159,8 @@ impl Lab {
         let daemon = |name: &str, tool: &str, run: &str, log: String| Daemon {
             name: format!("host{number}'s {name}"),
             namespace: namespace.clone(),
-            program: bin.join(name),
-            tool: bin.join(tool),
+            program: dir.join("bin").join(name),
+            tool: dir.join("bin").join(tool),
             config: dir.join(format!("{name}.toml")),
             socket: dir.join(run).join("api.sock"),
             log: self.dir.join("log").join(log),
@@ -179,9 +191,10 @@ impl Lab {
             run("ip", &["-n", namespace, "link", "set", &own, "up"])?;
             run("ip", &["-n", switch, "link", "set", &port, "master", &format!("br{uplink}"), "up"])?;
         }
-        for sub in ["state", "run", "disks", "switch", "switch-state"] {
+        for sub in ["bin", "state", "run", "disks", "switch", "switch-state"] {
             fs::create_dir_all(host.dir.join(sub))?;
         }
+        host.install(bin, &["vsand", "vsanctl", "vswitchd", "vswctl"])?;
         for log in [&host.vsand.log, &host.vswitchd.log] {
             fs::write(log, "")?;
         }

@@ -17,7 +17,8 @@
 //! * [`bridge`] is one switch with frames in hand, ours or Open vSwitch; [`frames`] makes such frames.
 //!
 //! Everything here stands outside the daemons: it sees their sockets, their command line tool, their logs and their exit
-//! codes, and nothing of their insides. Programs are taken from `FERRO_BIN_DIR`, or beside the test's own program.
+//! codes, and nothing of their insides. Programs are taken from `FERRO_BIN_DIR`, or beside the test's own program; those of the former
+//! release from `FERRO_FORMER_DIR`.
 #![forbid(unsafe_code)]
 
 pub mod bare;

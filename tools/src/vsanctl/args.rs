@@ -265,6 +265,15 @@ pub enum ClusterVerb {
     },
     /// Show the cluster that this host is in
     Show,
+    /// End an upgrade: make use of what all hosts know by now
+    ///
+    /// Until then the cluster is at the feature level of before, and hosts can be put back to the earlier release. There is no way back
+    /// afterwards. Refused if a host does not answer or knows less than others.
+    Upgrade {
+        /// Only say whether it could be done
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 /// How a host presents itself to its cluster.

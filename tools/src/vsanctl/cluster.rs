@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ferro_protocol::api::{
     BootstrapRequest, ChangedHost, ClusterInfo, HostInfo, HostList, HostRole, HostState, JoinRequest,
-    JoinToken, SetHostRequest, TokenInfo, TokenRequest, format_size,
+    JoinToken, SetHostRequest, TokenInfo, TokenRequest, UpgradeReport, UpgradeRequest, format_size,
 };
 
 use super::args::{HostVerb, MemberOptions};
@@ -72,14 +72,52 @@ pub(super) async fn show(context: &Context) -> Result<()> {
         let leader = info.leader.map_or("none".to_owned(), |id| host_label(&hosts.hosts, id));
         let quorum = if info.quorum { paint.text(Style::Good, "yes") } else { paint.text(Style::Bad, "no") };
         format!(
-            "id              {}\nCA fingerprint  {}\nthis host       {}\nhosts           {}\nvoters          {}\nleader          {leader}\nquorum          {quorum}\n",
+            "id              {}\nCA fingerprint  {}\nthis host       {}\nhosts           {}\nvoters          {}\nleader          {leader}\nquorum          {quorum}\nfeature level   {}\n",
             info.id,
             printable(&info.ca_fingerprint),
             host_label(&hosts.hosts, info.this_host),
             info.hosts,
             info.voters,
+            feature_level(info),
         )
     })
+}
+
+pub(super) async fn upgrade(context: &Context, check: bool) -> Result<()> {
+    let terminal = context.terminal;
+    let path = "/v1/cluster/upgrade";
+    let possible: UpgradeReport = context.client.post(path, &UpgradeRequest { check: true }).await?;
+    if check || possible.done {
+        return terminal.answer(&possible, upgrade_shown);
+    }
+    let warning = format!(
+        "The cluster goes from feature level {} to {}. No host can go back to an earlier release afterwards.",
+        possible.from, possible.to
+    );
+    terminal.confirm(&warning, "raising the feature level")?;
+    let done: UpgradeReport = context.client.post(path, &UpgradeRequest { check: false }).await?;
+    terminal.done(&done, |done| format!("the cluster is at feature level {} now", done.to))
+}
+
+fn upgrade_shown(report: &UpgradeReport, paint: Paint) -> String {
+    let mut table = Table::new(&["HOST", "VERSION", ">KNOWS LEVEL"]);
+    for host in &report.hosts {
+        let level = host.feature_level_known.to_string();
+        table.row(vec![printable(&host.name).into(), printable(&host.version).into(), level.into()]);
+    }
+    let verdict = if report.done {
+        format!("the cluster is at feature level {}: there is no later one that all hosts know", report.to)
+    } else {
+        format!("the cluster can go from feature level {} to {}", report.from, report.to)
+    };
+    format!("{verdict}\n\n{}", table.render(paint, 0))
+}
+
+fn feature_level(info: &ClusterInfo) -> String {
+    if info.feature_level_known > info.feature_level {
+        return format!("{}, this host knows {}", info.feature_level, info.feature_level_known);
+    }
+    info.feature_level.to_string()
 }
 
 fn host_label(hosts: &[HostInfo], id: ferro_protocol::ids::HostId) -> String {

@@ -10,11 +10,11 @@ use ferro_protocol::api::{
     AddedDisk, ApiError, BootstrapRequest, BrokenLock, Capacity, CapacityReport, ChangedHost, ChunkInfo,
     ChunkPart, ClusterInfo, ComponentInfo, ComponentState, DiskCounters, DiskInfo, DiskState, Document,
     DocumentInfo, DocumentList, ErrorCode, EventList, Health, HealthCheck, HealthLevel, HealthReport,
-    HostInfo, HostState, HostSupport, JoinRequest, JoinToken, LockInfo, MaintenanceInfo, MaintenanceMode,
-    MissingPart, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, OperationCounters, Policy,
-    ProvisionRequest, PutDocument, Redundancy, Removal, ResyncList, Safety, ScrubList, ScrubRequest,
+    HostInfo, HostLevel, HostState, HostSupport, JoinRequest, JoinToken, LockInfo, MaintenanceInfo,
+    MaintenanceMode, MissingPart, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, OperationCounters,
+    Policy, ProvisionRequest, PutDocument, Redundancy, Removal, ResyncList, Safety, ScrubList, ScrubRequest,
     SetHostRequest, Status, SupportFile, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded,
-    TransferOutcome, VolumeCounters, VolumeInfo, VolumeLimits,
+    TransferOutcome, UpgradeReport, UpgradeRequest, VolumeCounters, VolumeInfo, VolumeLimits,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, TransferId, VolumeName};
@@ -242,6 +242,19 @@ impl ControlPlane for Memory {
 
     async fn cluster(&self) -> Result<ClusterInfo> {
         Ok(cluster(true))
+    }
+
+    async fn upgrade(&self, request: UpgradeRequest) -> Result<UpgradeReport> {
+        let hosts = hosts()
+            .into_iter()
+            .map(|host| HostLevel {
+                id: host.id,
+                name: host.name,
+                version: "0.2.0".to_owned(),
+                feature_level_known: 2,
+            })
+            .collect();
+        Ok(UpgradeReport { from: 1, to: 2, done: !request.check, hosts })
     }
 
     async fn hosts(&self) -> Result<Vec<HostInfo>> {

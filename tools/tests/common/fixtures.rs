@@ -21,6 +21,8 @@ pub(crate) fn cluster(quorum: bool) -> ClusterInfo {
         quorum,
         voters: 1,
         hosts: 2,
+        feature_level: 1,
+        feature_level_known: 2,
     }
 }
 

@@ -52,11 +52,13 @@ pub enum Bug {
     MaintenanceCountsStale,
     /// What is away because its host is in maintenance is built elsewhere.
     MaintenanceRebuilds,
+    /// The directory does not remember which disks were removed.
+    RemovedForgotten,
 }
 
 impl Bug {
     /// All of them, with their names and what they do.
-    pub const ALL: [(&'static str, Self, &'static str); 24] = [
+    pub const ALL: [(&'static str, Self, &'static str); 25] = [
         ("ack-before-flush", Self::AckBeforeFlush, "a write is answered before it is on stable storage"),
         ("no-seal", Self::NoSeal, "replicas accept any epoch"),
         ("seal-in-memory", Self::SealInMemory, "the promise to refuse lower epochs is not written down"),
@@ -124,6 +126,11 @@ impl Bug {
             "maintenance-rebuilds",
             Self::MaintenanceRebuilds,
             "what is away because its host is in maintenance is built elsewhere",
+        ),
+        (
+            "removed-forgotten",
+            Self::RemovedForgotten,
+            "the directory does not remember which disks were removed",
         ),
     ];
 }

@@ -57,6 +57,7 @@ ferro_transport::routes! {
     post "/v1/cluster/bootstrap" => handlers::bootstrap,
     post "/v1/cluster/tokens" => handlers::create_token,
     post "/v1/cluster/join" => handlers::join,
+    post "/v1/cluster/upgrade" => handlers::upgrade,
     get "/v1/hosts" => handlers::hosts,
     patch "/v1/hosts/{id}" => handlers::set_host,
     delete "/v1/hosts/{id}" => handlers::remove_host,

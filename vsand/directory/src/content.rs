@@ -1,22 +1,30 @@
 //! The directory's content, as `vsand-core` defines it, is a [`StateMachine`].
+//!
+//! Versions of its snapshots:
+//! - 1: the first, not read any more;
+//! - 2: documents take the place of values, with the revision of the last change to any;
+//! - 3: what is kept for objects. Written as long as the cluster is at feature level 1, for hosts that read nothing later;
+//! - 4: the feature level, and disks that were removed.
+//!
+//! What a version adds stands after all that there was before.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{DiskId, HostId, ObjectId, VolumeName};
 use serde::Deserialize;
 use vsand_core::directory::{
-    Command, Departure, DiskRecord, Document, HostRecord, ObjectRecord, Outcome, Provisioning, Refused,
-    State, TokenEntry,
+    Command, Departure, DiskRecord, Document, FeatureLevel, HostRecord, ObjectRecord, Outcome, Provisioning,
+    Refused, RemovedDisks, State, TokenEntry,
 };
 
-use crate::machine::StateMachine;
+use crate::machine::{DecodeError, StateMachine};
 
-/// [`State`] before anything was kept for objects.
+/// [`State`] as it is in version 2.
 #[derive(Deserialize)]
-#[cfg_attr(test, derive(serde::Serialize))]
-pub struct WithoutProvisioning {
+struct Second {
     hosts: BTreeMap<HostId, HostRecord>,
     disks: BTreeMap<DiskId, DiskRecord>,
     objects: BTreeMap<ObjectId, Arc<ObjectRecord>>,
@@ -29,61 +37,140 @@ pub struct WithoutProvisioning {
     documents_revision: u64,
 }
 
-impl From<WithoutProvisioning> for State {
-    fn from(former: WithoutProvisioning) -> Self {
-        let WithoutProvisioning { hosts, disks, objects, names, tokens, documents, revision, .. } = former;
-        let WithoutProvisioning { leaving_hosts, leaving_disks, documents_revision, .. } = former;
-        Self {
-            hosts,
-            disks,
-            objects,
-            names,
-            tokens,
-            documents,
-            revision,
-            leaving_hosts,
-            leaving_disks,
-            documents_revision,
-            provisioning: Provisioning::default(),
-        }
+/// What version 3 adds.
+type Third = Provisioning;
+/// What version 4 adds.
+type Fourth = (FeatureLevel, RemovedDisks);
+
+fn together(second: Second, provisioning: Third, (level, removed_disks): Fourth) -> State {
+    let Second { hosts, disks, objects, names, tokens, documents, revision, .. } = second;
+    let Second { leaving_hosts, leaving_disks, documents_revision, .. } = second;
+    State {
+        hosts,
+        disks,
+        objects,
+        names,
+        tokens,
+        documents,
+        revision,
+        leaving_hosts,
+        leaving_disks,
+        documents_revision,
+        provisioning,
+        level,
+        removed_disks,
     }
+}
+
+fn known(level: FeatureLevel) -> Result<(), DecodeError> {
+    let (found, known) = (level.0, FeatureLevel::NEWEST.0);
+    if level.is_known() { Ok(()) } else { Err(DecodeError::Level { found, known }) }
 }
 
 impl StateMachine for State {
     type Command = Command;
-    type Former = WithoutProvisioning;
     type Response = Result<Outcome, Refused>;
+
+    const SNAPSHOTS: RangeInclusive<u8> = 2..=4;
 
     fn apply(&mut self, index: u64, command: Command) -> Self::Response {
         Self::apply(self, index, command)
+    }
+
+    fn write(&self) -> Result<(u8, Vec<u8>), postcard::Error> {
+        let second = (
+            (&self.hosts, &self.disks, &self.objects, &self.names, &self.tokens, &self.documents),
+            (&self.revision, &self.leaving_hosts, &self.leaving_disks, &self.documents_revision),
+        );
+        let third = &self.provisioning;
+        if self.level == FeatureLevel(1) {
+            return Ok((3, postcard::to_allocvec(&(second, third))?));
+        }
+        Ok((4, postcard::to_allocvec(&(second, third, &self.level, &self.removed_disks))?))
+    }
+
+    fn read(version: u8, bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
+        let (second, rest) = postcard::take_from_bytes(bytes)?;
+        let (third, rest) =
+            if version < 3 { (Third::default(), rest) } else { postcard::take_from_bytes(rest)? };
+        let (fourth, rest) =
+            if version < 4 { (Fourth::default(), rest) } else { postcard::take_from_bytes(rest)? };
+        known(fourth.0)?;
+        Ok((together(second, third, fourth), rest))
+    }
+
+    fn check(command: &Command) -> Result<(), DecodeError> {
+        match command {
+            Command::RaiseLevel { to, .. } => known(*to),
+            _ => Ok(()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use ferro_protocol::ids::HostId;
-
     use super::*;
 
-    #[test]
-    fn a_state_without_provisioning_becomes_one_that_keeps_nothing() {
-        let host = HostId::from_bytes([1; 16]);
-        let record = HostRecord {
-            id: host,
+    /// A host, and a disk that was removed: what is at this level.
+    fn state(level: FeatureLevel) -> State {
+        let id = HostId::from_bytes([1; 16]);
+        let host = HostRecord {
+            id,
             name: "one".to_owned(),
             address: ([127, 0, 0, 1], 7_000).into(),
             fault_domain: "rack".to_owned(),
             joined_unix_s: 5,
             lease: 9,
         };
+        let disk = DiskId::from_bytes([2; 16]);
         let mut state = State::default();
-        state.apply(7, Command::PutHost { host: record }).unwrap();
-        // What is new is at the end, so what is in front of it is what there was before.
-        let bytes = postcard::to_allocvec(&state).unwrap();
-        let nothing = postcard::to_allocvec(&Provisioning::default()).unwrap();
-        let former: WithoutProvisioning =
-            postcard::from_bytes(&bytes[..bytes.len() - nothing.len()]).unwrap();
-        assert_eq!(State::from(former), state);
+        let apply = |state: &mut State, index, command| state.apply(index, command).map(drop).unwrap();
+        apply(&mut state, 7, Command::PutHost { host });
+        if level > state.level {
+            let raise = Command::RaiseLevel { from: state.level, to: level, hosts: vec![id] };
+            apply(&mut state, 8, raise);
+        }
+        let (path, capacity_extents, used_extents) = ("/d".to_owned(), 9, 0);
+        apply(&mut state, 9, Command::PutDisk { disk, host: id, path, capacity_extents, used_extents });
+        apply(&mut state, 10, Command::RemoveDisk { disk, unix_s: 0 });
+        state
+    }
+
+    #[test]
+    fn a_snapshot_is_one_that_all_hosts_of_the_level_read() {
+        for (level, version) in [(FeatureLevel(1), 3), (FeatureLevel::NEWEST, 4)] {
+            let state = state(level);
+            let (written, bytes) = StateMachine::write(&state).unwrap();
+            assert_eq!(written, version);
+            let (read, rest) = <State as StateMachine>::read(version, &bytes).unwrap();
+            assert_eq!((read, rest), (state, &[][..]));
+        }
+    }
+
+    #[test]
+    fn versions_differ_by_what_stands_at_the_end() {
+        let state = state(FeatureLevel(1));
+        let bytes = StateMachine::write(&state).unwrap().1;
+        // The first fields of the state, in their order, and what is kept for objects: as the former release wrote it.
+        let whole = postcard::to_allocvec(&state).unwrap();
+        let later = postcard::to_allocvec(&(state.level, &state.removed_disks)).unwrap();
+        assert_eq!(bytes, whole[..whole.len() - later.len()]);
+        // Without that, the version before.
+        let kept = postcard::to_allocvec(&Provisioning::default()).unwrap();
+        let (read, rest) = <State as StateMachine>::read(2, &bytes[..bytes.len() - kept.len()]).unwrap();
+        assert_eq!((read, rest), (state, &[][..]));
+    }
+
+    #[test]
+    fn a_level_that_is_not_known_is_refused_by_name() {
+        let later = FeatureLevel(FeatureLevel::NEWEST.0 + 1);
+        let mut state = state(FeatureLevel::NEWEST);
+        state.level = later;
+        let (version, bytes) = StateMachine::write(&state).unwrap();
+        let refused = DecodeError::Level { found: later.0, known: FeatureLevel::NEWEST.0 };
+        assert_eq!(<State as StateMachine>::read(version, &bytes).unwrap_err(), refused);
+        let raise = Command::RaiseLevel { from: FeatureLevel::NEWEST, to: later, hosts: Vec::new() };
+        assert_eq!(<State as StateMachine>::check(&raise), Err(refused));
     }
 
     #[test]

@@ -10,10 +10,11 @@
 //! What it must not know: Raft, disks, the network.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::types::{Applied, Proposal, ProposalId};
@@ -21,11 +22,6 @@ use crate::types::{Applied, Proposal, ProposalId};
 /// Version of the encoding of commands and answers: those of the state machine, which only ever get variants and fields at
 /// their ends.
 const ENCODING_VERSION: u8 = 1;
-/// Version of a snapshot, whose state is one value and can't get a field without becoming another:
-/// - 1: the first;
-/// - 2: documents take the place of values, with the revision of the last change to any;
-/// - 3: what is kept for objects. The one before is read too, as [`StateMachine::Former`].
-const SNAPSHOT_VERSION: u8 = 3;
 /// Version byte and CRC-32 in front of a snapshot's state.
 const SNAPSHOT_HEAD_BYTES: usize = 5;
 /// For so many entries the answer is remembered.
@@ -33,13 +29,25 @@ pub(crate) const WINDOW: u64 = 1024;
 
 /// A deterministic state machine. Every member applies the same commands in the same order, so `apply` must depend on
 /// nothing but the state and its arguments: no clock, no randomness, no iteration over a hash map.
-pub trait StateMachine: Default + Clone + Send + Sync + Serialize + DeserializeOwned + 'static {
+pub trait StateMachine: Default + Clone + Send + Sync + 'static {
     /// What is proposed. Encoded with postcard and kept in the log: variants and fields are only ever added at the end.
     type Command: Serialize + DeserializeOwned + Send + Sync;
-    /// The state as it was in snapshots of the version before.
-    type Former: DeserializeOwned + Into<Self>;
     /// What the proposer gets back.
     type Response: Serialize + DeserializeOwned + Send + Sync;
+
+    /// The versions of snapshots that [`Self::read`] reads. A state is one value in them and can't get a field without becoming another.
+    const SNAPSHOTS: RangeInclusive<u8>;
+
+    /// The state for a snapshot, and in which version: one that all members read which may get it.
+    fn write(&self) -> Result<(u8, Vec<u8>), postcard::Error>;
+
+    /// The state that stands at the beginning of a snapshot of one of [`Self::SNAPSHOTS`], and what comes after it.
+    fn read(version: u8, bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError>;
+
+    /// Refuses a command that this member reads, and after which it could not go on. It stops instead of applying it.
+    fn check(_command: &Self::Command) -> Result<(), DecodeError> {
+        Ok(())
+    }
 
     /// Applies the command of log entry `index`. A refusal is a response too: it must not change the state.
     fn apply(&mut self, index: u64, command: Self::Command) -> Self::Response;
@@ -58,6 +66,16 @@ pub enum DecodeError {
         found: u8,
         /// What this software reads.
         read: u8,
+    },
+    /// The cluster is at a feature level that this software does not know.
+    #[error(
+        "it is of feature level {found}, this vsand knows those up to {known}: install the release that the cluster runs"
+    )]
+    Level {
+        /// The cluster's.
+        found: u16,
+        /// The last one that this software knows.
+        known: u16,
     },
     /// The checksum does not match.
     #[error("its checksum does not match")]
@@ -170,13 +188,6 @@ fn whole<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     }
 }
 
-/// What a snapshot holds.
-#[derive(Serialize, Deserialize)]
-struct Body<T> {
-    state: T,
-    recent: Remembered,
-}
-
 impl<S: StateMachine> Cell<S> {
     pub(crate) fn new() -> Self {
         let state = RwLock::new(Arc::new(S::default()));
@@ -211,6 +222,7 @@ impl<S: StateMachine> Machine for Cell<S> {
                 }
                 let bad = |source| BadEntry { index, source };
                 let command = decode(&command).map_err(bad)?;
+                S::check(&command).map_err(bad)?;
                 // Copies the state only while somebody holds an older one.
                 let answer = Arc::make_mut(&mut *state).apply(index, command);
                 let answer = encode(&answer).map_err(|error| bad(error.into()))?;
@@ -225,10 +237,11 @@ impl<S: StateMachine> Machine for Cell<S> {
     fn freeze(&self) -> Frozen {
         let state = self.state();
         let recent = self.inner.recent.lock().unwrap_or_else(PoisonError::into_inner).to_remembered();
-        let body = Body { state, recent };
         Arc::new(move || {
-            let body = Body { state: &*body.state, recent: body.recent.clone() };
-            let mut bytes = postcard::to_extend(&body, vec![SNAPSHOT_VERSION, 0, 0, 0, 0])?;
+            let (version, state) = state.write()?;
+            let mut bytes = vec![version, 0, 0, 0, 0];
+            bytes.extend(state);
+            let mut bytes = postcard::to_extend(&recent, bytes)?;
             let crc = crc32fast::hash(&bytes[SNAPSHOT_HEAD_BYTES..]);
             bytes[1..SNAPSHOT_HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
             Ok(bytes)
@@ -240,18 +253,14 @@ impl<S: StateMachine> Machine for Cell<S> {
             return Err(DecodeError::Short);
         };
         let [version, crc @ ..] = head;
-        if ![SNAPSHOT_VERSION, SNAPSHOT_VERSION - 1].contains(version) {
-            return Err(DecodeError::Version { found: *version, read: SNAPSHOT_VERSION });
+        if !S::SNAPSHOTS.contains(version) {
+            return Err(DecodeError::Version { found: *version, read: *S::SNAPSHOTS.end() });
         }
         if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
             return Err(DecodeError::Checksum);
         }
-        let Body { state, recent } = if *version == SNAPSHOT_VERSION {
-            whole::<Body<S>>(body)?
-        } else {
-            let Body::<S::Former> { state, recent } = whole(body)?;
-            Body { state: state.into(), recent }
-        };
+        let (state, recent) = S::read(*version, body)?;
+        let recent = whole(recent)?;
         let inner = Arc::clone(&self.inner);
         Ok(Box::new(move |index| {
             *inner.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
@@ -261,7 +270,7 @@ impl<S: StateMachine> Machine for Cell<S> {
     }
 
     fn check(&self, command: &[u8]) -> Result<(), DecodeError> {
-        decode::<S::Command>(command).map(drop)
+        S::check(&decode(command)?)
     }
 
     fn applied(&self) -> watch::Receiver<u64> {
@@ -273,23 +282,37 @@ impl<S: StateMachine> Machine for Cell<S> {
 mod tests {
     use super::*;
 
-    #[derive(Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// Small sums are written as all were once, in halves.
+    #[derive(Default, Clone, Debug, PartialEq)]
     struct Sum(u64);
 
-    /// A sum as it once was, in halves.
-    #[derive(serde::Serialize, serde::Deserialize)]
-    struct Halves(u64, u64);
-
-    impl From<Halves> for Sum {
-        fn from(halves: Halves) -> Self {
-            Self(halves.0 + halves.1)
-        }
-    }
+    const SMALL: u64 = 10;
 
     impl StateMachine for Sum {
         type Command = u64;
-        type Former = Halves;
         type Response = u64;
+        const SNAPSHOTS: RangeInclusive<u8> = 2..=3;
+
+        fn write(&self) -> Result<(u8, Vec<u8>), postcard::Error> {
+            if self.0 < SMALL {
+                return Ok((2, postcard::to_allocvec(&(self.0, 0_u64))?));
+            }
+            Ok((3, postcard::to_allocvec(&self.0)?))
+        }
+
+        fn read(version: u8, bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
+            if version == 2 {
+                let ((half, other), rest) = postcard::take_from_bytes::<(u64, u64)>(bytes)?;
+                return Ok((Self(half + other), rest));
+            }
+            let (sum, rest) = postcard::take_from_bytes(bytes)?;
+            Ok((Self(sum), rest))
+        }
+
+        fn check(command: &u64) -> Result<(), DecodeError> {
+            if *command == u64::MAX { Err(DecodeError::Level { found: 9, known: 8 }) } else { Ok(()) }
+        }
+
         fn apply(&mut self, _index: u64, command: u64) -> u64 {
             self.0 += command;
             self.0
@@ -376,17 +399,27 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_the_version_before_is_read() {
-        let body = Body { state: Halves(300, 7), recent: Remembered::default() };
-        let mut old = postcard::to_extend(&body, vec![SNAPSHOT_VERSION - 1, 0, 0, 0, 0]).unwrap();
-        let crc = crc32fast::hash(&old[SNAPSHOT_HEAD_BYTES..]);
-        old[1..SNAPSHOT_HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
+    fn a_snapshot_has_the_version_that_its_state_asks_for() {
+        for (sum, version) in [(SMALL - 1, 2), (SMALL, 3)] {
+            let cell = Cell::<Sum>::new();
+            add(&cell, 1, sum);
+            let bytes = cell.freeze()().unwrap();
+            assert_eq!(bytes[0], version);
+            let other = Cell::<Sum>::new();
+            other.prepare(&bytes).unwrap()(5);
+            assert_eq!((other.state().0, *other.applied().borrow()), (sum, 5));
+        }
+    }
+
+    #[test]
+    fn a_command_that_this_member_can_t_go_on_after_stops_it() {
         let cell = Cell::<Sum>::new();
-        cell.prepare(&old).unwrap()(5);
-        assert_eq!((cell.state().0, *cell.applied().borrow()), (307, 5));
-        // Not as the version of today.
-        old[0] = SNAPSHOT_VERSION;
-        assert!(cell.prepare(&old).is_err());
+        let error = cell.apply(vec![(1, Some(proposal(0, 0, u64::MAX)))], 1).unwrap_err();
+        assert!(error.to_string().contains("feature level 9"), "{error}");
+        assert_eq!((cell.state().0, *cell.applied().borrow()), (0, 0));
+        // Nor does a leader take it from another host.
+        assert!(cell.check(&encode(&u64::MAX).unwrap()).is_err());
+        cell.check(&encode(&1_u64).unwrap()).unwrap();
     }
 
     #[test]
@@ -396,7 +429,7 @@ mod tests {
         let mut old = cell.freeze()().unwrap();
         old[0] = 1;
         let Err(error) = cell.prepare(&old) else { panic!("an old snapshot was taken") };
-        assert_eq!(error, DecodeError::Version { found: 1, read: SNAPSHOT_VERSION });
+        assert_eq!(error, DecodeError::Version { found: 1, read: 3 });
     }
 
     #[test]

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use ferro_protocol::ids::{ClusterId, HostId};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use rustls_pki_types::{CertificateDer, UnixTime};
+use serde::Serialize;
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::EXCHANGE_TIMEOUT;
-use super::wire::{self, JoinRequest, JoinResponse, Refusal, Unreadable, VERSION, Welcome};
+use super::wire::{
+    JoinRequest, JoinRequestV1, JoinResponse, Levels, REQUEST_VERSION, Refusal, Unreadable, Welcome,
+};
 use crate::frame;
 use crate::identity::{CaError, CaFingerprint, ClusterCa, HostKey, Identity, IdentityDir, IdentityError};
 use crate::tls::{ConnectError, PeerStream, connect_to_join};
@@ -26,6 +29,8 @@ pub struct NewHost {
     pub name: String,
     /// Where it will listen for the others.
     pub advertise: SocketAddr,
+    /// The feature levels that its release speaks.
+    pub levels: Levels,
 }
 
 /// Why a host could not join.
@@ -126,8 +131,8 @@ pub async fn join_by_clock(
         return Err(JoinError::Expired);
     }
     let key = HostKey::generate(me.host)?;
-    let request = JoinRequest {
-        version: VERSION,
+    let asked = JoinRequestV1 {
+        version: REQUEST_VERSION,
         cluster: token.cluster(),
         token: token.id(),
         secret: token.secret().clone(),
@@ -136,9 +141,10 @@ pub async fn join_by_clock(
         advertise: me.advertise,
         signing_request: key.signing_request()?,
     };
+    let request = JoinRequest { asked, levels: me.levels };
     let mut last = None;
     for &addr in token.addresses() {
-        let error = match ask(addr, token, &request, Arc::clone(&clock)).await {
+        let error = match ask(addr, token, &request, &clock).await {
             Ok((welcome, ca_cert)) => return accept(addr, token, dir, key, welcome, &ca_cert),
             Err(error) => error,
         };
@@ -158,12 +164,30 @@ pub async fn join_by_clock(
     })
 }
 
+/// Asks one member: a second time, in version 1, if it is of a release that knows no other. Such a release speaks level 1
+/// only, and has refused the first time without a look at the token.
 async fn ask(
     addr: SocketAddr,
     token: &JoinToken,
     request: &JoinRequest,
-    clock: Arc<dyn TimeProvider>,
+    clock: &Arc<dyn TimeProvider>,
 ) -> Result<(Welcome, CertificateDer<'static>), JoinError> {
+    match ask_once(addr, token, request, clock).await {
+        Err(JoinError::Refused { refusal: Refusal::Version, .. }) if request.levels.contains(1) => {
+            info!(%addr, "this member is of another release; asking it once more in version 1");
+            ask_once(addr, token, &request.in_version_1(), clock).await
+        }
+        answer => answer,
+    }
+}
+
+async fn ask_once<T: Serialize>(
+    addr: SocketAddr,
+    token: &JoinToken,
+    request: &T,
+    clock: &Arc<dyn TimeProvider>,
+) -> Result<(Welcome, CertificateDer<'static>), JoinError> {
+    let clock = Arc::clone(clock);
     let (mut connected, ca) =
         connect_to_join(addr, token.ca(), clock).await.map_err(|error| JoinError::Unreachable(1, error))?;
     let exchange = exchange(&mut connected.stream, request);
@@ -172,7 +196,7 @@ async fn ask(
         .await
         .map_err(|_| lost(io::ErrorKind::TimedOut.into()))?
         .map_err(lost)?;
-    let response = wire::read::<JoinResponse>(&answer).map_err(|error| JoinError::BadAnswer {
+    let response = JoinResponse::read(&answer).map_err(|error| JoinError::BadAnswer {
         addr,
         what: match error {
             Unreadable::Version(_) => "another version",
@@ -183,7 +207,10 @@ async fn ask(
     Ok((welcome, ca))
 }
 
-async fn exchange(stream: &mut PeerStream, request: &JoinRequest) -> io::Result<zeroize::Zeroizing<Vec<u8>>> {
+async fn exchange<T: Serialize>(
+    stream: &mut PeerStream,
+    request: &T,
+) -> io::Result<zeroize::Zeroizing<Vec<u8>>> {
     frame::send(stream, request).await?;
     frame::receive(stream).await
 }

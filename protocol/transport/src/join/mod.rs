@@ -5,16 +5,21 @@
 //!     TLS, recognised by the CA fingerprint    no certificate asked for
 //!     JoinRequest ───────────────────────►     1. token: known? secret right? not expired?
 //!       token id, secret, host id, name,       2. certificate made from the signing request
-//!       address, signing request               3. token consumed (exactly once in the cluster)
-//!                                              4. host admitted to the directory
-//!     ◄────────────────────── JoinResponse     5. certificate, CA and its key, what the directory needs
+//!       address, signing request,              3. the cluster's feature level: does the host speak it?
+//!       feature levels                         4. token consumed (exactly once in the cluster)
+//!                                              5. host admitted to the directory
+//!     ◄────────────────────── JoinResponse     6. certificate, CA and its key, what the directory needs
 //!     verify, store
 //! ```
 //!
 //! The token is consumed only after everything that a forger or a mistake could break has been checked, so neither can
-//! spend somebody else's token. If the answer is lost after step 3, the token is spent and a new one is needed.
+//! spend somebody else's token. If the answer is lost after step 4, the token is spent and a new one is needed.
+//!
+//! A member of before there were levels refuses the request as of another version. It is asked once more, as a host of its
+//! own release would ask.
 //!
 //! What it must not know: what the directory is. It says whether a host may come in ([`Admission`]) and hands over bytes.
+//! Nor what a feature level brings.
 
 mod client;
 mod server;
@@ -27,13 +32,13 @@ use ferro_protocol::ids::{ClusterId, HostId};
 
 pub use client::{Admitted, JoinError, NewHost, join, join_by_clock};
 pub use server::{Admission, JoinFailure, Registrar};
-pub use wire::{NAME_BYTES_MAX, Refusal};
+pub use wire::{Levels, NAME_BYTES_MAX, Refusal};
 
 /// For the fuzzer: both messages, as far as they can be read.
 pub(crate) fn read_messages(bytes: &[u8]) {
     // Only that it returns is of interest.
-    let _request = wire::read::<wire::JoinRequest>(bytes);
-    let _response = wire::read::<wire::JoinResponse>(bytes);
+    let _request = wire::JoinRequest::read(bytes);
+    let _response = wire::JoinResponse::read(bytes);
 }
 
 /// How long each side waits for the other's message. Admission goes through the directory's quorum.

@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::wire::{
-    self, DIRECTORY_BYTES_MAX, JoinRequest, JoinResponse, Refusal, Unreadable, VERSION, Welcome,
+    self, DIRECTORY_BYTES_MAX, JoinRequest, JoinResponse, Levels, REQUEST_VERSION_1, RESPONSE_VERSION,
+    Refusal, Unreadable, Welcome,
 };
 use super::{EXCHANGE_TIMEOUT, JoiningHost};
 use crate::BoxFuture;
@@ -28,6 +29,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The directory's part: it makes the host a member.
 pub trait Admission: Send + Sync {
+    /// The cluster's feature level, as everybody agrees it is now; [`Refusal::NotReady`] without a quorum. It may rise
+    /// before [`Self::admit`] is called: what then becomes of the host is for `admit` to see to.
+    fn level(&self) -> BoxFuture<'_, Result<u16, Refusal>>;
+
     /// Makes the host a member, and returns what it needs to take part (who the others are, and where): at most
     /// 512 KiB, opaque here. The token has been consumed, so a refusal costs the operator a new one.
     fn admit(&self, host: JoiningHost) -> BoxFuture<'_, Result<Vec<u8>, Refusal>>;
@@ -36,7 +41,7 @@ pub trait Admission: Send + Sync {
 /// Why a join came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinFailure {
-    /// We said no, and the joiner has been told.
+    /// We said no, and the joiner has been told: as [`Refusal::Version`] if its release is too old to know the reason.
     #[error("refused: {0}")]
     Refused(Refusal),
     /// The connection broke.
@@ -94,10 +99,11 @@ impl Registrar {
             return Err(JoinFailure::Refused(Refusal::Busy));
         };
         let request = timeout(REQUEST_TIMEOUT, frame::receive(stream)).await.map_err(|_| timed_out())??;
-        let outcome = match wire::read::<JoinRequest>(&request) {
-            Ok(request) => self.decide(request, addr, now).await,
-            Err(Unreadable::Version(_)) => Err(JoinFailure::Refused(Refusal::Version)),
-            Err(Unreadable::Malformed) => Err(JoinFailure::Refused(Refusal::BadRequest)),
+        let refused = |refusal| (REQUEST_VERSION_1, Err(JoinFailure::Refused(refusal)));
+        let (version, outcome) = match JoinRequest::read(&request) {
+            Ok(request) => (request.asked.version, self.decide(request, addr, now).await),
+            Err(Unreadable::Version(_)) => refused(Refusal::Version),
+            Err(Unreadable::Malformed) => refused(Refusal::BadRequest),
         };
         match outcome {
             Ok((host, welcome)) => {
@@ -107,7 +113,7 @@ impl Registrar {
             Err(failure) => {
                 let refusal =
                     if let JoinFailure::Refused(refusal) = &failure { *refusal } else { Refusal::NotReady };
-                answer(stream, Err(refusal)).await?;
+                answer(stream, Err(refusal.told_to(version))).await?;
                 Err(failure)
             }
         }
@@ -120,6 +126,7 @@ impl Registrar {
         now: UnixTime,
     ) -> Result<(HostId, Welcome), JoinFailure> {
         let refused = JoinFailure::Refused;
+        let JoinRequest { asked: request, levels } = request;
         let record = self.ledger.find(request.token).await.map_err(refused)?;
         let record = record.ok_or(refused(Refusal::UnknownToken))?;
         record.check(&request.secret, now).map_err(refused)?;
@@ -135,6 +142,12 @@ impl Registrar {
             Err(CaError::BadRequest | CaError::WrongHost(_)) => return Err(refused(Refusal::BadRequest)),
             Err(error) => return Err(error.into()),
         };
+        // The last that can go wrong without costing the token. Nobody without a good one learns the level.
+        let level = self.admission.level().await.map_err(refused)?;
+        if !levels.contains(level) {
+            let Levels { oldest, newest } = levels;
+            return Err(refused(Refusal::FeatureLevel { cluster: level, oldest, newest }));
+        }
         self.ledger.consume(request.token, request.host).await.map_err(refused)?;
         let joining = JoiningHost {
             host: request.host,
@@ -167,7 +180,7 @@ impl std::fmt::Debug for Registrar {
 }
 
 async fn answer(stream: &mut PeerStream, outcome: Result<Welcome, Refusal>) -> io::Result<()> {
-    let response = JoinResponse { version: VERSION, outcome };
+    let response = JoinResponse { version: RESPONSE_VERSION, outcome };
     let send = async {
         frame::send(stream, &response).await?;
         tokio::io::AsyncWriteExt::shutdown(stream).await

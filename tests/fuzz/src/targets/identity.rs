@@ -82,28 +82,33 @@ pub(super) fn join_messages(data: &[u8]) {
     fuzzing::join_messages(data);
     // Once more behind the right version, which few mutations leave alone.
     let mut versioned = data.to_vec();
-    if let Some(first) = versioned.first_mut() {
-        *first = 1;
+    for version in [1, 2] {
+        let Some(first) = versioned.first_mut() else { return };
+        *first = version;
         fuzzing::join_messages(&versioned);
     }
 }
 
 pub(super) fn message_seeds() -> Vec<Vec<u8>> {
-    // As in the module `join::wire`: byte strings and texts behind their length, in postcard.
-    let mut request = vec![1];
-    for (len, fill) in [(16, 1), (16, 2)] {
-        request.push(len);
-        request.resize(request.len() + usize::from(len), fill);
-    }
+    // As in the module `join::wire`: byte strings, ids of hosts and clusters and texts behind their length, in postcard.
+    let mut request = vec![1, 16];
+    request.resize(request.len() + 16, 1);
+    // The token's id and its secret are of a length that is known.
+    request.resize(request.len() + 16, 2);
     request.resize(request.len() + 32, 3);
     request.push(16);
     request.resize(request.len() + 16, 5);
     request.extend(b"\x04host\x00\xc0\x00\x02\x01\xd8\x36\x05hello");
+    // Version 2 says at its end which feature levels the host knows.
+    let mut later = request.clone();
+    later[0] = 2;
+    later.extend([1, 2]);
     let mut welcome = vec![1, 0, 16];
     welcome.resize(welcome.len() + 16, 1);
     welcome.extend(b"\x04cert\x03key\x04cert\x03dir");
-    let refusals = (0..10).map(|n| vec![1, 1, n]);
-    [request, welcome].into_iter().chain(refusals).collect()
+    let refusals = (0..11).map(|n| vec![1, 1, n]);
+    let with_level = vec![1, 1, 11, 2, 1, 1];
+    [request, later, welcome, with_level].into_iter().chain(refusals).collect()
 }
 
 /// A request for a certificate from a host that holds a good token.

@@ -122,6 +122,11 @@ impl World {
                 }
             }
         }
+        let back =
+            |n: &usize| self.disks[*n].removed && self.directory.state.disks.contains_key(&disk_id(*n));
+        if let Some(disk) = (0..self.disks.len()).find(back) {
+            wrong = Some(format!("d{disk} was removed and is in the directory again"));
+        }
         if let Some(what) = wrong {
             self.violate(what);
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vsand_core::bugs::Bug;
-use vsand_core::directory::{Basis, Command, Outcome, Refused, State, Sync, SyncChange};
+use vsand_core::directory::{Basis, Command, Outcome, Refused, RemovedDisks, State, Sync, SyncChange};
 
 use super::dice::{MS, S};
 use super::event::{Answer, Event, Process};
@@ -116,7 +116,7 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, from: Process, mut command: Command) -> Result<Outcome, Refused> {
+    pub(super) fn carry_out(&mut self, from: Process, mut command: Command) -> Result<Outcome, Refused> {
         if self.bug == Some(Bug::NoRevisionCheck) {
             self.forge(&mut command);
         }
@@ -143,6 +143,9 @@ impl World {
                 Err(refused) => format!("dir {index} h{} REFUSED {refused}: {text}", from.host),
             });
         }
+        if self.bug == Some(Bug::RemovedForgotten) {
+            self.directory.state.removed_disks = RemovedDisks::default();
+        }
         if result.is_ok() {
             self.check_directory(&before);
             self.check_trim(&done, &result);
@@ -152,7 +155,10 @@ impl World {
             self.spread(&state, !renewal);
             match done {
                 Command::RemoveHost { host, .. } => self.host_removed(host_of(host)),
-                Command::RemoveDisk { disk, .. } => self.disk_removed(disk_of(disk)),
+                Command::RemoveDisk { disk, .. } => {
+                    self.disk_removed(disk_of(disk));
+                    self.said_of(disk_of(disk));
+                }
                 _ => {}
             }
         }

@@ -38,6 +38,11 @@ pub(super) struct OwnerKey {
 
 #[derive(Debug)]
 pub(super) enum Event {
+    /// A host's report of a disk that reaches the directory when the disk was removed.
+    SaidLate {
+        from: Process,
+        disk: usize,
+    },
     HostTick(Process),
     OwnerTick(Process, OwnerKey),
     GuestStep(Process, OwnerKey),

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use vsand_core::directory::{Command, Departure, Outcome, Refused};
 
 use super::control::Purpose;
-use super::dice::{Dice, S};
+use super::dice::{Dice, MS, S};
 use super::directory::Ask;
 use super::event::Event;
 use super::faults::Profile;
@@ -22,13 +22,15 @@ pub(super) struct Leaving {
     dice: Dice,
     /// How many departures he still begins.
     left: u32,
+    /// Of what is heard late.
+    late: Dice,
 }
 
 impl Leaving {
     pub(super) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed ^ 0x6c65_6176_696e_6721);
         let left = if dice.permille(400) { dice.between(1, 3) as u32 } else { 0 };
-        Self { dice, left }
+        Self { dice, left, late: Dice::new(seed ^ 0x6c61_7465_6469_736b) }
     }
 }
 
@@ -102,6 +104,14 @@ impl World {
         self.leaving.left -= 1;
         self.faults += 1;
         self.operate(by, command);
+    }
+
+    /// What the disk's host once said of it may come after it was removed.
+    pub(super) fn said_of(&mut self, disk: usize) {
+        if self.leaving.late.permille(300) {
+            let delay = self.leaving.late.between(MS, 3 * S);
+            self.after(delay, Event::SaidLate { from: self.process(self.disks[disk].host), disk });
+        }
     }
 
     pub(super) fn hosts_with_disks(&self) -> usize {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ferro_protocol::ids::{ChunkId, DiskId, HostId, ObjectId};
 use vsand_core::bugs::{Bug, Bugs};
-use vsand_core::directory::{Command, HostRecord, Policy};
+use vsand_core::directory::{Command, FeatureLevel, HostRecord, Policy};
 use vsand_core::time::{Instant, Now};
 
 use super::balance::Moves;
@@ -280,6 +280,8 @@ impl World {
         for n in 0..self.disks.len() {
             self.setup(self.put_disk(n));
         }
+        let all = (0..hosts).map(host_id).collect();
+        self.setup(Command::RaiseLevel { from: FeatureLevel::OLDEST, to: FeatureLevel::NEWEST, hosts: all });
         let objects = self.dice.between(1, 2) as usize;
         for n in 0..objects {
             let few = if self.profile == Profile::Single { 2 } else { 1 };
@@ -404,6 +406,11 @@ impl World {
             Event::StopGuests => self.stopping = true,
             Event::Check => self.check_end(),
             Event::Leave => self.tend_leaving(),
+            Event::SaidLate { from, disk } => {
+                let said = self.put_disk(disk);
+                // A refusal is what is asked for; check_directory looks at the rest.
+                let _refused = self.carry_out(from, said);
+            }
             Event::Convert => self.convert(),
             Event::Maintain => self.tend_maintenance(),
         }

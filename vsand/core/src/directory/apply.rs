@@ -52,6 +52,8 @@ impl State {
             Command::CreateProvisioned { object, name, size_bytes, policy, provision, unix_s } => {
                 self.create(index, object, name, size_bytes, policy, provision, unix_s)
             }
+            Command::RaiseLevel { from, to, hosts } => self.raise_level(from, to, &hosts),
+            Command::ReturnDisk { disk, removed } => self.return_disk(disk, removed),
             Command::Provision { object, provision } => self.provision(index, object, provision),
             Command::DeleteObject { object } => self.delete(object),
             Command::ResizeObject { object, size_bytes } => self.resize(index, object, size_bytes),
@@ -163,6 +165,9 @@ impl State {
         if !self.hosts.contains_key(&disk.host) {
             return Err(Refused::NoHost(disk.host));
         }
+        if self.removed_disks.at(disk.id).is_some() {
+            return Err(Refused::DiskRemoved(disk.id));
+        }
         if disk.path.len() > 4_096 {
             return Err(Refused::TooMuch("a disk's path has at most 4096 bytes".to_owned()));
         }
@@ -225,6 +230,7 @@ impl State {
         for disk in disks {
             self.disks.remove(disk);
             self.leaving_disks.remove(disk);
+            self.remember_removed(index, *disk);
         }
         for object in self.objects.values_mut() {
             let touched =

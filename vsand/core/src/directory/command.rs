@@ -8,6 +8,7 @@ use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
 use serde::{Deserialize, Serialize};
 
+use super::level::FeatureLevel;
 use super::provision::Provision;
 use super::records::{Content, Departure, HostRecord, LockKind, ObjectRecord, Policy, TokenEntry};
 
@@ -313,6 +314,23 @@ pub enum Command {
         /// Extents in use, a disk each.
         used_extents: Vec<(DiskId, u64)>,
     },
+    /// All hosts understand more from now on. Only who has asked them proposes it: a host that does not understand the
+    /// level stops.
+    RaiseLevel {
+        /// The level that the proposer has seen.
+        from: FeatureLevel,
+        /// The new one, above it.
+        to: FeatureLevel,
+        /// The hosts that were asked, ascending. Refused if the cluster has others by now.
+        hosts: Vec<HostId>,
+    },
+    /// A disk that was removed may be put again.
+    ReturnDisk {
+        /// The disk.
+        disk: DiskId,
+        /// What [`super::RemovedDisks::at`] says of it. Refused if it has been returned, or removed once more, since.
+        removed: u64,
+    },
 }
 
 /// What an accepted command brought.
@@ -544,6 +562,18 @@ pub enum Refused {
         /// How much is to be kept, in extents of 1 MiB, all components together.
         extents: u64,
     },
+    /// The cluster is not at the level that the proposer believed, or at none below the one asked for.
+    #[error("the cluster is at feature level {now}")]
+    OtherLevel {
+        /// Its level.
+        now: FeatureLevel,
+    },
+    /// Hosts came or went since the proposer looked.
+    #[error("hosts have joined or left meanwhile")]
+    OtherHosts,
+    /// The disk was removed, and nobody has given it to the cluster again.
+    #[error("disk {0} was removed from the cluster")]
+    DiskRemoved(DiskId),
 }
 
 /// Why a join token is refused.

@@ -10,6 +10,7 @@
 //!   moved to another host bring about), and a log with an in-sync component;
 //! - nothing new is placed on a disk that is leaving ([`leave`]);
 //! - what is kept for an object ([`provision`]) is counted as used on its disks: no two reservations count on the same room;
+//! - a disk that was removed comes back only by [`Command::ReturnDisk`], from the level on that brings this ([`level`]);
 //! - a record's revision is the index of the command that last changed it.
 //!
 //! What it must not know: Raft, disks, clocks. Times are in the commands.
@@ -21,6 +22,7 @@ mod conversion;
 mod documents;
 pub mod forecast;
 pub mod leave;
+pub mod level;
 pub mod maintenance;
 pub mod placement;
 pub mod provision;
@@ -37,6 +39,7 @@ use serde::{Deserialize, Serialize};
 pub use balance::Move;
 pub use command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
 pub use forecast::Forecast;
+pub use level::{FeatureLevel, RemovedDisks};
 pub use provision::{Provision, Provisioning};
 pub use records::{
     ChunkRecord, Component, Content, Departure, DiskHealth, DiskRecord, HostRecord, Lock, LockKind,
@@ -77,6 +80,10 @@ pub struct State {
     pub documents_revision: u64,
     /// What is kept for objects.
     pub provisioning: Provisioning,
+    /// What all hosts understand.
+    pub level: FeatureLevel,
+    /// Disks that were removed and not returned since; none below [`FeatureLevel::REMOVED_DISKS`].
+    pub removed_disks: RemovedDisks,
 }
 
 impl State {

@@ -18,8 +18,8 @@ use ferro_protocol::api::{
     Document, DocumentList, EventList, HealthCheck, HealthReport, HostInfo, HostSupport, JoinRequest,
     LockInfo, MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy,
     ProvisionRequest, PutDocument, Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest,
-    Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo,
-    VolumeLimits,
+    Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, UpgradeReport,
+    UpgradeRequest, VolumeInfo, VolumeLimits,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -104,6 +104,9 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn join(&self, request: JoinRequest) -> Result<ClusterInfo>;
     /// The cluster that this host is in.
     async fn cluster(&self) -> Result<ClusterInfo>;
+
+    /// Raise the cluster's feature level to what all hosts know, or say whether that could be done.
+    async fn upgrade(&self, request: UpgradeRequest) -> Result<UpgradeReport>;
 
     /// All hosts, by name.
     async fn hosts(&self) -> Result<Vec<HostInfo>>;

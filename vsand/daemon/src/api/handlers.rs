@@ -8,6 +8,7 @@ use ferro_protocol::api::{
     AddDiskRequest, AddedDisk, ApiError, BootstrapRequest, BrokenLock, CHUNKS_PAGE_MAX, ChangedHost,
     ClusterInfo, DiskInfo, DiskList, ErrorCode, HostList, JoinRequest, LockList, ObjectDetails, ObjectList,
     Removal, ResyncList, SetHostRequest, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
+    UpgradeReport, UpgradeRequest,
 };
 use ferro_protocol::ids::ChunkIndex;
 use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, Path, bad_request};
@@ -68,6 +69,17 @@ pub(super) async fn join(State(api): State<Api>, Body(request): Body<JoinRequest
     label(request.host_name.as_deref(), "host name")?;
     label(request.fault_domain.as_deref(), "fault domain")?;
     Ok(Json(api.control.join(request).await?))
+}
+
+/// Raise the cluster's feature level to what all hosts know: from then on earlier releases can't take part. Refused, before anything
+/// changes, if a host does not answer or knows less than others.
+#[utoipa::path(post, path = "/v1/cluster/upgrade", tag = "cluster", request_body = UpgradeRequest,
+    responses((status = 200, body = UpgradeReport), (status = "default", body = ApiError)))]
+pub(super) async fn upgrade(
+    State(api): State<Api>,
+    Body(request): Body<UpgradeRequest>,
+) -> Answer<UpgradeReport> {
+    Ok(Json(api.control.upgrade(request).await?))
 }
 
 /// Names that people give to hosts and fault domains end up in tables and in certificates.

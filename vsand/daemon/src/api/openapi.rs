@@ -33,6 +33,7 @@ use super::{
         handlers::bootstrap,
         handlers::create_token,
         handlers::join,
+        handlers::upgrade,
         handlers::hosts,
         handlers::set_host,
         handlers::remove_host,

@@ -36,6 +36,10 @@ pub fn chunks(number: usize) -> String {
 /// What happened, hosts before disks before volumes.
 pub fn diff(before: &State, after: &State) -> Vec<Draft> {
     let mut found = Vec::new();
+    if after.level > before.level {
+        let message = format!("the cluster is at feature level {}", after.level);
+        found.push(Draft::new(Kind::LevelRaised, Info, "cluster".to_owned(), message));
+    }
     hosts(before, after, &mut found);
     disks(before, after, &mut found);
     for (id, record) in &after.objects {

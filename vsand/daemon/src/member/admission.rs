@@ -61,6 +61,13 @@ impl TokenLedger for Desk {
 }
 
 impl Admission for Desk {
+    fn level(&self) -> BoxFuture<'_, Result<u16, Refusal>> {
+        Box::pin(async move {
+            let state = self.member()?.directory.linearizable_state().await.map_err(|_| Refusal::NotReady)?;
+            Ok(state.level.0)
+        })
+    }
+
     fn admit(&self, host: JoiningHost) -> BoxFuture<'_, Result<Vec<u8>, Refusal>> {
         Box::pin(async move {
             let member = self.member()?;

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vsand_core::directory::{Command, HostRecord};
+use vsand_core::directory::{Command, FeatureLevel, HostRecord};
 
 use super::{Member, Membership};
 use crate::data::clock;
@@ -30,7 +30,13 @@ enum Step {
 }
 
 /// `known` is the record as the directory has it; `first` says that the directory knows no host at all.
-fn next_step(stored: &Membership, address: SocketAddr, known: Option<&HostRecord>, first: bool) -> Step {
+fn next_step(
+    stored: &Membership,
+    address: SocketAddr,
+    known: Option<&HostRecord>,
+    first: bool,
+    feature_level: FeatureLevel,
+) -> Step {
     let own = || HostRecord {
         id: stored.host,
         name: stored.name.clone(),
@@ -53,8 +59,8 @@ fn next_step(stored: &Membership, address: SocketAddr, known: Option<&HostRecord
         return Step::Propose(Command::SetHost { host, address, name: None, fault_domain: None });
     }
     let (name, fault_domain) = (known.name.clone(), known.fault_domain.clone());
-    let now = Membership { name, fault_domain, announced: true, ..stored.clone() };
-    Step::Right((!(same && stored.announced)).then_some(now))
+    let now = Membership { name, fault_domain, announced: true, feature_level, ..stored.clone() };
+    Step::Right((now != *stored).then_some(now))
 }
 
 /// Puts this host's record and its disks in the directory, and keeps them right.
@@ -63,7 +69,7 @@ pub(super) async fn announce(member: Arc<Member>) {
     loop {
         let state = member.state();
         let known = state.hosts.get(&member.host());
-        let step = next_step(&stored, member.config.advertised(), known, state.hosts.is_empty());
+        let step = next_step(&stored, member.config.advertised(), known, state.hosts.is_empty(), state.level);
         let (right, served) = match step {
             Step::Removed => (false, false),
             Step::Propose(command) => (false, propose(&member, &command).await),
@@ -124,6 +130,8 @@ mod tests {
 
     use super::*;
 
+    const LEVEL: FeatureLevel = FeatureLevel(1);
+
     fn membership(announced: bool) -> Membership {
         Membership {
             version: 1,
@@ -134,6 +142,7 @@ mod tests {
             founder: false,
             took_part: true,
             announced,
+            feature_level: FeatureLevel::default(),
         }
     }
 
@@ -155,26 +164,35 @@ mod tests {
     #[test]
     fn a_host_says_what_it_joined_with_until_the_cluster_knows() {
         let stored = membership(false);
-        let told = next_step(&stored, address(), Some(&record("old", "an id")), false);
+        let told = next_step(&stored, address(), Some(&record("old", "an id")), false, LEVEL);
         let Step::Propose(Command::PutHost { host }) = told else { panic!("{told:?}") };
         assert_eq!((host.name.as_str(), host.fault_domain.as_str()), ("old", "rack1"));
-        let step = next_step(&stored, address(), Some(&record("old", "rack1")), false);
+        let step = next_step(&stored, address(), Some(&record("old", "rack1")), false, LEVEL);
         assert_eq!(step, Step::Right(Some(membership(true))));
-        assert_eq!(next_step(&stored, address(), None, false), Step::Removed);
-        assert!(matches!(next_step(&stored, address(), None, true), Step::Propose(Command::PutHost { .. })));
+        assert_eq!(next_step(&stored, address(), None, false, LEVEL), Step::Removed);
+        assert!(matches!(
+            next_step(&stored, address(), None, true, LEVEL),
+            Step::Propose(Command::PutHost { .. })
+        ));
     }
 
     #[test]
     fn afterwards_it_follows_the_directory() {
         let stored = membership(true);
-        assert_eq!(next_step(&stored, address(), Some(&record("old", "rack1")), false), Step::Right(None));
-        let step = next_step(&stored, address(), Some(&record("new", "rack2")), false);
+        assert_eq!(
+            next_step(&stored, address(), Some(&record("old", "rack1")), false, LEVEL),
+            Step::Right(None)
+        );
+        let step = next_step(&stored, address(), Some(&record("new", "rack2")), false, LEVEL);
         let Step::Right(Some(now)) = step else { panic!("{step:?}") };
         assert_eq!((now.name.as_str(), now.fault_domain.as_str()), ("new", "rack2"));
         // Only its address is its own to say.
         let moved: SocketAddr = ([10, 0, 0, 9], 7_400).into();
         let host = HostId::from_bytes([2; 16]);
         let only = Command::SetHost { host, address: Some(moved), name: None, fault_domain: None };
-        assert_eq!(next_step(&stored, moved, Some(&record("new", "rack2")), false), Step::Propose(only));
+        assert_eq!(
+            next_step(&stored, moved, Some(&record("new", "rack2")), false, LEVEL),
+            Step::Propose(only)
+        );
     }
 }

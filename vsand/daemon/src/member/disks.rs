@@ -198,10 +198,24 @@ impl Disks {
             Err(error) => Err(error.into()),
         })
         .await?;
+        if adopted {
+            self.take_back(member, &new.path).await?;
+        }
         let disk = self.serve(member, &new.path).await?;
         self.remember(Listed { disk, ..new.clone() })?;
         self.announce(member).await;
         Ok((disk, adopted))
+    }
+
+    /// Tells the cluster that a disk which was removed may come back, if this is one.
+    async fn take_back(&self, member: &Member, path: &Path) -> Result<(), DiskError> {
+        let at = path.to_owned();
+        let disk = blocking(move || Ok(Store::identify(&at)?.disk)).await?;
+        let state = member.directory.linearizable_state().await?;
+        let Some(removed) = state.removed_disks.at(disk) else { return Ok(()) };
+        member.propose(&Command::ReturnDisk { disk, removed }).await??;
+        tracing::info!(%disk, "a disk that was removed from the cluster is given to it again");
+        Ok(())
     }
 
     /// Opens the disk and gives it to the data loop.
@@ -333,6 +347,16 @@ impl Disks {
                 Command::PutDisk { disk, host: member.host(), path, capacity_extents, used_extents };
             match member.propose(&command).await {
                 Ok(Ok(_)) => tracing::info!(%disk, "the cluster knows the disk now"),
+                Ok(Err(refused @ Refused::DiskRemoved(_))) => {
+                    tracing::warn!(
+                        %disk, %refused,
+                        "this host was not there when that was done; it gives the disk up, and leaves what is on it. \
+                         `vsanctl disk add` gives it to the cluster again"
+                    );
+                    if let Err(error) = self.forget(member, disk).await {
+                        tracing::error!(%disk, %error, "a disk that was removed could not be given up; trying again");
+                    }
+                }
                 Ok(Err(refused)) => tracing::error!(%disk, %refused, "the cluster does not take the disk"),
                 Err(error) => {
                     tracing::warn!(%disk, %error, "the cluster could not be told of the disk; trying again")

@@ -39,7 +39,7 @@ use ferro_transport::identity::{CaError, HOST_CERT_LIFETIME, IdentityDir, Identi
 use ferro_transport::tls::{BindError, Endpoint};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
-use vsand_core::directory::{Command, Outcome, Refused, State};
+use vsand_core::directory::{Command, FeatureLevel, Outcome, Refused, State};
 use vsand_core::lease::Watcher;
 use vsand_directory::{Config as DirectoryConfig, Directory, DirectoryError};
 
@@ -87,6 +87,15 @@ pub struct Membership {
     /// there, and what stands here follows.
     #[serde(default)]
     pub announced: bool,
+    /// The cluster's feature level, as this host last heard. It is not written down at the first one, so that a release that knows
+    /// of no levels can read this file then, and only then.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub feature_level: FeatureLevel,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands fields over so")]
+fn is_first(level: &FeatureLevel) -> bool {
+    *level == FeatureLevel::default()
 }
 
 /// Why a member could not start.
@@ -121,6 +130,17 @@ pub enum StartError {
     /// The list of disks.
     #[error(transparent)]
     Disks(#[from] DiskError),
+    /// The cluster was upgraded, and this is an earlier release.
+    #[error(
+        "the cluster is at feature level {cluster}, and this vsand knows those from {} to {}: install the release that ran here before, \
+         or a later one; nothing was changed",
+        FeatureLevel::OLDEST,
+        FeatureLevel::NEWEST
+    )]
+    Level {
+        /// The cluster's.
+        cluster: FeatureLevel,
+    },
 }
 
 /// This host in its cluster.
@@ -181,7 +201,11 @@ impl Membership {
         let path = Self::path(state_dir);
         let failed = |source| StartError::File { path: path.clone(), source };
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed(e.into())),
+            Ok(bytes) => {
+                let read: Self = serde_json::from_slice(&bytes).map_err(|e| failed(e.into()))?;
+                let cluster = read.feature_level;
+                if cluster.is_known() { Ok(Some(read)) } else { Err(StartError::Level { cluster }) }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed(error)),
         }
@@ -244,6 +268,12 @@ impl Member {
             match directory.bootstrap().await {
                 Ok(()) | Err(DirectoryError::AlreadyBootstrapped) => {}
                 Err(error) => return Err(error.into()),
+            }
+            // A cluster that this release makes has all that it knows.
+            let (from, to, hosts) = (FeatureLevel::default(), FeatureLevel::NEWEST, Vec::new());
+            let raise = Command::RaiseLevel { from, to, hosts };
+            if let Err(refused) = directory.propose_within(&raise, PROPOSE_MAX).await? {
+                tracing::debug!(%refused, "the feature level was raised before");
             }
         }
 
@@ -338,8 +368,12 @@ impl Member {
         self.directory.state()
     }
 
-    /// Proposes a change and waits for what became of it.
+    /// Proposes a change and waits for what became of it. One that not all hosts would understand is refused here.
     pub async fn propose(&self, command: &Command) -> Result<Result<Outcome, Refused>, DirectoryError> {
+        let now = self.state().level;
+        if command.since() > now {
+            return Ok(Err(Refused::OtherLevel { now }));
+        }
         self.directory.propose_within(command, PROPOSE_MAX).await
     }
 

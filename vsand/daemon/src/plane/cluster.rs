@@ -12,11 +12,11 @@ use ferro_protocol::api::{
 use ferro_protocol::ids::{ClusterId, HostId, VolumeName};
 use ferro_transport::UnixTime;
 use ferro_transport::identity::{HOST_CERT_LIFETIME, IdentityDir};
-use ferro_transport::join::{self, NewHost};
+use ferro_transport::join::{self, Levels, NewHost};
 use ferro_transport::token::{ADDRESSES_MAX, JoinToken, TokenError, TokenId, TokenSecret};
 use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
-use vsand_core::directory::{Command, Outcome, Refused, State, TokenEntry};
+use vsand_core::directory::{Command, FeatureLevel, Outcome, Refused, State, TokenEntry};
 use vsand_core::lease::BREAK_AFTER;
 use vsand_directory::Role;
 
@@ -128,6 +128,8 @@ pub(super) fn info(member: &Member) -> ClusterInfo {
         quorum: !status.without_quorum,
         voters: status.voters().len() as u32,
         hosts: member.state().hosts.len() as u32,
+        feature_level: member.state().level.0,
+        feature_level_known: FeatureLevel::NEWEST.0,
     }
 }
 
@@ -237,6 +239,7 @@ pub(super) async fn bootstrap(
         founder: true,
         took_part: false,
         announced: false,
+        feature_level: FeatureLevel::default(),
     };
     check_address(&config)?;
     let started = async {
@@ -299,7 +302,8 @@ pub(super) async fn join(
     let name = host_name(&config, request.host_name)?;
     check_address(&config)?;
 
-    let me = NewHost { host, name: name.clone(), advertise: config.advertised() };
+    let levels = Levels { oldest: FeatureLevel::OLDEST.0, newest: FeatureLevel::NEWEST.0 };
+    let me = NewHost { host, name: name.clone(), advertise: config.advertised(), levels };
     let admitted =
         join::join(&token, &me, &dir, UnixTime::now()).await.map_err(|error| errors::join(&error))?;
     let what = "joining the cluster";
@@ -312,6 +316,7 @@ pub(super) async fn join(
         founder: false,
         took_part: false,
         announced: false,
+        feature_level: FeatureLevel::default(),
     };
     membership.store(&config.state_dir).map_err(|error| errors::start(what, &error))?;
     admitted.store(UnixTime::now()).map_err(|error| errors::identity(what, &error))?;

@@ -73,6 +73,13 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
         Refused::NoSpaceFor { .. } | Refused::NoSpaceToReserve { .. } => {
             ApiError::new(ErrorCode::ClusterFull, refused.to_string(), fail::MAKE_ROOM)
         }
+        Refused::OtherLevel { .. } => ApiError::new(
+            ErrorCode::UpgradeNeeded,
+            format!("{refused}, and this needs another"),
+            "see `vsanctl cluster show`; when all hosts run a release that knows it, use `vsanctl cluster upgrade`",
+        ),
+        Refused::OtherHosts => conflict("repeat it with the hosts that there are now"),
+        Refused::DiskRemoved(_) => conflict("`vsanctl disk add` gives it to the cluster again"),
         Refused::CantForce => fail::cant_force(),
         Refused::LastInSync(_) | Refused::TooFewShards { .. } => {
             fail::would_lose_data("the component", refused)
@@ -365,6 +372,11 @@ pub(super) fn start(what: &str, error: &StartError) -> ApiError {
     match error {
         StartError::Directory(error) => directory(what, error),
         StartError::Identity(error) => identity(what, error),
+        StartError::Level { .. } => ApiError::new(
+            ErrorCode::UpgradeNeeded,
+            format!("{what}: {error}"),
+            "install the release that the other hosts run",
+        ),
         _ => ApiError::new(
             ErrorCode::Io,
             format!("{what}: {error}"),
@@ -402,6 +414,11 @@ pub(super) fn join(error: &JoinError) -> ApiError {
                 ErrorCode::NameTaken,
                 message,
                 "choose another `--host-name`, and take a new token",
+            ),
+            Refusal::FeatureLevel { .. } | Refusal::Version => ApiError::new(
+                ErrorCode::UpgradeNeeded,
+                message,
+                "install the release that the cluster runs; the token is good still",
             ),
             Refusal::BadName => {
                 ApiError::new(ErrorCode::BadName, message, "give this host another `--host-name`")

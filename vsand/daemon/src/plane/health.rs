@@ -21,7 +21,7 @@ use vsand_core::directory::{LockKind, ObjectRecord, Policy};
 
 use super::errors::host_name;
 use super::parts::SharedDomain;
-use super::remote::TroubleReport;
+use super::remote::{HostReport, TroubleReport};
 use super::view::View;
 
 /// A certificate with less left should have renewed itself long ago.
@@ -113,6 +113,7 @@ pub(super) fn findings(view: &View) -> Vec<Finding> {
     found.about("cluster", "directory");
     directory(view, &mut found);
     hosts(view, &mut found);
+    level(view, &mut found);
     disks(view, &mut found);
     wear::disks(view, &mut found);
     wear::slow(view, &mut found);
@@ -205,6 +206,22 @@ fn hosts(view: &View, reasons: &mut Findings) {
             "versions_differ",
             format!("the hosts run different versions of vsand: {}", all.join(", ")),
             "upgrade the older ones; `vsanctl host list` says which they are",
+        ));
+    }
+}
+
+/// All hosts know more than the cluster makes use of.
+fn level(view: &View, reasons: &mut Findings) {
+    let now = view.state.level;
+    let known = |host| view.reports.get(host).map(|report: &HostReport| report.feature_level_known);
+    let least = view.state.hosts.keys().map(known).min().flatten();
+    if let Some(least) = least.filter(|least| *least > now) {
+        reasons.about("cluster", "level");
+        reasons.push(reason(
+            HealthLevel::Ok,
+            "upgrade_unfinished",
+            format!("all hosts know feature level {least}, and the cluster is at {now}: an earlier release could still take part"),
+            "when there is no need to go back to it, use `vsanctl cluster upgrade`",
         ));
     }
 }

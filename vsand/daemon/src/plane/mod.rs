@@ -26,6 +26,7 @@ mod resync;
 mod scrub;
 pub mod support;
 mod transfers;
+mod upgrade;
 pub(crate) mod view;
 mod volumes;
 
@@ -39,7 +40,8 @@ use ferro_protocol::api::{
     DocumentList, EventList, HealthCheck, HealthReport, HostInfo, HostSupport, JoinRequest, LockInfo,
     MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy, ProvisionRequest,
     PutDocument, Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status, TokenInfo,
-    TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, VolumeInfo, VolumeLimits,
+    TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, UpgradeReport, UpgradeRequest,
+    VolumeInfo, VolumeLimits,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -218,6 +220,11 @@ impl ControlPlane for Plane {
 
     async fn cluster(&self) -> Result<ClusterInfo> {
         Ok(cluster::info(&*self.member()?))
+    }
+
+    async fn upgrade(&self, request: UpgradeRequest) -> Result<UpgradeReport> {
+        let member = self.member()?;
+        detached(async move { upgrade::upgrade(&member, request.check).await }).await
     }
 
     async fn hosts(&self) -> Result<Vec<HostInfo>> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId};
 use ferro_protocol::units::BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
+use vsand_core::directory::FeatureLevel;
 use vsand_core::owner::{ResyncView, Trouble};
 use vsand_core::time::Instant;
 
@@ -37,6 +38,9 @@ pub struct HostReport {
     pub volumes: Vec<VolumeReport>,
     /// The disks that it has, served or not.
     pub disks: Vec<DiskReport>,
+    /// The last feature level that it knows.
+    #[serde(default)]
+    pub feature_level_known: FeatureLevel,
 }
 
 /// One object as its owner sees it.
@@ -297,6 +301,7 @@ pub async fn own_report(member: &Member) -> Option<HostReport> {
         certificate_expires_unix_s: member.identity.current().validity().not_after.as_secs(),
         volumes,
         disks,
+        feature_level_known: FeatureLevel::NEWEST,
     })
 }
 

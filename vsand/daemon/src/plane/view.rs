@@ -352,7 +352,7 @@ pub(super) mod tests {
     use super::*;
     use ferro_protocol::api::Redundancy;
     use ferro_protocol::ids::{Epoch, Seq};
-    use vsand_core::directory::Lock;
+    use vsand_core::directory::{FeatureLevel, Lock};
 
     pub(in crate::plane) fn host_id(n: u8) -> HostId {
         HostId::from_bytes([n; 16])
@@ -364,7 +364,7 @@ pub(super) mod tests {
 
     /// Hosts 1 to 3 with a disk each, one volume in three copies that host 1 has open; all is well.
     pub(in crate::plane) fn healthy() -> View {
-        let mut state = State::default();
+        let mut state = State { level: FeatureLevel::NEWEST, ..State::default() };
         let mut view_reports = BTreeMap::new();
         for n in 1..=3 {
             let host = HostRecord {
@@ -394,6 +394,7 @@ pub(super) mod tests {
                 certificate_expires_unix_s: 10_000_000,
                 volumes: Vec::new(),
                 disks: vec![report],
+                feature_level_known: FeatureLevel::NEWEST,
             };
             view_reports.insert(host.id, report);
             state.hosts.insert(host.id, host);

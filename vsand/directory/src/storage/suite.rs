@@ -1,5 +1,6 @@
 //! openraft's own tests of a storage, run on ours, and what they leave out.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use openraft::testing::{StoreBuilder, Suite};
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::*;
-use crate::machine::{Cell, StateMachine};
+use crate::machine::{Cell, DecodeError, StateMachine};
 use crate::types::{StorageError, Types};
 
 #[derive(Default, Clone, Serialize, Deserialize)]
@@ -15,8 +16,18 @@ struct Nothing;
 
 impl StateMachine for Nothing {
     type Command = ();
-    type Former = Self;
     type Response = ();
+
+    const SNAPSHOTS: RangeInclusive<u8> = 3..=3;
+
+    fn write(&self) -> Result<(u8, Vec<u8>), postcard::Error> {
+        Ok((3, postcard::to_allocvec(self)?))
+    }
+
+    fn read(_version: u8, bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
+        Ok(postcard::take_from_bytes(bytes)?)
+    }
+
     fn apply(&mut self, _index: u64, (): ()) {}
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use vsand_directory::{
-    CallError, Candidate, Config, Directory, DirectoryError, Role, StateMachine, Step, Transport, service,
+    CallError, Candidate, Config, DecodeError, Directory, DirectoryError, Role, StateMachine, Step,
+    Transport, service,
 };
 
 pub(crate) const CLUSTER: ClusterId = ClusterId::from_bytes([0xc1; 16]);
@@ -35,9 +37,18 @@ pub(crate) enum Command {
 
 impl StateMachine for Toy {
     type Command = Command;
-    type Former = Self;
     /// The new value, or the one that was not expected.
     type Response = Result<u64, u64>;
+
+    const SNAPSHOTS: RangeInclusive<u8> = 3..=3;
+
+    fn write(&self) -> Result<(u8, Vec<u8>), postcard::Error> {
+        Ok((3, postcard::to_allocvec(self)?))
+    }
+
+    fn read(_version: u8, bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
+        Ok(postcard::take_from_bytes(bytes)?)
+    }
 
     fn apply(&mut self, _index: u64, command: Command) -> Result<u64, u64> {
         self.commands += 1;

@@ -183,6 +183,8 @@ async fn cluster(State(inner): State<Arc<Inner>>) -> Json<ClusterInfo> {
         quorum: *inner.quorum.borrow(),
         voters: 1,
         hosts: 2,
+        feature_level: 1,
+        feature_level_known: 2,
     })
 }
 

@@ -142,6 +142,12 @@ pub(super) const CHECKS: &[Check] = &[
          unnoticed until the other copies are gone too.",
     ),
     check(
+        "upgrade_unfinished",
+        "the cluster has what its hosts know",
+        "All hosts run a later release, and the cluster does nothing yet that an earlier one would not understand. Nothing is \
+         wrong: hosts can still be put back. What the later release brings begins with `vsanctl cluster upgrade`.",
+    ),
+    check(
         "versions_differ",
         "hosts run the same version",
         "Hosts run different versions of vsand. That is meant for the time of an upgrade only.",
