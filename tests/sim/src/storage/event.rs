@@ -202,6 +202,7 @@ impl Event {
             Self::Leave => (24, 0, 0),
             Self::Convert => (32, 0, 0),
             Self::Maintain => (25, 0, 0),
+            Self::SaidLate { disk, .. } => (33, *disk as u64, 0),
         }
     }
 }
