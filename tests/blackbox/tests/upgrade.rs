@@ -76,11 +76,12 @@ fn hosts_are_upgraded_one_by_one_under_a_client_and_put_back_until_somebody_says
         let refused = second.ctl_refused(&["--yes", "cluster", "upgrade"], "upgrade_needed", 5)?;
         ensure!(refused.message.contains("host1") && refused.message.contains("host3"), "{refused:?}");
         ensure!(!refused.message.contains("host2"), "{refused:?}");
-        mixed_releases_bear_a_snapshot(lab, &mut load)?;
-
-        // The others, the volume's owner last; and the whole cluster is still the former one's.
-        run_on(lab, third, &present, &mut load)?;
+        // The volume's owner.
         run_on(lab, owner, &present, &mut load)?;
+        former_release_gets_a_snapshot(lab, &mut load)?;
+
+        // The last; and the cluster is still the former release's.
+        run_on(lab, third, &present, &mut load)?;
         run_on(lab, third, &former, &mut load)?;
         run_on(lab, third, &present, &mut load)?;
         let health: HealthReport = owner.ctl(&["health"])?;
@@ -109,8 +110,8 @@ fn hosts_are_upgraded_one_by_one_under_a_client_and_put_back_until_somebody_says
     });
 }
 
-/// A host of the former release that was away gets its state from one of this release, and the other way round.
-fn mixed_releases_bear_a_snapshot(lab: &Lab, load: &mut Workload) -> Result<()> {
+/// The last host of the former release was away, and gets its state from one of this release: only those can have led meanwhile.
+fn former_release_gets_a_snapshot(lab: &Lab, load: &mut Workload) -> Result<()> {
     let third = lab.host(3);
     third.term()?;
     outdate_the_log(lab.host(2))?;
