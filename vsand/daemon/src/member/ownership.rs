@@ -359,6 +359,10 @@ pub(super) async fn release_leftover_locks(member: Arc<Member>, leftovers: Vec<(
 
 async fn take_up(member: &Member, record: Arc<ObjectRecord>, read_only: bool) -> Result<(), OwnError> {
     let _one_at_a_time = member.opening.lock().await;
+    // Somebody has asked for it meanwhile. To look whether its socket is in use would keep its guest from it for a moment.
+    if member.open_volumes().contains_key(&record.id) {
+        return Ok(());
+    }
     let socket = member.bind(&record, read_only)?;
     member.own(record, LockKind::Exclusive { read_only }, Some(socket)).await.map(|_| ())
 }
