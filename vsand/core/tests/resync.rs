@@ -8,7 +8,7 @@ use common::{CHUNK, Lab, OBJECT, disk};
 use ferro_protocol::ids::Seq;
 use ferro_protocol::peer::RequestId;
 use ferro_protocol::units::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES};
-use vsand_core::directory::Sync;
+use vsand_core::directory::{Command, Policy, Sync};
 use vsand_core::owner::guest::{GuestRequest, GuestResult};
 use vsand_core::replica::Asker;
 
@@ -155,4 +155,48 @@ fn a_disk_that_says_what_can_not_be_is_left_out() {
     assert_eq!(lab.result(write), Some(&GuestResult::Done));
     let in_sync: Vec<_> = lab.record().chunks[&CHUNK.index].in_sync().collect();
     assert_eq!(in_sync, [disk(1)]);
+}
+
+#[test]
+fn what_a_component_was_asked_in_a_former_life_is_not_listened_to() {
+    let mirror = |copies| Policy::Mirror { copies };
+    let set = |lab: &mut Lab, from, to| {
+        lab.command(Command::SetPolicy { object: OBJECT, from: mirror(from), to: mirror(to) })
+            .expect("accepted");
+    };
+    let mut lab = Lab::new(3);
+    lab.away(3);
+    lab.write(0, 8);
+    lab.pass(WHILE);
+    set(&mut lab, 3, 2);
+    // A new owner begins to bring the third up to date, hears nothing of it, and takes it away because two will do.
+    lab.disk(3).up = true;
+    lab.disk(3).frozen = true;
+    lab.take_over();
+    lab.pass(Duration::from_millis(20));
+    assert!(lab.record().settled(), "{:?}", lab.record());
+    lab.away(3);
+    lab.pass(WHILE);
+    // It is needed after all, and there. The others take a moment to say what they have.
+    set(&mut lab, 2, 3);
+    lab.pass(2 * WHILE);
+    assert_eq!(lab.record().chunks[&CHUNK.index].components.len(), 3, "{:?}", lab.record());
+    lab.disk(1).keep_back = true;
+    lab.disk(2).keep_back = true;
+    lab.disk(3).keep_back = true;
+    lab.back(3);
+    lab.pass(Duration::from_millis(20));
+    lab.disk(3).keep_back = false;
+    lab.give_back(3);
+    for n in [1, 2] {
+        lab.pass(Duration::from_millis(100));
+        lab.disk(n).keep_back = false;
+        lab.give_back(n);
+    }
+    lab.pass(WHILE);
+    assert!(lab.record().settled(), "{:?}", lab.record());
+    assert!(
+        [2, 3].iter().all(|n| lab.disks[&disk(*n)].blocks == lab.disks[&disk(1)].blocks),
+        "one lacks something"
+    );
 }

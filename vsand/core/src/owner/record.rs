@@ -128,19 +128,15 @@ impl Owner {
     /// Brings one chunk's members in line with the record.
     fn apply_members(&mut self, now: Instant, index: ChunkIndex) {
         let Some(record) = self.record.chunks.get(&index).cloned() else { return };
-        let Some(group) = self.groups.get_mut(&index) else { return };
-        let mut dropped = BTreeSet::new();
-        let gone: Vec<DiskId> = group
-            .members
-            .keys()
-            .filter(|d| !record.components.iter().any(|c| c.disk == **d))
-            .copied()
-            .collect();
-        for disk in gone {
-            group.members.remove(&disk);
-            dropped.insert(disk);
+        let Some(group) = self.groups.get(&index) else { return };
+        let is_there = |disk: &DiskId| record.components.iter().any(|c| c.disk == *disk);
+        let mut dropped: BTreeSet<DiskId> = group.members.keys().filter(|d| !is_there(d)).copied().collect();
+        for disk in &dropped {
+            self.drop_resync(now, index, *disk);
         }
-        let mut joined = false;
+        let Some(group) = self.groups.get_mut(&index) else { return };
+        group.members.retain(|disk, _| is_there(disk));
+        let mut joined = Vec::new();
         let mut not_joined = Vec::new();
         for component in &record.components {
             let member = group.members.entry(component.disk).or_insert_with(|| Member::new(component.sync));
@@ -163,8 +159,9 @@ impl Owner {
                     dropped.insert(component.disk);
                 }
                 (false, true) => {
+                    // Writes under way go on waiting for it.
                     member.resync = None;
-                    joined = true;
+                    joined.push(component.disk);
                     self.join_wanted.remove(&(index, component.disk));
                 }
                 _ => {}
@@ -184,7 +181,8 @@ impl Owner {
         for disk in not_joined {
             self.abort_resync(now, index, disk);
         }
-        if joined {
+        if !joined.is_empty() {
+            self.forget_lists(index, |disk| joined.contains(&disk));
             self.unstall(now);
         }
         self.try_agree(now, index);

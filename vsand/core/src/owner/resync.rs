@@ -423,6 +423,21 @@ impl Owner {
         self.copy_more(now, index, disk);
     }
 
+    /// The component is one no more.
+    pub(super) fn drop_resync(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) {
+        if let Some(resync) = self.resync_mut(index, disk) {
+            resync.not_joined();
+            self.abort_resync(now, index, disk);
+        }
+    }
+
+    /// What was asked for a resync that is over must not be taken for an answer to another one that may come.
+    pub(super) fn forget_lists(&mut self, index: ChunkIndex, of: impl Fn(DiskId) -> bool) {
+        self.cancel_asks(
+            |a| matches!(a.purpose, Purpose::List { chunk, disk } if chunk == index && of(disk)),
+        );
+    }
+
     /// The component can't come back now; it stays stale, and nothing waits for it.
     pub(super) fn abort_resync(&mut self, now: Instant, index: ChunkIndex, disk: DiskId) {
         let retry = now + self.config.retry_after * 5;
@@ -448,9 +463,9 @@ impl Owner {
         for copy in copies {
             self.end_copy(now, copy, false);
         }
+        self.forget_lists(index, |listed| listed == disk);
         self.cancel_asks(|a| {
-            matches!(a.purpose, Purpose::List { chunk, disk: d } if chunk == index && d == disk)
-                || (a.disk == disk && matches!(a.purpose, Purpose::Write { chunk, .. } if chunk == index))
+            a.disk == disk && matches!(a.purpose, Purpose::Write { chunk, .. } if chunk == index)
         });
         let Some(group) = self.groups.get_mut(&index) else { return };
         let seqs: Vec<Seq> = group.writes.keys().copied().collect();
