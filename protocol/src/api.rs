@@ -65,8 +65,8 @@ pub use transfer::{
     BeginTransferRequest, DiscardRequest, Transfer, TransferDirection, TransferEnded, TransferOutcome,
 };
 pub use volume::{
-    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ProvisionRequest, Redundancy, ResizeVolumeRequest,
-    SetPolicyRequest, VolumeInfo, VolumeList, VolumeOwner,
+    ConversionInfo, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ProvisionRequest, Redundancy,
+    ResizeVolumeRequest, SetPolicyRequest, VolumeInfo, VolumeList, VolumeOwner,
 };
 
 /// Where the daemon's socket is unless configured otherwise.

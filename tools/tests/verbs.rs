@@ -272,12 +272,22 @@ wide  raid6:2+2  2 failures              4        2 GiB  -
     check.refused(5, &["usable disks in 2 fault domains", "add hosts"]);
     assert!(served.done(&["policy", "check", "mirror:1"]).contains("can be made"));
     let out = served.done(&["policy", "apply", "mirror:3", "web"]);
-    assert_eq!(out, "volume web is mirror:3 now: all copies are there\n");
+    assert_eq!(out, "volume web is mirror:3 now: all of it is there\n");
     served.run(&["policy", "apply", "mirror:4", "web"]).refused(5, &["volume web", "4 fault domains"]);
     served.run(&["policy", "apply", "mirror:1", "web", "nix"]).refused(3, &["no volume nix"]);
     served.run(&["policy", "apply", "mirror:1"]).refused(2, &["VOLUMES"]);
     let out = served.done(&["policy", "apply", "--no-wait", "safe", "web"]);
-    assert_eq!(out, "volume web is mirror:2 now: all copies are there\n");
+    assert_eq!(out, "volume web is mirror:2 now: all of it is there\n");
+    let out = served.done(&["policy", "apply", "--no-wait", "raid5", "web"]);
+    assert_eq!(
+        out,
+        "volume web is mirror:2 and becomes raid5:2+1: 25 % copied (256 MiB of 1 GiB) \
+         (`vsanctl volume show web` says how far that is; `vsanctl policy apply mirror:2 web` stops it)\n"
+    );
+    assert!(served.done(&["volume", "show", "web"]).contains("raid5:2+1: 25 % copied"));
+    assert!(served.done(&["volume", "list"]).contains("mirror:2 -> raid5:2+1"));
+    let out = served.done(&["policy", "apply", "mirror:2", "web"]);
+    assert_eq!(out, "volume web is mirror:2 now: all of it is there\n");
     let out = served.done(&["policy", "delete", "safe"]);
     assert!(out.contains("deleted policy safe"), "{out}");
     served.run(&["policy", "delete", "safe"]).refused(3, &["no policy safe"]);

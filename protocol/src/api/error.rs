@@ -177,7 +177,7 @@ pub enum ErrorCode {
 
     /// Not enough hosts, fault domains or disks for the policy.
     PolicyUnsatisfiable,
-    /// A volume that is kept as this one can't become one that is kept so.
+    /// A volume that is kept as this one can't become one that is kept so at the cluster's feature level.
     PolicyNotConvertible,
     /// The cluster is at a feature level, or a host of a release, that does not have this.
     UpgradeNeeded,

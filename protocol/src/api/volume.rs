@@ -126,6 +126,23 @@ pub struct VolumeInfo {
     pub socket: Option<String>,
     /// An import into it was begun and never completed: what it holds is part of an image.
     pub incomplete: bool,
+    /// What it is being made into, if anything.
+    #[serde(default)]
+    pub conversion: Option<ConversionInfo>,
+}
+
+/// A volume is being made into one that is kept in another way: all of it is copied, and until that is done it is as it was.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ConversionInfo {
+    /// How its data is to be kept.
+    #[schema(value_type = PolicySpec)]
+    pub policy: Policy,
+    /// How far the copy has come, in bytes of the volume, if its owner says so.
+    pub copied_bytes: Option<u64>,
+    /// How much there is to come through: the volume's size.
+    pub total_bytes: u64,
+    /// Why it does not go on for the moment.
+    pub waits: Option<String>,
 }
 
 /// All volumes.

@@ -54,9 +54,6 @@ fn copies_become_more_and_fewer_under_a_client() {
         })?;
 
         let refused =
-            owner.ctl_refused(&["policy", "apply", "raid5", "data"], "policy_not_convertible", 5)?;
-        ensure!(refused.next_step.contains("volume export"), "{refused:?}");
-        let refused =
             owner.ctl_refused(&["policy", "apply", "mirror:4", "data"], "policy_unsatisfiable", 5)?;
         ensure!(refused.next_step.contains("add hosts"), "{refused:?}");
         owner.ctl_refused(&["policy", "apply", "mirror:3", "data", "nothing"], "volume_not_found", 3)?;

@@ -18,6 +18,8 @@ const GO_ON_MAX: Duration = Duration::from_secs(60);
 /// Made and changed: the directory cuts its log after 5,000 changes and keeps 1,000, and who is behind that gets a snapshot.
 const DOCUMENTS: usize = 3_600;
 const WRITERS: usize = 8;
+/// The last feature level that this release knows.
+const NEWEST: u16 = 3;
 
 /// Installs a release on a host and restarts it, under the volume's client.
 fn run_on(lab: &Lab, host: &Host, release: &Path, load: &mut Workload) -> Result<()> {
@@ -72,7 +74,7 @@ fn hosts_are_upgraded_one_by_one_under_a_client_and_put_back_until_somebody_says
         for release in [&present, &former, &present] {
             run_on(lab, second, release, &mut load)?;
         }
-        ensure!(level(second)? == (1, 2), "{:?}", level(second)?);
+        ensure!(level(second)? == (1, NEWEST), "{:?}", level(second)?);
         let refused = second.ctl_refused(&["--yes", "cluster", "upgrade"], "upgrade_needed", 5)?;
         ensure!(refused.message.contains("host1") && refused.message.contains("host3"), "{refused:?}");
         ensure!(!refused.message.contains("host2"), "{refused:?}");
@@ -95,13 +97,18 @@ fn hosts_are_upgraded_one_by_one_under_a_client_and_put_back_until_somebody_says
         third.start()?;
         lab.wait_healthy(HEAL_MAX)?;
         let check: UpgradeReport = owner.ctl(&["cluster", "upgrade", "--check"])?;
-        ensure!((check.from, check.to, check.done, check.hosts.len()) == (1, 2, false, 3), "{check:?}");
+        ensure!((check.from, check.to, check.done, check.hosts.len()) == (1, NEWEST, false, 3), "{check:?}");
         ensure!(level(owner)?.0 == 1, "a check changes nothing");
+        let refused =
+            owner.ctl_refused(&["policy", "apply", "raid5:2+1", "data"], "policy_not_convertible", 5)?;
+        ensure!(refused.next_step.contains("cluster upgrade"), "{refused:?}");
         let done: UpgradeReport = owner.ctl(&["--yes", "cluster", "upgrade"])?;
-        ensure!((done.from, done.to, done.done) == (1, 2, true), "{done:?}");
+        ensure!((done.from, done.to, done.done) == (1, NEWEST, true), "{done:?}");
         let again: UpgradeReport = third.ctl(&["--yes", "cluster", "upgrade"])?;
-        ensure!((again.from, again.to, again.done) == (2, 2, true), "{again:?}");
+        ensure!((again.from, again.to, again.done) == (NEWEST, NEWEST, true), "{again:?}");
         eventually("an event tells of it", GO_ON_MAX, || owner.saw(EventKind::LevelRaised))?;
+        load.progress(200, GO_ON_MAX)?;
+        owner.ctl_ok(&["policy", "apply", "raid5:2+1", "data"])?;
         load.progress(200, GO_ON_MAX)?;
 
         there_is_no_way_back(lab, &former, &present, &mut load)?;
@@ -128,7 +135,7 @@ fn there_is_no_way_back(lab: &Lab, former: &Path, present: &Path, load: &mut Wor
     // What it has of the cluster says so when the host has heard of the level.
     eventually("host 3 has written the level down", GO_ON_MAX, || {
         let text = std::fs::read_to_string(third.state_dir().join("member.json"))?;
-        ensure!(text.contains("\"feature_level\": 2"), "{text}");
+        ensure!(text.contains(&format!("\"feature_level\": {NEWEST}")), "{text}");
         Ok(())
     })?;
     third.term()?;
@@ -149,7 +156,7 @@ fn a_host_of_the_former_release_joins_when_it_was_upgraded() {
         let (first, second) = (lab.host(1), lab.host(2));
         first.start()?;
         first.ctl_ok(&["cluster", "bootstrap"])?;
-        ensure!(level(first)? == (2, 2), "{:?}", level(first)?);
+        ensure!(level(first)? == (NEWEST, NEWEST), "{:?}", level(first)?);
         second.install(&former_dir()?, &["vsand", "vsanctl"])?;
         second.start()?;
         let token = first.token()?;

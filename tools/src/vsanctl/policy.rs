@@ -94,9 +94,10 @@ pub enum PolicyVerb {
         /// Its name
         name: PolicyName,
     },
-    /// Have volumes kept in another way while they are in use: more or fewer copies of a mirror
+    /// Have volumes kept in another way while they are in use
     ///
-    /// It is waited until all copies are there; an interrupt ends only the waiting. The former policy, applied again, takes it
+    /// A mirror gets more or fewer copies in place; to or from RAID-5 and RAID-6 all of a volume is copied, and until that is done it is
+    /// as it was. It is waited until all is there; an interrupt ends only the waiting. The former policy, applied again, takes it
     /// back.
     Apply {
         /// A policy's name, or a policy, as in mirror:3
@@ -104,7 +105,7 @@ pub enum PolicyVerb {
         /// The volumes
         #[arg(required = true)]
         volumes: Vec<VolumeName>,
-        /// Do not wait until the copies are there
+        /// Do not wait until all is there
         #[arg(long)]
         no_wait: bool,
     },

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use ferro_protocol::api::{
-    CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ProvisionRequest, Redundancy, ResizeVolumeRequest,
-    VolumeInfo, VolumeList, VolumeOwner, format_size,
+    ConversionInfo, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ProvisionRequest, Redundancy,
+    ResizeVolumeRequest, VolumeInfo, VolumeList, VolumeOwner, format_size,
 };
 use ferro_protocol::ids::VolumeName;
 use hyper::Method;
@@ -230,7 +230,7 @@ pub(super) fn volume_table<'a>(volumes: impl Iterator<Item = &'a VolumeInfo>, wi
             volume.name.as_str().into(),
             format_size(volume.size_bytes).into(),
             volume.used_bytes.map_or("-".to_owned(), format_size).into(),
-            volume.policy.to_string().into(),
+            policy_cell(volume).into(),
             state,
             format!("{}{mode}", owner_name(volume.owner.as_ref())).into(),
         ];
@@ -242,6 +242,27 @@ pub(super) fn volume_table<'a>(volumes: impl Iterator<Item = &'a VolumeInfo>, wi
         table.row(row);
     }
     table
+}
+
+/// How it is kept, and what it is being made into.
+fn policy_cell(volume: &VolumeInfo) -> String {
+    match &volume.conversion {
+        None => volume.policy.to_string(),
+        Some(conversion) => format!("{} -> {}", volume.policy, conversion.policy),
+    }
+}
+
+/// How far a volume is made into another.
+pub(super) fn conversion_text(conversion: &ConversionInfo) -> String {
+    let (policy, total) = (&conversion.policy, conversion.total_bytes);
+    match (&conversion.waits, conversion.copied_bytes) {
+        (Some(why), _) => format!("{policy}, which waits: {}", printable(why)),
+        (None, Some(copied)) => {
+            let percent = u128::from(copied) * 100 / u128::from(total.max(1));
+            format!("{policy}: {percent} % copied ({} of {})", format_size(copied), format_size(total))
+        }
+        (None, None) => format!("{policy}, which has not begun"),
+    }
 }
 
 fn one_volume(volume: &VolumeInfo, paint: Paint) -> String {
@@ -274,6 +295,9 @@ fn one_volume(volume: &VolumeInfo, paint: Paint) -> String {
         ("open on", owner),
         ("epoch", volume.epoch.0.to_string()),
     ];
+    if let Some(conversion) = &volume.conversion {
+        lines.push(("becomes", conversion_text(conversion)));
+    }
     if let Some(socket) = &volume.socket {
         lines.push(("socket", printable(socket)));
     }

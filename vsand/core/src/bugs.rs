@@ -54,11 +54,13 @@ pub enum Bug {
     MaintenanceRebuilds,
     /// The directory does not remember which disks were removed.
     RemovedForgotten,
+    /// While an object is converted, what is written where it was copied already goes to the former object only.
+    ConversionMissesWrites,
 }
 
 impl Bug {
     /// All of them, with their names and what they do.
-    pub const ALL: [(&'static str, Self, &'static str); 25] = [
+    pub const ALL: [(&'static str, Self, &'static str); 26] = [
         ("ack-before-flush", Self::AckBeforeFlush, "a write is answered before it is on stable storage"),
         ("no-seal", Self::NoSeal, "replicas accept any epoch"),
         ("seal-in-memory", Self::SealInMemory, "the promise to refuse lower epochs is not written down"),
@@ -131,6 +133,11 @@ impl Bug {
             "removed-forgotten",
             Self::RemovedForgotten,
             "the directory does not remember which disks were removed",
+        ),
+        (
+            "conversion-misses-writes",
+            Self::ConversionMissesWrites,
+            "what is written during a conversion goes to the former object only",
         ),
     ];
 }

@@ -13,3 +13,4 @@ pub mod limits;
 pub mod owner;
 pub mod replica;
 pub mod time;
+pub mod volume;

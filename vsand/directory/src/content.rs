@@ -4,7 +4,8 @@
 //! - 1: the first, not read any more;
 //! - 2: documents take the place of values, with the revision of the last change to any;
 //! - 3: what is kept for objects. Written as long as the cluster is at feature level 1, for hosts that read nothing later;
-//! - 4: the feature level, and disks that were removed.
+//! - 4: the feature level, and disks that were removed. Written at feature level 2;
+//! - 5: conversions.
 //!
 //! What a version adds stands after all that there was before.
 
@@ -16,8 +17,8 @@ use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{DiskId, HostId, ObjectId, VolumeName};
 use serde::Deserialize;
 use vsand_core::directory::{
-    Command, Departure, DiskRecord, Document, FeatureLevel, HostRecord, ObjectRecord, Outcome, Provisioning,
-    Refused, RemovedDisks, State, TokenEntry,
+    Command, Conversions, Departure, DiskRecord, Document, FeatureLevel, HostRecord, ObjectRecord, Outcome,
+    Provisioning, Refused, RemovedDisks, State, TokenEntry,
 };
 
 use crate::machine::{DecodeError, StateMachine};
@@ -41,8 +42,15 @@ struct Second {
 type Third = Provisioning;
 /// What version 4 adds.
 type Fourth = (FeatureLevel, RemovedDisks);
+/// What version 5 adds.
+type Fifth = Conversions;
 
-fn together(second: Second, provisioning: Third, (level, removed_disks): Fourth) -> State {
+fn together(
+    second: Second,
+    provisioning: Third,
+    (level, removed_disks): Fourth,
+    conversions: Fifth,
+) -> State {
     let Second { hosts, disks, objects, names, tokens, documents, revision, .. } = second;
     let Second { leaving_hosts, leaving_disks, documents_revision, .. } = second;
     State {
@@ -59,6 +67,7 @@ fn together(second: Second, provisioning: Third, (level, removed_disks): Fourth)
         provisioning,
         level,
         removed_disks,
+        conversions,
     }
 }
 
@@ -71,7 +80,7 @@ impl StateMachine for State {
     type Command = Command;
     type Response = Result<Outcome, Refused>;
 
-    const SNAPSHOTS: RangeInclusive<u8> = 2..=4;
+    const SNAPSHOTS: RangeInclusive<u8> = 2..=5;
 
     fn apply(&mut self, index: u64, command: Command) -> Self::Response {
         Self::apply(self, index, command)
@@ -86,7 +95,11 @@ impl StateMachine for State {
         if self.level == FeatureLevel(1) {
             return Ok((3, postcard::to_allocvec(&(second, third))?));
         }
-        Ok((4, postcard::to_allocvec(&(second, third, &self.level, &self.removed_disks))?))
+        let fourth = (&self.level, &self.removed_disks);
+        if self.level < FeatureLevel::CONVERSIONS {
+            return Ok((4, postcard::to_allocvec(&(second, third, fourth))?));
+        }
+        Ok((5, postcard::to_allocvec(&(second, third, fourth, &self.conversions))?))
     }
 
     fn read(version: u8, bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
@@ -96,7 +109,9 @@ impl StateMachine for State {
         let (fourth, rest) =
             if version < 4 { (Fourth::default(), rest) } else { postcard::take_from_bytes(rest)? };
         known(fourth.0)?;
-        Ok((together(second, third, fourth), rest))
+        let (fifth, rest) =
+            if version < 5 { (Fifth::default(), rest) } else { postcard::take_from_bytes(rest)? };
+        Ok((together(second, third, fourth, fifth), rest))
     }
 
     fn check(command: &Command) -> Result<(), DecodeError> {
@@ -138,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_one_that_all_hosts_of_the_level_read() {
-        for (level, version) in [(FeatureLevel(1), 3), (FeatureLevel::NEWEST, 4)] {
+        for (level, version) in [(FeatureLevel(1), 3), (FeatureLevel(2), 4), (FeatureLevel::NEWEST, 5)] {
             let state = state(level);
             let (written, bytes) = StateMachine::write(&state).unwrap();
             assert_eq!(written, version);
@@ -153,7 +168,7 @@ mod tests {
         let bytes = StateMachine::write(&state).unwrap().1;
         // The first fields of the state, in their order, and what is kept for objects: as the former release wrote it.
         let whole = postcard::to_allocvec(&state).unwrap();
-        let later = postcard::to_allocvec(&(state.level, &state.removed_disks)).unwrap();
+        let later = postcard::to_allocvec(&(state.level, &state.removed_disks, &state.conversions)).unwrap();
         assert_eq!(bytes, whole[..whole.len() - later.len()]);
         // Without that, the version before.
         let kept = postcard::to_allocvec(&Provisioning::default()).unwrap();

@@ -4,7 +4,7 @@
 use ferro_protocol::ids::{ChunkIndex, DiskId};
 
 use super::dice::Dice;
-use super::world::{World, object_id};
+use super::world::{World, record_of};
 
 /// What is moved.
 #[derive(Debug)]
@@ -30,11 +30,11 @@ impl World {
         let objects: Vec<usize> = (0..self.objects.len()).collect();
         let Some(object) = self.moves.dice.pick(&objects) else { return };
         let Some(host) = self.owner_of(object) else { return };
-        let Some(record) = self.directory.state.objects.get(&object_id(object)) else { return };
+        let Some(record) = record_of(&self.directory.state, object) else { return };
         let components = record.chunks.iter().flat_map(|(index, c)| c.in_sync().map(|disk| (*index, disk)));
         let components: Vec<(ChunkIndex, DiskId)> = components.collect();
         let Some((chunk, from)) = self.moves.dice.pick(&components) else { return };
         self.trace(|| format!("h{host} is to move chunk {chunk} of o{object} from {from}"));
-        self.with_owner(host, object, |owner, now| owner.move_component(now, chunk, from));
+        self.with_owner(host, object, |owner, now| owner.main_mut().move_component(now, chunk, from));
     }
 }

@@ -13,7 +13,7 @@ use super::dice::{MS, S};
 use super::event::{Event, OwnerKey};
 use super::guest::decode_sector;
 use super::history::{Kind, OpId};
-use super::world::{World, disk_id, disk_of, object_id};
+use super::world::{World, disk_id, disk_of, object_of, record_of};
 
 const BLOCK_SECTORS: u64 = BLOCK_BYTES as u64 / SECTOR_BYTES;
 const CHUNK_SECTORS: u64 = CHUNK_BYTES / SECTOR_BYTES;
@@ -25,7 +25,7 @@ impl World {
     pub(super) fn check_stable(&mut self, key: OwnerKey, op_id: OpId) {
         let op = &self.history.ops[op_id.0];
         let Kind::Write(id) = op.kind else { return };
-        let Some(record) = self.directory.state.objects.get(&object_id(key.object)).cloned() else { return };
+        let Some(record) = record_of(&self.directory.state, key.object).cloned() else { return };
         if record.epoch != key.epoch {
             // There is a newer owner: what it made of this write is checked by the history.
             return;
@@ -85,9 +85,9 @@ impl World {
                 return self
                     .rotted
                     .iter()
-                    .any(|(c, _)| c.object == object_id(object) && c.index.base() == index);
+                    .any(|(c, _)| object_of(c.object) == object && c.index.base() == index);
             }
-            self.rotted.contains(&(ChunkId { object: object_id(object), index }, block))
+            self.rotted.iter().any(|(c, b)| object_of(c.object) == object && (c.index, *b) == (index, block))
         };
         // It may have been written anew since.
         let lost = error == GuestError::Lost && (first / BLOCK_SECTORS * BLOCK_SECTORS..end).any(spoilt);
@@ -135,12 +135,12 @@ impl World {
     /// While an owner changes no row of a chunk, its in-sync shards make up rows.
     fn check_rows(&mut self) {
         let mut wrong = None;
-        for (object, record) in (0..self.objects.len())
-            .filter_map(|o| Some((o, self.directory.state.objects.get(&object_id(o))?)))
+        for (object, record) in
+            (0..self.objects.len()).filter_map(|o| Some((o, record_of(&self.directory.state, o)?)))
         {
             let owners = self.hosts.iter().filter(|h| h.running).filter_map(|h| h.owners.get(&object));
             for running in owners.filter(|r| r.owner.record().revision == record.revision) {
-                for chunk in running.owner.chunks_at_rest() {
+                for chunk in running.owner.main().chunks_at_rest() {
                     wrong = wrong.or(self.parity_holds(record, chunk).err());
                 }
             }
@@ -181,7 +181,7 @@ impl World {
         for (object, layout) in self.objects.iter().enumerate() {
             if layout.doomed {
                 let owned = self.hosts.iter().any(|h| h.running && h.owners.contains_key(&object));
-                if owned || self.directory.state.objects.contains_key(&object_id(object)) {
+                if owned || record_of(&self.directory.state, object).is_some() {
                     return Some(format!(
                         "o{object} is still there, {}",
                         if owned { "and owned" } else { "unowned" }
@@ -189,7 +189,7 @@ impl World {
                 }
                 continue;
             }
-            let Some(record) = self.directory.state.objects.get(&object_id(object)) else {
+            let Some(record) = record_of(&self.directory.state, object) else {
                 return Some(format!("o{object} is gone"));
             };
             let owner = self.hosts.iter().enumerate().find_map(|(n, h)| {
@@ -200,10 +200,10 @@ impl World {
                 return Some(format!("o{object} has no owner: {record:?}"));
             };
             let idle = running.session.as_ref().is_none_or(super::guest::Session::is_idle);
-            if !idle || !running.owner.is_idle() || !running.owner.is_serving() {
+            if !idle || !running.owner.is_idle() || !running.owner.main().is_serving() {
                 return Some(format!("o{object} on h{host} does not answer: {}", brief(&running.owner)));
             }
-            if !running.owner.is_destaged() {
+            if !running.owner.main().is_destaged() {
                 return Some(format!(
                     "o{object} on h{host} has not destaged its log: {}",
                     brief(&running.owner)
@@ -328,7 +328,7 @@ impl World {
 }
 
 /// A state for people: without the bytes and without the zeros of bitmaps.
-fn brief(owner: &vsand_core::owner::Owner) -> String {
+fn brief(owner: &vsand_core::volume::VolumeOwner) -> String {
     let text = format!("{owner:?}").replace("0, 0, ", "");
     let mut out = String::new();
     let mut rest = text.as_str();

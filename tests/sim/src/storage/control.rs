@@ -13,7 +13,7 @@ use vsand_core::time::Instant;
 use super::dice::{MS, S};
 use super::directory::Ask;
 use super::event::{Answer, Event, OwnerKey};
-use super::world::{World, disk_id, host_id, object_id};
+use super::world::{World, disk_id, host_id, record_of};
 
 /// What a request to the directory is for.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ impl World {
         let objects: Vec<usize> = self.hosts[host].owners.keys().copied().collect();
         for object in objects {
             let running = &self.hosts[host].owners[&object];
-            match renewal.standing(object_id(object), running.owner.epoch(), running.acquired) {
+            match running.owner.standing(renewal, running.acquired) {
                 Standing::Valid(until) => {
                     self.with_owner(host, object, |owner, now| owner.handle_lease(now, until));
                 }
@@ -85,10 +85,10 @@ impl World {
             };
             let idle = running.session.as_ref().is_none_or(super::guest::Session::is_idle);
             if running.closing && idle && running.owner.is_idle() {
-                let epoch = running.owner.epoch();
+                let (id, epoch) = (running.owner.object(), running.owner.epoch());
                 self.trace(|| format!("h{host} closes o{object}"));
                 self.hosts[host].owners.remove(&object);
-                let command = Command::Release { object: object_id(object), epoch, host: host_id(host) };
+                let command = Command::Release { object: id, epoch, host: host_id(host) };
                 self.lock_request(host, object, command, None);
             }
             return;
@@ -96,7 +96,7 @@ impl World {
         if self.hosts[host].lock_busy.contains(&object) {
             return;
         }
-        let Some(record) = self.hosts[host].view.objects.get(&object_id(object)).cloned() else { return };
+        let Some(record) = record_of(&self.hosts[host].view, object).cloned() else { return };
         let me = host_id(host);
         let (id, epoch, unix_s) = (record.id, record.epoch, self.clock(host).unix_s);
         let acquire = |kind| Command::Acquire { object: id, epoch, host: me, kind, unix_s };

@@ -7,7 +7,7 @@ use super::dice::{Dice, MS, S};
 use super::directory::Ask;
 use super::disk::{Death, SimDisk, Stick};
 use super::event::{Event, Step};
-use super::world::{World, disk_id, host_id, object_id};
+use super::world::{World, disk_id, host_id, record_of};
 
 /// What kind of trouble a run has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,7 +95,7 @@ impl World {
     }
 
     fn owner_host(&self, object: usize) -> Option<usize> {
-        let lock = self.directory.state.objects.get(&object_id(object))?.lock?;
+        let lock = record_of(&self.directory.state, object)?.lock?;
         (0..self.hosts.len()).find(|h| host_id(*h) == lock.host)
     }
 

@@ -8,21 +8,22 @@ use ferro_protocol::peer::{Refusal, Request, RequestId};
 use vsand_core::directory::{LockKind, State};
 use vsand_core::disk::{DiskError, DiskOp, DiskReply, Ticket};
 use vsand_core::lease::Watcher;
-use vsand_core::owner::{self, Owner};
+use vsand_core::owner;
 use vsand_core::replica::{self, Asker, Replica};
 use vsand_core::time::{Instant, Now};
+use vsand_core::volume::VolumeOwner;
 
 use super::control::Purpose;
 use super::dice::{Dice, MS, S, US};
 use super::directory::Ask;
 use super::event::{Event, Message, OwnerKey};
 use super::guest::Session;
-use super::world::{World, disk_id, disk_of, object_id};
+use super::world::{World, disk_id, disk_of};
 
 /// An owner that runs.
 #[derive(Debug)]
 pub(super) struct Running {
-    pub owner: Owner,
+    pub owner: VolumeOwner,
     pub kind: LockKind,
     pub session: Option<Session>,
     /// It is given back as soon as it is idle.
@@ -339,7 +340,7 @@ impl World {
         self.trace(|| format!("h{host} owns o{object} at epoch {} as {kind:?}", record.epoch.0));
         let session = matches!(kind, LockKind::Exclusive { .. }).then(Session::default);
         let running = Running {
-            owner: Owner::new(now, config, record, self.bugs()),
+            owner: VolumeOwner::new(now, config, record, self.bugs()),
             session,
             kind,
             closing: false,
@@ -368,7 +369,12 @@ impl World {
     }
 
     /// Feeds an owner and carries out what follows.
-    pub(super) fn with_owner(&mut self, host: usize, object: usize, input: impl FnOnce(&mut Owner, Now)) {
+    pub(super) fn with_owner(
+        &mut self,
+        host: usize,
+        object: usize,
+        input: impl FnOnce(&mut VolumeOwner, Now),
+    ) {
         let now = self.clock(host);
         let Some(running) = self.hosts[host].owners.get_mut(&object) else { return };
         input(&mut running.owner, now);
@@ -416,6 +422,13 @@ impl World {
                     self.close(conn);
                 }
             }
+            owner::Effect::Became { from, to } => {
+                self.trace(|| format!("h{host} o{} was {from} and is {to}", key.object));
+                let now = self.clock(host).mono;
+                if let Some(running) = self.hosts[host].owners.get_mut(&key.object) {
+                    running.acquired = now;
+                }
+            }
             owner::Effect::Scrubbed(end) => self.scrubbed(key.object, end),
             owner::Effect::Fenced => {
                 self.trace(|| format!("h{host} o{} epoch {} is fenced", key.object, key.epoch.0));
@@ -430,7 +443,7 @@ impl World {
             return;
         }
         running.next_tick = u64::MAX;
-        self.with_owner(host, key.object, Owner::tick);
+        self.with_owner(host, key.object, VolumeOwner::tick);
     }
 
     /// The host hears how the directory is.
@@ -481,8 +494,7 @@ impl World {
         }
         let objects: Vec<usize> = self.hosts[host].owners.keys().copied().collect();
         for object in objects {
-            let record = state.objects.get(&object_id(object));
-            self.with_owner(host, object, |owner, now| owner.handle_record(now, record));
+            self.with_owner(host, object, |owner, now| owner.handle_state(now, state));
         }
     }
 }

@@ -3,6 +3,7 @@
 //! would be without.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use vsand_core::directory::{Command, Departure, Outcome, Refused};
 
@@ -140,11 +141,7 @@ impl World {
 
     /// What is leaving, as this host has heard.
     pub(super) fn tell_leaving(&mut self, host: usize, object: usize) {
-        let view = &self.hosts[host].view;
-        let (state, resting) = (view.clone(), view.resting());
-        self.with_owner(host, object, |owner, now| {
-            owner.handle_leaving(now, &state.emptied(owner.record().policy));
-            owner.handle_resting(now, &resting);
-        });
+        let state = Arc::clone(&self.hosts[host].view);
+        self.with_owner(host, object, |owner, now| owner.handle_departures(now, &state));
     }
 }

@@ -13,7 +13,7 @@ use super::control::Purpose;
 use super::dice::{MS, S};
 use super::directory::Ask;
 use super::event::{Event, Step};
-use super::world::{World, disk_id, object_id};
+use super::world::{World, disk_id, object_id, record_of};
 
 impl World {
     /// Something that an operator does, if it can be done now.
@@ -43,7 +43,8 @@ impl World {
         let (grown, doomed) = (layout.grown_bytes, layout.doomed);
         let running = self.hosts_that(|h| self.hosts[h].running);
         let Some(by) = self.dice.pick(&running).filter(|_| !doomed) else { return };
-        let command = Command::ResizeObject { object: object_id(object), size_bytes: grown };
+        let Some(object) = record_of(&self.hosts[by].view, object).map(|record| record.id) else { return };
+        let command = Command::ResizeObject { object, size_bytes: grown };
         self.faults += 1;
         let request = self.ask_directory(by, Ask::Command(Box::new(command)));
         self.hosts[by].requests.insert(request, Purpose::Report);
@@ -61,12 +62,13 @@ impl World {
 
     /// Asks for the deletion until it is done. Guests' locks stand in its way, repair does not.
     pub(super) fn delete(&mut self, object: usize) {
-        if !self.directory.state.objects.contains_key(&object_id(object)) {
+        if record_of(&self.directory.state, object).is_none() {
             return;
         }
         let running = self.hosts_that(|h| self.hosts[h].running);
         if let Some(by) = self.dice.pick(&running) {
-            let command = Command::DeleteObject { object: object_id(object) };
+            let id = record_of(&self.directory.state, object).map_or(object_id(object), |record| record.id);
+            let command = Command::DeleteObject { object: id };
             let request = self.ask_directory(by, Ask::Command(Box::new(command)));
             self.hosts[by].requests.insert(request, Purpose::Report);
             self.break_dead_lock(by, object);
@@ -77,7 +79,7 @@ impl World {
 
     /// The lock of a host that is gone would keep the object from being deleted: the operator breaks it.
     fn break_dead_lock(&mut self, by: usize, object: usize) {
-        let record = self.hosts[by].view.objects.get(&object_id(object)).cloned();
+        let record = record_of(&self.hosts[by].view, object).cloned();
         let Some((record, lock)) = record.and_then(|r| r.lock.map(|lock| (r, lock))) else { return };
         let now = self.clock(by).mono;
         if let Ok(lease) = self.hosts[by].watcher.ended(now, lock.host) {

@@ -4,7 +4,7 @@
 use vsand_core::directory::{Command, Policy, Provision};
 
 use super::dice::Dice;
-use super::world::{World, object_id};
+use super::world::{World, record_of};
 
 /// What the operator asks for.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ impl World {
         let percent = dice.pick(&[0, 1, 50, 100]).unwrap_or(0);
         let mirror = matches!(self.objects[object].policy, Policy::Mirror { .. });
         let provision = Provision { percent, forced: mirror && self.provisions.dice.permille(300) };
-        self.operate(by, Command::Provision { object: object_id(object), provision });
+        let Some(object) = record_of(&self.hosts[by].view, object).map(|record| record.id) else { return };
+        self.operate(by, Command::Provision { object, provision });
     }
 }

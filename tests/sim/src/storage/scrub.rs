@@ -11,7 +11,7 @@ use vsand_core::directory::Policy;
 use vsand_core::owner::ScrubEnd;
 
 use super::dice::Dice;
-use super::world::{World, disk_of, object_id};
+use super::world::{World, disk_of, record_of};
 
 /// Rows or blocks of each chunk's component that rot.
 const ROTS: u64 = 4;
@@ -51,16 +51,16 @@ impl World {
         let objects: Vec<usize> = (0..self.objects.len()).collect();
         let Some(object) = self.scrubs.dice.pick(&objects) else { return };
         let Some(host) = self.owner_of(object) else { return };
-        let Some(record) = self.directory.state.objects.get(&object_id(object)) else { return };
+        let Some(record) = record_of(&self.directory.state, object) else { return };
         let chunks: Vec<ChunkIndex> = record.chunks.keys().map(|index| index.base()).collect();
         let Some(chunk) = self.scrubs.dice.pick(&chunks) else { return };
         let bytes_per_s = 1 << self.scrubs.dice.between(22, 34);
         self.trace(|| format!("h{host} scrubs chunk {chunk} of o{object}"));
-        self.with_owner(host, object, |owner, now| owner.scrub(now, chunk, bytes_per_s));
+        self.with_owner(host, object, |owner, now| owner.main_mut().scrub(now, chunk, bytes_per_s));
     }
 
     pub(super) fn owner_of(&self, object: usize) -> Option<usize> {
-        let epoch = self.directory.state.objects.get(&object_id(object))?.epoch;
+        let epoch = record_of(&self.directory.state, object)?.epoch;
         let owns = |h: &super::host::Host| h.owners.get(&object).is_some_and(|r| r.owner.epoch() == epoch);
         self.hosts.iter().position(|h| h.running && !h.paused && owns(h))
     }
@@ -97,12 +97,12 @@ impl World {
         }
         for (object, chunk) in &next {
             let Some(host) = self.owner_of(*object) else { continue };
-            if self.hosts[host].owners[object].owner.scrub_view().is_none() {
-                self.with_owner(host, *object, |owner, now| owner.scrub(now, *chunk, 1 << 34));
+            if self.hosts[host].owners[object].owner.main().scrub_view().is_none() {
+                self.with_owner(host, *object, |owner, now| owner.main_mut().scrub(now, *chunk, 1 << 34));
             }
         }
         let placed = |(object, chunk): &(usize, ChunkIndex)| {
-            let record = self.directory.state.objects.get(&object_id(*object))?;
+            let record = record_of(&self.directory.state, *object)?;
             Some(record.chunks.iter().filter(|(index, _)| index.base() == *chunk).collect::<Vec<_>>())
         };
         let placed: Vec<_> = next.iter().map(placed).collect();
@@ -114,7 +114,7 @@ impl World {
         let mut rots: Vec<(usize, ChunkId, u32)> = Vec::new();
         let mut chunks: BTreeMap<usize, VecDeque<ChunkIndex>> = BTreeMap::new();
         for object in (0..self.objects.len()).filter(|o| !self.objects[*o].doomed) {
-            let Some(record) = self.directory.state.objects.get(&object_id(object)) else { continue };
+            let Some(record) = record_of(&self.directory.state, object) else { continue };
             let bases: BTreeSet<ChunkIndex> = record.chunks.keys().map(|index| index.base()).collect();
             for base in &bases {
                 // Components that are alike, or a row's: of each so many may be bad.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ferro_protocol::ids::{ChunkId, DiskId, HostId, ObjectId};
 use vsand_core::bugs::{Bug, Bugs};
-use vsand_core::directory::{Command, FeatureLevel, HostRecord, Policy};
+use vsand_core::directory::{Command, FeatureLevel, HostRecord, ObjectRecord, Policy, State};
 use vsand_core::time::{Instant, Now};
 
 use super::balance::Moves;
@@ -149,6 +149,16 @@ pub(super) fn disk_of(id: DiskId) -> usize {
 
 pub(super) fn object_id(object: usize) -> ObjectId {
     ObjectId::from_bytes([object as u8 + 0x80; 16])
+}
+
+/// The object that an object of the directory is, or is to become.
+pub(super) fn object_of(id: ObjectId) -> usize {
+    usize::from(id.as_bytes()[0].wrapping_sub(0x80))
+}
+
+/// What the directory says of an object, whichever takes its place by now.
+pub(super) fn record_of(state: &State, object: usize) -> Option<&Arc<ObjectRecord>> {
+    state.volumes().find(|record| object_of(record.id) == object)
 }
 
 /// A policy with parity; those that need few hosts are the most frequent.

@@ -7,6 +7,7 @@ use ferro_protocol::ids::VolumeName;
 
 use super::{Meant, PolicyChoice, resolve};
 use crate::failure::{Failure, Result};
+use crate::text::printable;
 use crate::vsanctl::Context;
 use crate::vsanctl::leaving::{LOOK_EVERY, progress, speed};
 use crate::vsanctl::limits::put;
@@ -47,14 +48,24 @@ pub(super) async fn apply(
         }
         changed.push(volume);
     }
-    if !no_wait && !changed.iter().all(is_whole) {
+    let is_done = |volume: &VolumeInfo| is_done(volume, policy);
+    if !no_wait && !changed.iter().all(is_done) {
         changed = wait(context, policy, names).await?;
     }
     let list = VolumeList { volumes: changed };
     context.terminal.done(&list, |list| {
         let line = |volume: &VolumeInfo| {
-            let how = if is_whole(volume) {
-                "all copies are there"
+            if let Some(conversion) = &volume.conversion {
+                return format!(
+                    "volume {name} is {} and becomes {} (`vsanctl volume show {name}` says how far that is; `vsanctl policy apply {} {name}` stops it)",
+                    volume.policy,
+                    volume::conversion_text(conversion),
+                    volume.policy,
+                    name = volume.name,
+                );
+            }
+            let how = if is_done(volume) {
+                "all of it is there"
             } else {
                 "copies are being made (`vsanctl resync list` says how far that is)"
             };
@@ -64,8 +75,13 @@ pub(super) async fn apply(
     })
 }
 
-fn is_whole(volume: &VolumeInfo) -> bool {
-    volume.redundancy == Redundancy::Healthy
+fn is_done(volume: &VolumeInfo, policy: Policy) -> bool {
+    volume.policy == policy && volume.conversion.is_none() && volume.redundancy == Redundancy::Healthy
+}
+
+/// What it is, or is being made into.
+fn aim(volume: &VolumeInfo) -> Policy {
+    volume.conversion.as_ref().map_or(volume.policy, |conversion| conversion.policy)
 }
 
 /// Waits until all copies are there.
@@ -77,30 +93,37 @@ async fn wait(context: &Context, policy: Policy, names: &[VolumeName]) -> Result
             for name in names {
                 volumes.push(volume::show(context, name).await?);
             }
-            if let Some(other) = volumes.iter().find(|v| v.policy != policy) {
+            if let Some(other) = volumes.iter().find(|v| aim(v) != policy) {
                 return Err(Failure::aborted(
                     format!(
                         "volume {} is {} now: somebody has applied another policy",
-                        other.name, other.policy
+                        other.name,
+                        aim(other)
                     ),
                     "see `vsanctl status`; repeat it if it is to be so after all",
                 ));
             }
-            if volumes.iter().all(is_whole) {
+            if volumes.iter().all(|volume| is_done(volume, policy)) {
                 return Ok(volumes);
             }
             let status: Status = context.client.get("/v1/status").await?;
-            bar.set_length(status.resync.total_bytes);
-            bar.set_position(status.resync.done_bytes);
-            bar.set_message(speed(&status.resync));
+            let conversions = || volumes.iter().filter_map(|volume| volume.conversion.as_ref());
+            let total: u64 = conversions().map(|conversion| conversion.total_bytes).sum();
+            let copied: u64 = conversions().filter_map(|conversion| conversion.copied_bytes).sum();
+            bar.set_length(status.resync.total_bytes + total);
+            bar.set_position(status.resync.done_bytes + copied);
+            match conversions().find_map(|conversion| conversion.waits.as_deref()) {
+                Some(why) => bar.set_message(format!("waits: {}", printable(why))),
+                None => bar.set_message(speed(&status.resync)),
+            }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     };
     let outcome = tokio::select! {
         outcome = watched => outcome,
         () = interrupted() => Err(Failure::aborted(
-            format!("copies go on being made for {policy}; only the waiting has ended"),
-            "`vsanctl resync list` says how far it is; the former policy, applied again, takes it back",
+            format!("it goes on without being waited for, to {policy}"),
+            "`vsanctl volume show` and `vsanctl resync list` say how far it is; the former policy, applied again, takes it back",
         )),
     };
     bar.finish_and_clear();

@@ -8,6 +8,8 @@ use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq
 
 use super::State;
 use super::command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
+use super::conversion::lineage;
+use super::level::FeatureLevel;
 use super::placement;
 use super::provision::Provision;
 use super::records::{
@@ -89,6 +91,7 @@ impl State {
                 self.move_component(index, basis, chunk, from, unix_s)
             }
             Command::SetPolicy { object, from, to } => self.set_policy(index, object, from, to),
+            Command::Convert { object, epoch, step } => self.convert(index, object, epoch, step),
             Command::SetHost { host, address, name, fault_domain } => {
                 self.set_host(host, address, name, fault_domain)
             }
@@ -143,10 +146,13 @@ impl State {
         self.check_expendable(&format!("host {}", record.name), &disks)?;
         self.forget_disks(index, &disks);
         // Only repairs are left: they serve nobody, and another host goes on with them.
-        for object in self.objects.values_mut().filter(|o| o.lock.is_some_and(|l| l.host == host)) {
-            let object = Arc::make_mut(object);
-            object.lock = None;
-            object.revision = index;
+        let owned: Vec<ObjectId> = self.locks_of(host).map(|(object, _)| object).collect();
+        for object in owned {
+            self.drop_target(object);
+            if let Some(object) = self.objects.get_mut(&object).map(Arc::make_mut) {
+                object.lock = None;
+                object.revision = index;
+            }
         }
         self.leaving_hosts.remove(&host);
         self.hosts.remove(&host);
@@ -262,6 +268,12 @@ impl State {
         if let Some(known) = self.objects.get(&object) {
             return Err(Refused::NameTaken { name: known.name.clone(), by: object });
         }
+        let alike = |known: &&ObjectId| lineage(**known) == lineage(object);
+        if self.level >= FeatureLevel::CONVERSIONS
+            && let Some(by) = self.objects.keys().find(alike)
+        {
+            return Err(Refused::NameTaken { name, by: *by });
+        }
         if !ObjectRecord::good_size(size_bytes) {
             return Err(Refused::BadSize(size_bytes));
         }
@@ -292,13 +304,14 @@ impl State {
     }
 
     fn delete(&mut self, object: ObjectId) -> Applied {
-        let record = self.object(object)?;
+        let record = self.volume(object)?;
         if let Some(lock) = record.lock
             && lock.kind != LockKind::Background
         {
             return Err(Refused::Locked { object, holder: lock.host, kind: lock.kind });
         }
         let name = record.name.clone();
+        self.end_conversion(object);
         self.names.remove(&name);
         self.objects.remove(&object);
         self.provisioning.forget(object);
@@ -306,7 +319,7 @@ impl State {
     }
 
     fn resize(&mut self, index: u64, object: ObjectId, size_bytes: u64) -> Applied {
-        let record = self.object(object)?;
+        let record = self.volume(object)?;
         if size_bytes < record.size_bytes {
             return Err(Refused::Shrink { now: record.size_bytes, wanted: size_bytes });
         }
@@ -320,6 +333,7 @@ impl State {
         if provision.percent > 0 {
             self.provisioning.touch(index);
         }
+        self.drop_target(object);
         self.change(index, object, |record| {
             record.size_bytes = size_bytes;
             record.chunks = grown.chunks;
@@ -327,7 +341,7 @@ impl State {
     }
 
     fn set_content(&mut self, index: u64, object: ObjectId, epoch: Epoch, content: Content) -> Applied {
-        let record = self.object(object)?;
+        let record = self.volume(object)?;
         if record.epoch != epoch {
             return Err(Refused::WrongEpoch { now: record.epoch });
         }
@@ -338,7 +352,7 @@ impl State {
         if !self.hosts.contains_key(&lock.host) {
             return Err(Refused::NoHost(lock.host));
         }
-        let record = self.object(object)?;
+        let record = self.volume(object)?;
         // A repair is no opening: who has only that can't open it where nothing is to be opened.
         let holds =
             record.lock.is_some_and(|held| held.host == lock.host && held.kind != LockKind::Background);
@@ -363,6 +377,7 @@ impl State {
         }
         let next =
             epoch.next().ok_or_else(|| Refused::TooMuch("the object has used up its epochs".to_owned()))?;
+        self.drop_target(object);
         self.change(index, object, |record| {
             record.epoch = next;
             record.lock = Some(lock);
@@ -370,10 +385,11 @@ impl State {
     }
 
     fn release(&mut self, index: u64, object: ObjectId, epoch: Epoch, host: HostId) -> Applied {
-        let record = self.object(object)?;
+        let record = self.volume(object)?;
         if record.epoch != epoch || record.lock.is_none_or(|lock| lock.host != host) {
             return Err(Refused::NotHolder(host));
         }
+        self.drop_target(object);
         self.change(index, object, |record| record.lock = None)
     }
 
@@ -385,13 +401,14 @@ impl State {
         holder: HostId,
         lease: u64,
     ) -> Applied {
-        let record = self.object(object)?;
+        let record = self.volume(object)?;
         if record.epoch != epoch || record.lock.is_none_or(|lock| lock.host != holder) {
             return Err(Refused::NotHolder(holder));
         }
         if self.hosts.get(&holder).is_some_and(|host| host.lease != lease) {
             return Err(Refused::LeaseAlive(holder));
         }
+        self.drop_target(object);
         self.change(index, object, |record| record.lock = None)
     }
 
@@ -493,6 +510,13 @@ impl State {
 
     pub(super) fn object(&self, object: ObjectId) -> Result<&Arc<ObjectRecord>, Refused> {
         self.objects.get(&object).ok_or(Refused::NoObject(object))
+    }
+
+    /// The object, if it has a name: what is only being filled goes the way of what it is to take the place of.
+    pub(super) fn volume(&self, object: ObjectId) -> Result<&Arc<ObjectRecord>, Refused> {
+        self.object(object).and_then(|record| {
+            if self.is_target(object) { Err(Refused::NoObject(object)) } else { Ok(record) }
+        })
     }
 
     /// The object, if the proposer is its owner and has seen its latest record.

@@ -48,9 +48,10 @@ impl State {
         self.disks.keys().copied().filter(|disk| self.is_leaving(*disk)).collect()
     }
 
-    /// Whether an object is as its policy asks, with nothing on a disk that is leaving.
+    /// Whether an object is as its policy asks, with nothing on a disk that is leaving, and is not to become another.
     pub fn is_settled(&self, object: &ObjectRecord) -> bool {
         object.settled()
+            && self.conversions.of(object.id).is_none()
             && (self.leaving_disks.is_empty() && self.leaving_hosts.is_empty()
                 || !object
                     .chunks

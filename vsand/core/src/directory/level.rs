@@ -17,6 +17,7 @@
 //! |---|---|
 //! | 1 | all that there was before clusters had a level |
 //! | 2 | the level itself; disks that were removed are remembered, and come back only if they are given to the cluster again |
+//! | 3 | conversions between mirrors and shards |
 //!
 //! Invariants:
 //! - the level only grows, one command after the other, and only while the hosts are those that were asked;
@@ -45,9 +46,11 @@ impl FeatureLevel {
     /// The first level that this release knows.
     pub const OLDEST: Self = Self(1);
     /// The last one.
-    pub const NEWEST: Self = Self(2);
+    pub const NEWEST: Self = Self(3);
     /// Disks that were removed are remembered.
     pub const REMOVED_DISKS: Self = Self(2);
+    /// Mirrors become shards, and shards mirrors or others.
+    pub const CONVERSIONS: Self = Self(3);
 
     /// Whether this release can be in a cluster of this level.
     pub fn is_known(self) -> bool {
@@ -73,6 +76,7 @@ impl Command {
     pub fn since(&self) -> FeatureLevel {
         match self {
             Self::ReturnDisk { .. } => FeatureLevel::REMOVED_DISKS,
+            Self::Convert { .. } => FeatureLevel::CONVERSIONS,
             // Who proposes it has made sure.
             _ => FeatureLevel(1),
         }

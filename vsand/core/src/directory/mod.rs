@@ -11,6 +11,7 @@
 //! - nothing new is placed on a disk that is leaving ([`leave`]);
 //! - what is kept for an object ([`provision`]) is counted as used on its disks: no two reservations count on the same room;
 //! - a disk that was removed comes back only by [`Command::ReturnDisk`], from the level on that brings this ([`level`]);
+//! - an object without a name is the target of a conversion, and goes with it ([`conversion`]);
 //! - a record's revision is the index of the command that last changed it.
 //!
 //! What it must not know: Raft, disks, clocks. Times are in the commands.
@@ -18,7 +19,7 @@
 mod apply;
 pub mod balance;
 pub mod command;
-mod conversion;
+pub mod conversion;
 mod documents;
 pub mod forecast;
 pub mod leave;
@@ -27,6 +28,7 @@ pub mod maintenance;
 pub mod placement;
 pub mod provision;
 pub mod records;
+mod refused;
 mod room;
 
 use std::collections::BTreeMap;
@@ -37,7 +39,8 @@ use ferro_protocol::ids::{DiskId, Epoch, HostId, ObjectId, VolumeName};
 use serde::{Deserialize, Serialize};
 
 pub use balance::Move;
-pub use command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
+pub use command::{Basis, Command, ConversionStep, Outcome, Refused, SyncChange, TokenRefused};
+pub use conversion::{Conversion, Conversions};
 pub use forecast::Forecast;
 pub use level::{FeatureLevel, RemovedDisks};
 pub use provision::{Provision, Provisioning};
@@ -84,6 +87,8 @@ pub struct State {
     pub level: FeatureLevel,
     /// Disks that were removed and not returned since; none below [`FeatureLevel::REMOVED_DISKS`].
     pub removed_disks: RemovedDisks,
+    /// Objects that become others; none below [`FeatureLevel::CONVERSIONS`].
+    pub conversions: Conversions,
 }
 
 impl State {

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use super::State;
 use super::apply::Applied;
 use super::command::{Outcome, Refused};
+use super::conversion::Conversion;
 use super::placement;
 use super::records::{ObjectRecord, Policy};
 
@@ -90,6 +91,11 @@ impl Provisioning {
         }
     }
 
+    /// As it was before [`Self::forget`].
+    pub(super) fn put_back(&mut self, object: ObjectId, provision: Provision) {
+        self.set(object, provision);
+    }
+
     pub(super) fn forget(&mut self, object: ObjectId) {
         self.objects.remove(&object);
     }
@@ -124,12 +130,17 @@ impl State {
             return Ok(Outcome::Object(record.clone()));
         }
         provision.check(record.policy)?;
+        if let Some(Conversion { to, .. }) = self.conversions.of(object) {
+            provision.check(to)?;
+        }
         let mut changed = ObjectRecord::clone(record);
         if before.percent != provision.percent {
             self.keep(&mut changed, provision)?;
             self.provisioning.touch(index);
         }
         self.provisioning.set(object, provision);
+        // What is being filled was given room in the other way.
+        self.drop_target(object);
         self.change(index, object, |record| record.chunks = changed.chunks)
     }
 

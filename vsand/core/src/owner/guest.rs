@@ -86,7 +86,7 @@ pub(super) enum PieceKind {
 }
 
 /// Checks a request against the disk's size; true if it may be carried out.
-pub(super) fn in_bounds(request: &GuestRequest, size_bytes: u64) -> bool {
+pub(crate) fn in_bounds(request: &GuestRequest, size_bytes: u64) -> bool {
     let (offset, bytes) = match request {
         GuestRequest::Read { offset, bytes } | GuestRequest::Zero { offset, bytes } => (*offset, *bytes),
         GuestRequest::Write { offset, data } => (*offset, data.len() as u64),

@@ -1,4 +1,4 @@
-//! Order among overlapping I/O of one chunk: reads share, everything else excludes, first come first served.
+//! Order among overlapping I/O: reads share, everything else excludes, first come first served.
 //!
 //! Invariant: two holders never overlap unless both share; a waiter is never passed by a later one that overlaps it.
 
@@ -6,42 +6,54 @@ use std::collections::VecDeque;
 
 use ferro_protocol::units::BlockRange;
 
+/// What is locked.
+pub(crate) trait Range: Copy {
+    /// Whether some of it is in both.
+    fn overlaps(self, other: Self) -> bool;
+}
+
+impl Range for BlockRange {
+    fn overlaps(self, other: Self) -> bool {
+        Self::overlaps(self, other)
+    }
+}
+
 /// How a range is held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     Shared,
     Exclusive,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry<H> {
+struct Entry<H, R> {
     holder: H,
-    range: BlockRange,
+    range: R,
     mode: Mode,
 }
 
-impl<H> Entry<H> {
-    fn conflicts(&self, range: BlockRange, mode: Mode) -> bool {
+impl<H, R: Range> Entry<H, R> {
+    fn conflicts(&self, range: R, mode: Mode) -> bool {
         self.range.overlaps(range) && (self.mode == Mode::Exclusive || mode == Mode::Exclusive)
     }
 }
 
-/// The ranges of one chunk that are held and waited for.
+/// The ranges, of one chunk unless said otherwise, that are held and waited for.
 #[derive(Debug)]
-pub(super) struct RangeLocks<H> {
-    held: Vec<Entry<H>>,
-    waiting: VecDeque<Entry<H>>,
+pub(crate) struct RangeLocks<H, R = BlockRange> {
+    held: Vec<Entry<H, R>>,
+    waiting: VecDeque<Entry<H, R>>,
 }
 
-impl<H> Default for RangeLocks<H> {
+impl<H, R> Default for RangeLocks<H, R> {
     fn default() -> Self {
         Self { held: Vec::new(), waiting: VecDeque::new() }
     }
 }
 
-impl<H: Copy + PartialEq> RangeLocks<H> {
+impl<H: Copy + PartialEq, R: Range> RangeLocks<H, R> {
     /// Takes the range at once and returns true, or queues for it and returns false.
-    pub(super) fn lock(&mut self, holder: H, range: BlockRange, mode: Mode) -> bool {
+    pub(crate) fn lock(&mut self, holder: H, range: R, mode: Mode) -> bool {
         let free = !self.held.iter().chain(&self.waiting).any(|entry| entry.conflicts(range, mode));
         let entry = Entry { holder, range, mode };
         if free {
@@ -53,7 +65,7 @@ impl<H: Copy + PartialEq> RangeLocks<H> {
     }
 
     /// Gives up what the holder has or waits for, and returns those that have their range now.
-    pub(super) fn unlock(&mut self, holder: H) -> Vec<H> {
+    pub(crate) fn unlock(&mut self, holder: H) -> Vec<H> {
         if let Some(at) = self.held.iter().position(|entry| entry.holder == holder) {
             self.held.swap_remove(at);
         } else {
@@ -95,7 +107,7 @@ mod tests {
 
     #[test]
     fn readers_share_and_writers_wait_their_turn() {
-        let mut locks = RangeLocks::default();
+        let mut locks: RangeLocks<i32> = RangeLocks::default();
         assert!(locks.lock(1, range(0, 8), Mode::Shared));
         assert!(locks.lock(2, range(4, 8), Mode::Shared));
         assert!(!locks.lock(3, range(7, 1), Mode::Exclusive));
@@ -111,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_waiter_may_give_up() {
-        let mut locks = RangeLocks::default();
+        let mut locks: RangeLocks<i32> = RangeLocks::default();
         assert!(locks.lock(1, range(0, 8), Mode::Exclusive));
         assert!(!locks.lock(2, range(0, 8), Mode::Exclusive));
         assert!(!locks.lock(3, range(0, 8), Mode::Exclusive));

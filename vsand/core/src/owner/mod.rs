@@ -32,9 +32,9 @@ mod group;
 pub mod guest;
 mod io;
 mod links;
-mod locks;
+pub(crate) mod locks;
 mod record;
-mod resync;
+pub(crate) mod resync;
 mod scrub;
 mod stripes;
 mod stuck;
@@ -145,6 +145,13 @@ pub enum Effect {
     Reconnect {
         /// The disk.
         disk: DiskId,
+    },
+    /// The volume is another object now, under the same epoch ([`crate::volume`]); an owner of one object never says so.
+    Became {
+        /// What it was.
+        from: ObjectId,
+        /// What it is.
+        to: ObjectId,
     },
     /// A scrub of a chunk has ended ([`Owner::scrub`]).
     Scrubbed(ScrubEnd),
@@ -301,6 +308,11 @@ impl Owner {
     /// The latest record that this owner has seen.
     pub fn record(&self) -> &Arc<ObjectRecord> {
         &self.record
+    }
+
+    /// Whether the guest may only read, from now on.
+    pub(crate) fn set_read_only(&mut self, read_only: bool) {
+        self.config.read_only = read_only;
     }
 
     /// Whether somebody else owns the object now.

@@ -79,29 +79,29 @@ pub struct ResyncView {
 
 /// What resyncs may copy now: bytes that build up with time while the guest is busy, nearly without limit while it is not.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     /// Below zero after a copy that was larger than what was left.
     bytes: i64,
     at: Instant,
 }
 
 impl Budget {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { bytes: 0, at: now }
     }
 
-    pub(super) fn refill(&mut self, now: Instant, bytes_per_s: u64) {
+    pub(crate) fn refill(&mut self, now: Instant, bytes_per_s: u64) {
         let earned = u128::from(bytes_per_s) * now.since(self.at).as_nanos() / 1_000_000_000;
         let burst = i64::try_from(bytes_per_s / 10).unwrap_or(i64::MAX);
         self.bytes = self.bytes.saturating_add(i64::try_from(earned).unwrap_or(i64::MAX)).min(burst);
         self.at = now;
     }
 
-    pub(super) fn is_spent(&self) -> bool {
+    pub(crate) fn is_spent(&self) -> bool {
         self.bytes <= 0
     }
 
-    pub(super) fn spend(&mut self, bytes: usize) {
+    pub(crate) fn spend(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 }

@@ -359,6 +359,7 @@ impl Lab {
                 }
                 Effect::Reconnect { disk } => self.reconnects.push(disk),
                 Effect::Scrubbed(end) => self.scrubs.push(end),
+                Effect::Became { .. } => panic!("an owner alone becomes nothing else"),
                 Effect::Fenced => self.fenced = true,
             }
         }

@@ -156,18 +156,18 @@ pub fn policy_unsatisfiable(name: &VolumeName, policy: Policy, domains_have: u32
 /// What helps against disks that are full.
 pub const MAKE_ROOM: &str = "add disks (`vsanctl disk add`), or delete volumes that nobody needs";
 
-/// What leads from a policy to one that it can't become.
-pub const CONVERT_BY_COPY: &str = "copy it: make a volume with the other policy, `vsanctl volume export` this one while it is closed and \
-                                   `vsanctl volume import` it there; nothing was changed";
+/// What leads from a policy to one that not all hosts can make of it.
+pub const CONVERT_AFTER_UPGRADE: &str =
+    "when all hosts run this release, `vsanctl cluster upgrade` makes it possible; nothing was changed";
 
-/// A mirror can't become shards in place, nor shards anything else.
+/// Not all hosts know how a mirror becomes shards, or shards something else.
 pub fn policy_not_convertible(name: &VolumeName, from: Policy, to: Policy) -> ApiError {
     ApiError::new(
         ErrorCode::PolicyNotConvertible,
         format!(
-            "volume {name} is {from} and can't become {to} in place: only the copies of a mirror can be more or fewer"
+            "volume {name} is {from} and can't become {to} at the cluster's feature level: only the copies of a mirror can be more or fewer"
         ),
-        CONVERT_BY_COPY,
+        CONVERT_AFTER_UPGRADE,
     )
 }
 

@@ -75,6 +75,14 @@ impl DataLoop {
                     let _gone = answer.send(end);
                 }
             }
+            OwnerEffect::Became { from, to } => {
+                // What is asked about the former object is still meant for this volume, answers of the directory among it.
+                self.by_object.insert(to, key);
+                volume.acquired = clock::mono();
+                volume.scrubbing = None;
+                tracing::info!(%from, %to, "a volume has become another object");
+                self.port.tell(Event::Became { from, to });
+            }
             OwnerEffect::Reconnect { disk } => self.reconnect(now, disk),
             OwnerEffect::Fenced => {
                 let (object, epoch) = (volume.object(), volume.owner.epoch());
@@ -212,11 +220,11 @@ impl DataLoop {
             .collect();
         for key in idle {
             if let Some(volume) = self.volumes.get_mut(&key) {
-                let epoch = volume.owner.epoch();
+                let owned = (volume.object(), volume.owner.epoch());
                 let answer = volume.closing.take();
                 self.drop_volume(key);
                 if let Some(answer) = answer {
-                    let _gone = answer.send(Some(epoch));
+                    let _gone = answer.send(Some(owned));
                 }
             }
         }
@@ -241,7 +249,7 @@ impl DataLoop {
 
     pub(super) fn drop_volume(&mut self, key: VolumeKey) {
         let Some(mut volume) = self.volumes.remove(&key) else { return };
-        self.by_object.remove(&volume.object());
+        self.by_object.retain(|_, known| *known != key);
         for (poll, _) in volume.polls.drain(..) {
             self.ring.cancel_poll(poll);
         }

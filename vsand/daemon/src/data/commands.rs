@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use ferro_protocol::ids::{DiskId, ObjectId};
 use vsand_core::bugs::Bugs;
+use vsand_core::directory::conversion::lineage;
 use vsand_core::directory::{DiskHealth, State};
 use vsand_core::lease::{Renewal, Standing};
 use vsand_core::limits::Limits;
-use vsand_core::owner::Owner;
 use vsand_core::replica::Replica;
 use vsand_core::time::{Instant, Now};
+use vsand_core::volume::VolumeOwner;
 use vsand_store::Store;
 use vsand_store::ring::Token;
 
@@ -41,7 +42,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             None => drop(answer.send(())),
         },
         Command::Own { record, acquired, config, socket } => {
-            let mut owner = Owner::new(now, config, record, Bugs::NONE);
+            let mut owner = VolumeOwner::new(now, config, record, Bugs::NONE);
             let here = data.disks.keys().map(|disk| (*disk, true));
             let elsewhere =
                 data.outbound.keys().flat_map(|host| data.disks_of(*host)).map(|disk| (disk, false));
@@ -51,8 +52,8 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
                     owner.handle_disk_dead(now, disk);
                 }
             }
-            owner.handle_leaving(now, &data.state.emptied(owner.record().policy));
-            owner.handle_resting(now, &data.state.resting());
+            owner.handle_departures(now, &data.state);
+            owner.handle_state(now, &data.state);
             data.own(now, owner, acquired, socket.map(|s| *s));
         }
         Command::Disown(object, answer) => match data.volume_of(object) {
@@ -75,18 +76,18 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
         Command::Scrub { object, chunk, bytes_per_s, answer } => {
             if let Some(volume) = data.volume_of(object) {
                 volume.scrubbing = Some(answer);
-                volume.owner.scrub(now, chunk, bytes_per_s);
+                volume.owner.main_mut().scrub(now, chunk, bytes_per_s);
             }
         }
         Command::StopScrub(object) => {
             if let Some(volume) = data.volume_of(object) {
                 volume.scrubbing = None;
-                volume.owner.stop_scrub();
+                volume.owner.main_mut().stop_scrub();
             }
         }
         Command::Move { object, chunk, from } => {
             if let Some(volume) = data.volume_of(object) {
-                volume.owner.move_component(now, chunk, from);
+                volume.owner.main_mut().move_component(now, chunk, from);
             }
         }
         Command::Proposed { object, epoch, id, result } => {
@@ -157,17 +158,9 @@ impl DataLoop {
     fn state_changed(&mut self, now: Now, state: Arc<State>) {
         let old = std::mem::replace(&mut self.state, state);
         for volume in self.volumes.values_mut() {
-            let record = self.state.objects.get(&volume.object());
-            if record.is_none_or(|r| r.revision != volume.owner.record().revision) {
-                volume.owner.handle_record(now, record);
-                volume.follow_size();
-            }
-        }
-        let resting = self.state.resting();
-        for volume in self.volumes.values_mut() {
-            let leaving = self.state.emptied(volume.owner.record().policy);
-            volume.owner.handle_leaving(now, &leaving);
-            volume.owner.handle_resting(now, &resting);
+            volume.owner.handle_state(now, &self.state);
+            volume.owner.handle_departures(now, &self.state);
+            volume.follow_size();
         }
         for disk in Arc::clone(&self.state).disks.values() {
             let before = old.disks.get(&disk.id);
@@ -189,10 +182,10 @@ impl DataLoop {
     }
 
     /// Guests are kept to these limits from now on.
-    fn limits_changed(&mut self, now: Now, limits: HashMap<ObjectId, Limits>) {
+    fn limits_changed(&mut self, now: Now, limits: HashMap<[u8; 8], Limits>) {
         self.limits = limits;
         for volume in self.volumes.values_mut() {
-            volume.limit(now.mono, self.limits.get(&volume.object()).copied().unwrap_or_default());
+            volume.limit(now.mono, self.limits.get(&lineage(volume.object())).copied().unwrap_or_default());
         }
     }
 
@@ -218,7 +211,7 @@ impl DataLoop {
     /// Owners whose locks the renewal names serve on; those whose locks are gone end.
     fn lease_renewed(&mut self, now: Now, renewal: &Renewal) {
         for volume in self.volumes.values_mut() {
-            match renewal.standing(volume.object(), volume.owner.epoch(), volume.acquired) {
+            match volume.owner.standing(renewal, volume.acquired) {
                 Standing::Valid(until) => volume.owner.handle_lease(clock::fresh(now), until),
                 Standing::Lost => {
                     let (object, epoch) = (volume.object(), volume.owner.epoch().0);
@@ -230,7 +223,13 @@ impl DataLoop {
         }
     }
 
-    fn own(&mut self, now: Now, owner: Owner, acquired: Instant, socket: Option<super::port::GuestSocket>) {
+    fn own(
+        &mut self,
+        now: Now,
+        owner: VolumeOwner,
+        acquired: Instant,
+        socket: Option<super::port::GuestSocket>,
+    ) {
         let object = owner.object();
         if let Some(old) = self.by_object.get(&object).copied() {
             self.drop_volume(old);
@@ -238,7 +237,7 @@ impl DataLoop {
         let key = VolumeKey(self.next_volume);
         self.next_volume += 1;
         let mut volume = Volume::new(now.mono, owner, acquired, socket);
-        volume.limit(now.mono, self.limits.get(&object).copied().unwrap_or_default());
+        volume.limit(now.mono, self.limits.get(&lineage(object)).copied().unwrap_or_default());
         self.volumes.insert(key, volume);
         self.by_object.insert(object, key);
         self.follow_kicks(key);

@@ -99,7 +99,7 @@ pub(crate) struct DataLoop {
     pool: BufPool,
     state: Arc<State>,
     /// What guests may ask of each volume, where that is limited.
-    limits: HashMap<ObjectId, Limits>,
+    limits: HashMap<[u8; 8], Limits>,
     /// What each disk keeps for objects, in extents.
     kept: BTreeMap<DiskId, HashMap<ObjectId, u32>>,
     /// The revision of the directory's provisioning that says so.

@@ -21,6 +21,7 @@ use vsand_core::limits::Limits;
 use vsand_core::owner::guest::{GuestRequest, GuestResult};
 use vsand_core::owner::{Config as OwnerConfig, ProposalId, ResyncView, ScrubEnd, Trouble};
 use vsand_core::time::Instant;
+use vsand_core::volume::ConversionView;
 use vsand_store::{InventoryEntry, Store};
 
 use super::stats::Snapshot;
@@ -54,8 +55,8 @@ pub enum Command {
     },
     /// The directory has changed.
     State(Arc<State>),
-    /// What guests may ask of each volume at most, of all that are limited.
-    Limits(HashMap<ObjectId, Limits>),
+    /// What guests may ask of each volume at most, of all that are limited, by the lineage of its object.
+    Limits(HashMap<[u8; 8], Limits>),
     /// This host's lease was renewed: owners serve on, or end if their locks are gone.
     Lease(Renewal),
     /// Serve a disk that was opened.
@@ -73,8 +74,9 @@ pub enum Command {
         /// Where its guest is, if it has one.
         socket: Option<Box<GuestSocket>>,
     },
-    /// Give the object up once no request is under way; answered with its epoch, or nothing if it is not owned here.
-    Disown(ObjectId, oneshot::Sender<Option<Epoch>>),
+    /// Give the object up once no request is under way; answered with what it is by then and its epoch, or nothing if it is not owned
+    /// here.
+    Disown(ObjectId, oneshot::Sender<Option<(ObjectId, Epoch)>>),
     /// Give the object up with requests under way, unless a guest waits for them; answered with whether it is given up.
     Abandon(ObjectId, oneshot::Sender<bool>),
     /// An import or export reads or writes.
@@ -162,6 +164,13 @@ pub enum Event {
         /// The epoch that was fenced.
         epoch: Epoch,
     },
+    /// The volume is another object now, under the same epoch: a conversion has ended.
+    Became {
+        /// What it was.
+        from: ObjectId,
+        /// What it is.
+        to: ObjectId,
+    },
     /// A disk has failed.
     DiskDied {
         /// The disk.
@@ -195,6 +204,8 @@ pub struct VolumeView {
     pub troubles: Vec<Trouble>,
     /// Resyncs under way.
     pub resyncs: Vec<ResyncView>,
+    /// What it is being made into.
+    pub conversion: Option<ConversionView>,
     /// The guest's socket.
     pub socket: Option<PathBuf>,
     /// Whether a VMM is connected to it.

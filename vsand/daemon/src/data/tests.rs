@@ -165,7 +165,7 @@ fn a_read_is_not_answered_by_a_lease_that_ended_within_the_turn() {
         data.pump(now);
         data.flush(now);
     };
-    let serving = |data: &DataLoop| data.volumes.values().all(|v| v.owner.is_serving());
+    let serving = |data: &DataLoop| data.volumes.values().all(|v| v.owner.main().is_serving());
     // What waits in memory for its place would be answered at once, while the lease still runs.
     let at_rest = |data: &DataLoop| data.disks.values().all(|d| d.store.stats().overlay_blocks == 0);
     while !(serving(&data) && at_rest(&data)) {

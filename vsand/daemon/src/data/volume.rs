@@ -1,4 +1,4 @@
-//! One owned object in the data loop: its owner, and the rings or transfers that its requests come from.
+//! One owned volume in the data loop: its owner, and the rings or transfers that its requests come from.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -11,9 +11,10 @@ use ferro_vhost::server::Server;
 use ferro_vhost::{Notifier, RequestTag};
 use tokio::sync::oneshot;
 use vsand_core::limits::{Limits, Throttle};
+use vsand_core::owner::ScrubEnd;
 use vsand_core::owner::guest::{GuestError, GuestRequest, GuestResult, GuestTag};
-use vsand_core::owner::{Owner, ScrubEnd};
 use vsand_core::time::{Instant, Now};
+use vsand_core::volume::VolumeOwner;
 use vsand_store::ring::{BufPool, PollId};
 
 use super::clock;
@@ -57,11 +58,11 @@ enum Kind {
 
 /// One owned object.
 pub(super) struct Volume {
-    pub owner: Owner,
+    pub owner: VolumeOwner,
     /// When the directory said that this host has the lock.
     pub acquired: Instant,
     pub ticked: Instant,
-    pub closing: Option<oneshot::Sender<Option<Epoch>>>,
+    pub closing: Option<oneshot::Sender<Option<(ObjectId, Epoch)>>>,
     /// Gets the end of the scrub that runs.
     pub scrubbing: Option<oneshot::Sender<ScrubEnd>>,
     device: Option<BlkDevice>,
@@ -83,7 +84,12 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    pub(super) fn new(now: Instant, owner: Owner, acquired: Instant, socket: Option<GuestSocket>) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        owner: VolumeOwner,
+        acquired: Instant,
+        socket: Option<GuestSocket>,
+    ) -> Self {
         let (server, device, path) = match socket {
             Some(socket) => (Some(socket.server), Some(socket.device), Some(socket.path)),
             None => (None, None, None),
@@ -138,9 +144,10 @@ impl Volume {
         let view = VolumeView {
             object: self.object(),
             epoch: self.owner.epoch(),
-            serving: self.owner.is_serving(),
+            serving: self.owner.main().is_serving(),
             troubles: self.owner.troubles().cloned().collect(),
             resyncs: self.owner.resyncs(now),
+            conversion: self.owner.conversion(),
             socket: self.path.clone(),
             attached: self.is_attached(),
             in_flight: self.origins.len(),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ferro_protocol::api::{EventKind, EventLevel, format_size};
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId};
 use ferro_protocol::units::EXTENT_BYTES;
+use vsand_core::directory::conversion::lineage;
 use vsand_core::directory::{DiskHealth, DiskRecord, Lock, LockKind, ObjectRecord, State};
 
 use super::Draft;
@@ -42,8 +43,10 @@ pub fn diff(before: &State, after: &State) -> Vec<Draft> {
     }
     hosts(before, after, &mut found);
     disks(before, after, &mut found);
-    for (id, record) in &after.objects {
+    for record in after.volumes() {
+        let id = &record.id;
         match before.objects.get(id) {
+            _ if was(before, record).is_some() => {}
             None => found.push(Draft::new(
                 Kind::VolumeCreated,
                 Info,
@@ -54,7 +57,16 @@ pub fn diff(before: &State, after: &State) -> Vec<Draft> {
             Some(known) => volume(before, after, known, record, &mut found),
         }
     }
-    for (id, record) in &before.objects {
+    for record in before.volumes() {
+        let id = &record.id;
+        if let Some(now) = was(after, record) {
+            let (policy, before) = (api_policy(now.policy), api_policy(record.policy));
+            let message =
+                format!("volume {} is {policy} now: all of it was copied; before it was {before}", now.name);
+            found.push(Draft::new(Kind::PolicyChanged, Info, format!("volume {}", now.id), message));
+            continue;
+        }
+        conversion(before, after, record, &mut found);
         if !after.objects.contains_key(id) {
             found.push(Draft::new(
                 Kind::VolumeDeleted,
@@ -65,6 +77,28 @@ pub fn diff(before: &State, after: &State) -> Vec<Draft> {
         }
     }
     found
+}
+
+/// The object that the same volume is in the other state, if a conversion has made another of it.
+fn was<'a>(other: &'a State, record: &ObjectRecord) -> Option<&'a Arc<ObjectRecord>> {
+    let known = other.by_name(&record.name)?;
+    (known.id != record.id && lineage(known.id) == lineage(record.id)).then_some(known)
+}
+
+/// A volume is to become another, or stays what it is.
+fn conversion(before: &State, after: &State, record: &ObjectRecord, found: &mut Vec<Draft>) {
+    let of = |state: &State| state.conversions.of(record.id).map(|conversion| conversion.to);
+    let (name, is) = (&record.name, api_policy(record.policy));
+    let message = match (of(before), of(after)) {
+        (before, Some(to)) if before != Some(to) => {
+            format!("volume {name} is to become {}: all of it is copied; it is {is}", api_policy(to))
+        }
+        (Some(to), None) if after.objects.get(&record.id).is_some_and(|o| o.policy == record.policy) => {
+            format!("volume {name} stays {is}: it is not made into {} any more", api_policy(to))
+        }
+        _ => return,
+    };
+    found.push(Draft::new(Kind::PolicyChanged, Info, format!("volume {}", record.id), message));
 }
 
 fn hosts(before: &State, after: &State, found: &mut Vec<Draft>) {

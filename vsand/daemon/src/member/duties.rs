@@ -94,6 +94,7 @@ pub async fn events(member: Arc<Member>, mut events: UnboundedReceiver<Event>) {
                 });
             }
             Event::Fenced { object, epoch } => member.lost(object, epoch),
+            Event::Became { from, to } => member.became(from, to),
             Event::DiskDied { disk, reason } => {
                 tokio::spawn(tell_dead_disk(Arc::clone(&member), disk, reason));
             }

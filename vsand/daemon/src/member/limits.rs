@@ -2,9 +2,10 @@
 //! host opens it, and takes effect there without anything being opened anew (docs/decisions/0025-limits.md). The data loop keeps
 //! guests to it ([`vsand_core::limits`]).
 //!
-//! The document (`storage/limits`) has an entry for each volume that has limits.
+//! The document (`storage/limits`) has an entry for each volume that has limits, by the id of the object that it was when they were set: what
+//! it has been made into since has the same [`lineage`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use ferro_protocol::api::VolumeLimits;
 use ferro_protocol::ids::ObjectId;
 use serde::{Deserialize, Serialize};
 use vsand_core::directory::State;
+use vsand_core::directory::conversion::lineage;
 use vsand_core::limits::Limits;
 
 use super::kept::Kept;
@@ -32,7 +34,8 @@ impl Default for LimitBook {
 impl LimitBook {
     /// The limits of a volume.
     pub fn get(&self, object: ObjectId) -> VolumeLimits {
-        self.volumes.get(&object).copied().unwrap_or_default()
+        let same = |id: &&ObjectId| lineage(**id) == lineage(object);
+        self.volumes.keys().find(same).map(|id| self.volumes[id]).unwrap_or_default()
     }
 
     /// Gives a volume others; those of volumes that are gone go. False if it has them already.
@@ -40,10 +43,9 @@ impl LimitBook {
         if self.get(object) == limits {
             return false;
         }
-        self.volumes.retain(|id, _| state.objects.contains_key(id));
-        if limits.is_none() {
-            self.volumes.remove(&object);
-        } else {
+        let known: BTreeSet<[u8; 8]> = state.objects.keys().map(|id| lineage(*id)).collect();
+        self.volumes.retain(|id, _| known.contains(&lineage(*id)) && lineage(*id) != lineage(object));
+        if !limits.is_none() {
             self.volumes.insert(object, limits);
         }
         true
@@ -68,7 +70,7 @@ pub struct Follower {
 
 impl Follower {
     /// All limits that there are, if the document is another than the last time.
-    pub fn follow(&mut self, state: &State) -> Option<HashMap<ObjectId, Limits>> {
+    pub fn follow(&mut self, state: &State) -> Option<HashMap<[u8; 8], Limits>> {
         let revision = state.documents.get(&LimitBook::document()).map_or(0, |d| d.revision);
         if std::mem::replace(&mut self.revision, revision) == revision {
             return None;
@@ -79,7 +81,7 @@ impl Follower {
             );
             return None;
         };
-        Some(book.volumes.iter().map(|(object, limits)| (*object, core_limits(*limits))).collect())
+        Some(book.volumes.iter().map(|(object, limits)| (lineage(*object), core_limits(*limits))).collect())
     }
 }
 

@@ -21,6 +21,7 @@ use ferro_transport::local::{self, LocalError};
 use ferro_vhost::SessionError;
 use ferro_vhost::blk::{BlkSettings, Sector};
 use ferro_vhost::server::ServerSettings;
+use vsand_core::directory::conversion::lineage;
 use vsand_core::directory::{
     ChunkRecord, Command, Component, Content, LockKind, ObjectRecord, Outcome, Refused, State, Sync,
 };
@@ -108,7 +109,7 @@ impl Member {
         let kind = LockKind::Exclusive { read_only };
         let _one_at_a_time = self.opening.lock().await;
         let record = self.volume(name)?;
-        if let Some(open) = self.open_volumes().get(&record.id).cloned() {
+        if let Some((_, open)) = self.open_as(record.id) {
             match open.socket {
                 Some(socket) if open.kind == kind => return Ok(socket),
                 _ if open.kind == LockKind::Background => {}
@@ -129,7 +130,7 @@ impl Member {
     pub async fn own_for_transfer(&self, name: &VolumeName) -> Result<Arc<ObjectRecord>, OwnError> {
         let _one_at_a_time = self.opening.lock().await;
         let record = self.volume(name)?;
-        if let Some(open) = self.open_volumes().get(&record.id).filter(|o| o.kind != LockKind::Background) {
+        if let Some((_, open)) = self.open_as(record.id).filter(|(_, o)| o.kind != LockKind::Background) {
             return Err(OwnError::InUseHere { name: name.clone(), kind: open.kind });
         }
         self.own(record, LockKind::Transfer, None).await
@@ -138,11 +139,10 @@ impl Member {
     /// Drops the volume's socket and gives its lock back.
     pub async fn close_volume(&self, name: &VolumeName) -> Result<(), OwnError> {
         let record = self.volume(name)?;
-        let open = self.open_volumes().get(&record.id).map(|o| o.kind);
-        match open {
-            Some(LockKind::Exclusive { .. }) => self.release(record.id, name).await,
-            Some(kind @ LockKind::Transfer) => Err(OwnError::InUseHere { name: name.clone(), kind }),
-            Some(LockKind::Background) | None => Err(OwnError::NotOpen(name.clone())),
+        match self.open_as(record.id).map(|(object, open)| (object, open.kind)) {
+            Some((object, LockKind::Exclusive { .. })) => self.release(object, name).await,
+            Some((_, kind @ LockKind::Transfer)) => Err(OwnError::InUseHere { name: name.clone(), kind }),
+            Some((_, LockKind::Background)) | None => Err(OwnError::NotOpen(name.clone())),
         }
     }
 
@@ -150,8 +150,9 @@ impl Member {
     pub async fn release(&self, object: ObjectId, name: &VolumeName) -> Result<(), OwnError> {
         let _one_at_a_time = self.opening.lock().await;
         let disowned = self.data.ask(|answer| DataCommand::Disown(object, answer));
+        let mut owned = None;
         match tokio::time::timeout(DISOWN_MAX, disowned).await {
-            Ok(answer) => drop(answer?),
+            Ok(answer) => owned = answer?,
             // Nobody waits for what is under way if no guest is there: it may end as in a crash, and whoever owns the object
             // next recovers from it.
             Err(_) if self.data.ask(|answer| DataCommand::Abandon(object, answer)).await? => {
@@ -159,8 +160,10 @@ impl Member {
             }
             Err(_) => return Err(OwnError::Busy(name.clone())),
         }
-        let open = self.open_volumes().remove(&object);
+        let open = self.open_as(object).and_then(|(object, _)| self.open_volumes().remove(&object));
         let Some(OpenVolume { epoch, socket, .. }) = open else { return Ok(()) };
+        // It may have become another object meanwhile.
+        let object = owned.map_or(object, |(object, _)| object);
         if let Some(path) = socket {
             remove_socket(&path);
         }
@@ -177,6 +180,25 @@ impl Member {
             Ok(_) | Err(Refused::NotHolder(_) | Refused::NoObject(_)) => Ok(()),
             Err(refused) => Err(refused.into()),
         }
+    }
+
+    /// A conversion has ended: the volume is another object.
+    pub(super) fn became(&self, from: ObjectId, to: ObjectId) {
+        let mut open = self.open_volumes();
+        if let Some(volume) = open.remove(&from) {
+            open.insert(to, volume);
+        }
+    }
+
+    /// What this host has open of the volume that this object is, was or is to become, and which object that is.
+    fn open_as(&self, object: ObjectId) -> Option<(ObjectId, OpenVolume)> {
+        let open = self.open_volumes();
+        let same = open.iter().find(|(open, _)| lineage(**open) == lineage(object));
+        same.map(|(object, volume)| (*object, volume.clone()))
+    }
+
+    fn has_open(&self, object: ObjectId) -> bool {
+        self.open_as(object).is_some()
     }
 
     /// Another host owns the object now.
@@ -308,9 +330,9 @@ async fn take_up_all(member: &Member) -> bool {
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     let mut done = true;
-    for record in state.objects.values() {
+    for record in state.volumes() {
         let Some(lock) = record.lock.filter(|lock| lock.host == member.host()) else { continue };
-        if member.open_volumes().contains_key(&record.id) {
+        if member.has_open(record.id) {
             continue;
         }
         let name = record.name.clone();
@@ -343,7 +365,8 @@ pub(super) async fn release_leftover_locks(member: Arc<Member>, leftovers: Vec<(
     // Who opens or closes a volume now may be about to use the lock, or to give it back. The next renewal looks again.
     let Ok(_one_at_a_time) = member.opening.try_lock() else { return };
     for (object, epoch) in leftovers {
-        if member.open_volumes().contains_key(&object) {
+        // What it has open may be about to become this, and the answer that says so under way.
+        if member.has_open(object) {
             continue;
         }
         match member.give_back(object, epoch).await {
@@ -373,7 +396,7 @@ pub async fn repair_closed(member: Arc<Member>) {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
         let state = member.state();
-        for record in state.objects.values() {
+        for record in state.volumes() {
             match record.lock {
                 None if !state.is_settled(record) && is_ours_to_repair(&member, record) => {
                     let _one_at_a_time = member.opening.lock().await;
@@ -385,9 +408,9 @@ pub async fn repair_closed(member: Arc<Member>) {
                     if lock.host == member.host()
                         && lock.kind == LockKind::Background
                         && (state.is_settled(record) && !is_tended(&member, record.id)
-                            || !member.open_volumes().contains_key(&record.id)) =>
+                            || !member.has_open(record.id)) =>
                 {
-                    let released = if member.open_volumes().contains_key(&record.id) {
+                    let released = if member.has_open(record.id) {
                         member.release(record.id, &record.name).await
                     } else {
                         member.give_back(record.id, record.epoch).await
@@ -408,9 +431,13 @@ fn is_tended(member: &Member, object: ObjectId) -> bool {
 }
 
 /// Whether something of this object can be put right now, and this host is the one to do it: the first live one with a good
-/// component of the first chunk where that is so.
+/// component of the first chunk where that is so. What is to become another object is made so by the one that would scrub it.
 fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
     let state = member.state();
+    if state.conversions.of(record.id).is_some() {
+        let placed = record.chunks.values().any(|chunk| chunk.in_sync().next().is_some());
+        return if placed { is_ours_to_tend(member, record) } else { is_first(member) };
+    }
     let alive = |host| member.hears_from(host);
     let overdue = |since_unix_s| clock::unix_s().saturating_sub(since_unix_s) >= member.config.repair_delay_s;
     repairer(&state, record, &alive, &overdue) == Some(member.host())
@@ -426,6 +453,12 @@ pub(super) fn is_ours_to_tend(member: &Member, record: &ObjectRecord) -> bool {
     let good = record.chunks.values().flat_map(|c| &c.components).filter(|c| c.in_sync());
     let hosts = good.filter_map(|c| state.disks.get(&c.disk)).map(|d| d.host);
     hosts.filter(|host| member.hears_from(*host)).min() == Some(member.host())
+}
+
+/// Whether this host is the first of those that are there: for what is nowhere.
+fn is_first(member: &Member) -> bool {
+    let state = member.state();
+    state.hosts.keys().filter(|host| member.hears_from(**host)).min() == Some(&member.host())
 }
 
 fn repairer(

@@ -175,8 +175,7 @@ pub(super) async fn set_host(member: &Member, host: HostId, request: SetHostRequ
     tracing::info!(%host, name = %info.name, fault_domain = %info.fault_domain, "a host was changed");
     let mut sharing_volumes: Vec<VolumeName> = view
         .state
-        .objects
-        .values()
+        .volumes()
         .filter(|record| view.shared_domain(record).is_some_and(|shared| shared.domain == info.fault_domain))
         .map(|record| record.name.clone())
         .collect();

@@ -58,6 +58,8 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
         | Refused::WrongEpoch { .. }
         | Refused::Overtaken(_)
         | Refused::NothingSpare(_)
+        | Refused::NotConverting(_)
+        | Refused::NotWhole(_)
         | Refused::NoComponent(_) => {
             conflict("something else changed the same volume meanwhile; look at it again, then repeat")
         }
@@ -68,7 +70,7 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
             "close the volume on that host instead",
         ),
         Refused::OtherMethod => {
-            ApiError::new(ErrorCode::PolicyNotConvertible, refused.to_string(), fail::CONVERT_BY_COPY)
+            ApiError::new(ErrorCode::PolicyNotConvertible, refused.to_string(), fail::CONVERT_AFTER_UPGRADE)
         }
         Refused::NoSpaceFor { .. } | Refused::NoSpaceToReserve { .. } => {
             ApiError::new(ErrorCode::ClusterFull, refused.to_string(), fail::MAKE_ROOM)
@@ -95,6 +97,23 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
         | Refused::WouldBeUnreadable { .. }
         | Refused::InMaintenance(_)
         | Refused::NotOfDisks => not_spared(state, refused),
+        Refused::HostNameTaken { .. } | Refused::HostNotUp(_) | Refused::LastHost(_) => {
+            of_host(state, refused)
+        }
+        Refused::Token(_) => ApiError::new(
+            ErrorCode::TokenRefused,
+            refused.to_string(),
+            "make a new one with `vsanctl cluster token` on a host of the cluster",
+        ),
+        Refused::TooMuch(_) => {
+            ApiError::new(ErrorCode::LimitReached, refused.to_string(), "remove something of that kind first")
+        }
+    }
+}
+
+/// A command about a host was refused because of how that host is.
+fn of_host(state: &State, refused: &Refused) -> ApiError {
+    match refused {
         Refused::HostNameTaken { name, .. } => ApiError::new(
             ErrorCode::NameTaken,
             refused.to_string(),
@@ -115,14 +134,7 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
             format!("host {} is the only one of the cluster and can't be removed", host_name(state, *host)),
             "to give the cluster up, stop vsand and delete its state directory and its disks",
         ),
-        Refused::Token(_) => ApiError::new(
-            ErrorCode::TokenRefused,
-            refused.to_string(),
-            "make a new one with `vsanctl cluster token` on a host of the cluster",
-        ),
-        Refused::TooMuch(_) => {
-            ApiError::new(ErrorCode::LimitReached, refused.to_string(), "remove something of that kind first")
-        }
+        _ => ApiError::new(ErrorCode::Conflict, refused.to_string(), "look at the host again, then repeat"),
     }
 }
 

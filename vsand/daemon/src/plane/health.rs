@@ -118,7 +118,7 @@ pub(super) fn findings(view: &View) -> Vec<Finding> {
     wear::disks(view, &mut found);
     wear::slow(view, &mut found);
     wear::volumes(view, &mut found);
-    for record in view.state.objects.values() {
+    for record in view.state.volumes() {
         found.about("volume", record.id);
         volume(view, record, &mut found);
     }

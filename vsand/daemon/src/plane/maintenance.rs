@@ -215,7 +215,7 @@ fn open_on(state: &State, host: HostId) -> Vec<VolumeName> {
     let open = |o: &&std::sync::Arc<ObjectRecord>| {
         o.lock.is_some_and(|l| l.host == host && l.kind != LockKind::Background)
     };
-    let mut names: Vec<VolumeName> = state.objects.values().filter(open).map(|o| o.name.clone()).collect();
+    let mut names: Vec<VolumeName> = state.volumes().filter(open).map(|o| o.name.clone()).collect();
     names.sort();
     names.truncate(LOSS_VOLUMES_MAX);
     names

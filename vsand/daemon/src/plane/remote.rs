@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use vsand_core::directory::FeatureLevel;
 use vsand_core::owner::{ResyncView, Trouble};
 use vsand_core::time::Instant;
+use vsand_core::volume::ConversionView;
 
 use crate::data::clock;
 use crate::data::port::{Command, VolumeView};
@@ -56,6 +57,18 @@ pub struct VolumeReport {
     pub troubles: Vec<TroubleReport>,
     /// The resyncs that run, one a disk.
     pub resyncs: Vec<ResyncReport>,
+    /// How the volume is getting on that it is being made into.
+    #[serde(default)]
+    pub conversion: Option<ConversionReport>,
+}
+
+/// How a conversion is getting on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ConversionReport {
+    /// How far the copy has come, in bytes of the volume.
+    pub copied_bytes: u64,
+    /// Why it does not go on.
+    pub waits: Option<String>,
 }
 
 /// What keeps I/O waiting.
@@ -232,6 +245,12 @@ impl Rates {
     }
 }
 
+impl From<&ConversionView> for ConversionReport {
+    fn from(view: &ConversionView) -> Self {
+        Self { copied_bytes: view.copied_bytes, waits: view.waits.clone() }
+    }
+}
+
 fn rate(blocks: u64, over: Duration) -> u64 {
     let ms = u64::try_from(over.as_millis()).unwrap_or(u64::MAX).max(1);
     blocks.saturating_mul(BLOCK_BYTES as u64).saturating_mul(1_000) / ms
@@ -272,6 +291,7 @@ pub async fn own_report(member: &Member) -> Option<HostReport> {
             attached: view.attached,
             troubles: view.troubles.iter().map(TroubleReport::from).collect(),
             resyncs: resyncs(&mut inner.rates, now, view),
+            conversion: view.conversion.as_ref().map(ConversionReport::from),
         };
         snapshot.volumes.iter().map(one).collect()
     });

@@ -154,6 +154,7 @@ mod tests {
             epoch: record.epoch,
             attached: true,
             troubles: Vec::new(),
+            conversion: None,
             resyncs: vec![report],
         });
         let all = list(&view);

@@ -23,7 +23,7 @@ fn shown(member: &Member, wanted: impl Fn(&ObjectRecord) -> bool) -> Result<Scru
     let book = Book::of(&state)
         .ok_or_else(|| errors::kept(&state, "showing scrubs", &KeptError::Later(Book::WHAT)))?;
     let every_days = member.config.scrub.every_days;
-    let records = state.objects.values().filter(|record| wanted(record));
+    let records = state.volumes().filter(|record| wanted(record));
     let mut scrubs: Vec<_> = records.map(|r| book.entry(r.id).info(r, every_days)).collect();
     scrubs.sort_by(|a, b| a.volume.cmp(&b.volume));
     Ok(ScrubList { scrubs })
@@ -43,7 +43,7 @@ pub(super) async fn act(member: &Member, request: &ScrubRequest) -> Result<Scrub
     let now = clock::unix_s();
     let edit = |book: &mut Book, state: &State| {
         let mut news = false;
-        for record in state.objects.values().filter(|record| is_meant(&record.name)) {
+        for record in state.volumes().filter(|record| is_meant(&record.name)) {
             news |= match request.action {
                 ScrubAction::Start => {
                     book.edit(state, record.id).start();

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferro_protocol::api::{
-    Capacity, ChunkInfo, ComponentInfo, ComponentState, DiskInfo, DiskState, HostInfo, HostRole, HostState,
-    ObjectInfo, Policy as ApiPolicy, VolumeInfo, VolumeOwner,
+    Capacity, ChunkInfo, ComponentInfo, ComponentState, ConversionInfo, DiskInfo, DiskState, HostInfo,
+    HostRole, HostState, ObjectInfo, Policy as ApiPolicy, VolumeInfo, VolumeOwner,
 };
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId};
 use ferro_protocol::units::EXTENT_BYTES;
@@ -230,7 +230,7 @@ impl View {
         Capacity {
             total_bytes: online.iter().map(|d| d.capacity_extents * EXTENT_BYTES).sum(),
             used_bytes: online.iter().map(|d| self.used_bytes_of_disk(d)).sum(),
-            provisioned_bytes: self.state.objects.values().map(|o| o.size_bytes).sum(),
+            provisioned_bytes: self.state.volumes().map(|o| o.size_bytes).sum(),
             disks_online: online.len() as u32,
             disks: self.state.disks.len() as u32,
         }
@@ -284,7 +284,19 @@ impl View {
             read_only,
             socket: self.sockets.get(&record.id).cloned(),
             incomplete: record.content == Content::Importing,
+            conversion: self.conversion(record),
         }
+    }
+
+    fn conversion(&self, record: &ObjectRecord) -> Option<ConversionInfo> {
+        let to = self.state.conversions.of(record.id)?.to;
+        let said = self.volume_report(record).and_then(|report| report.conversion.as_ref());
+        Some(ConversionInfo {
+            policy: api_policy(to),
+            copied_bytes: said.map(|said| said.copied_bytes),
+            total_bytes: record.size_bytes,
+            waits: said.and_then(|said| said.waits.clone()),
+        })
     }
 
     pub(super) fn volumes(&self) -> Vec<VolumeInfo> {
@@ -303,7 +315,8 @@ impl View {
         };
         ObjectInfo {
             id: record.id,
-            volume: Some(record.name.clone()),
+            // What a volume is being made into is no volume yet.
+            volume: (!self.state.is_target(record.id)).then(|| record.name.clone()),
             size_bytes: record.size_bytes,
             policy: api_policy(record.policy),
             redundancy: self.redundancy(record),

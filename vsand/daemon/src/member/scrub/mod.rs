@@ -89,7 +89,7 @@ pub async fn scrub(member: Arc<Member>) {
 fn next(member: &Member, may: impl Fn(ObjectId) -> bool) -> Option<Arc<ObjectRecord>> {
     let state = member.state();
     let book = Book::of(&state)?;
-    let volumes = state.objects.values().filter(|record| may(record.id)).map(Arc::as_ref);
+    let volumes = state.volumes().filter(|record| may(record.id)).map(Arc::as_ref);
     let due = book.due(volumes, clock::unix_s(), member.config.scrub.every_days);
     let next = due.into_iter().find(|record| is_ours_to_tend(member, record))?.id;
     state.objects.get(&next).cloned()

@@ -93,9 +93,7 @@ pub(super) fn slow(view: &View, reasons: &mut Findings) {
 pub(super) fn volumes(view: &View, reasons: &mut Findings) {
     let Some(book) = Book::of(&view.state) else { return };
     let overdue_s = view.scrub_every_days.saturating_mul(OVERDUE_FACTOR * DAY_S);
-    for record in
-        view.state.objects.values().filter(|record| record.chunks_from(ChunkIndex(0)).next().is_some())
-    {
+    for record in view.state.volumes().filter(|record| record.chunks_from(ChunkIndex(0)).next().is_some()) {
         reasons.about("volume", record.id);
         let entry = book.entry(record.id);
         let name = &record.name;
