@@ -8,7 +8,7 @@ use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq
 
 use super::State;
 use super::command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused};
-use super::conversion::lineage;
+use super::conversion::kin;
 use super::level::FeatureLevel;
 use super::placement;
 use super::provision::Provision;
@@ -268,9 +268,8 @@ impl State {
         if let Some(known) = self.objects.get(&object) {
             return Err(Refused::NameTaken { name: known.name.clone(), by: object });
         }
-        let alike = |known: &&ObjectId| lineage(**known) == lineage(object);
         if self.level >= FeatureLevel::CONVERSIONS
-            && let Some(by) = self.objects.keys().find(alike)
+            && let Some((by, _)) = self.objects.range(kin(object)).next()
         {
             return Err(Refused::NameTaken { name, by: *by });
         }

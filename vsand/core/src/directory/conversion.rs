@@ -31,6 +31,7 @@
 //! - a target has no name and its object's epoch, so its owner's history goes on under the same epoch when it takes the place.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, ObjectId, Role};
@@ -42,7 +43,7 @@ use super::command::{ConversionStep, Outcome, Refused};
 use super::level::FeatureLevel;
 use super::placement;
 use super::provision::Provision;
-use super::records::{Component, Content, LockKind, ObjectRecord, Policy};
+use super::records::{Content, LockKind, ObjectRecord, Policy};
 
 /// What an object is to become.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -67,11 +68,6 @@ impl Conversions {
     pub fn iter(&self) -> impl Iterator<Item = (ObjectId, Conversion)> {
         self.0.iter().map(|(object, conversion)| (*object, *conversion))
     }
-
-    /// The object that this one is the target of.
-    pub fn source_of(&self, target: ObjectId) -> Option<ObjectId> {
-        self.0.iter().find(|(_, c)| c.target == Some(target)).map(|(object, _)| *object)
-    }
 }
 
 /// What the ids of all objects have in common that a volume is, was and is to become. A volume's first id is drawn at random, and from
@@ -80,6 +76,16 @@ pub fn lineage(object: ObjectId) -> [u8; 8] {
     let mut common = [0; 8];
     common.copy_from_slice(&object.as_bytes()[..8]);
     common
+}
+
+/// All ids of the lineage of this one.
+pub fn kin(object: ObjectId) -> RangeInclusive<ObjectId> {
+    let with = |rest: u8| {
+        let mut bytes = *object.as_bytes();
+        bytes[8..].fill(rest);
+        ObjectId::from_bytes(bytes)
+    };
+    with(0)..=with(u8::MAX)
 }
 
 /// An id for the target of a conversion that the command at `index` begins: no other command makes the same.
@@ -92,12 +98,12 @@ fn target_id(object: ObjectId, index: u64) -> ObjectId {
 impl State {
     /// Whether an object is being filled to take the place of another, and is nothing by itself.
     pub fn is_target(&self, object: ObjectId) -> bool {
-        self.conversions.source_of(object).is_some()
+        self.objects.get(&object).is_some_and(|record| self.names.get(&record.name) != Some(&object))
     }
 
-    /// The volumes: the objects that have a name.
+    /// The volumes: the objects that have a name, in the order of their names.
     pub fn volumes(&self) -> impl Iterator<Item = &Arc<ObjectRecord>> {
-        self.objects.values().filter(|object| !self.is_target(object.id))
+        self.names.values().filter_map(|id| self.objects.get(id))
     }
 
     pub(super) fn set_policy(&mut self, index: u64, object: ObjectId, from: Policy, to: Policy) -> Applied {
@@ -167,8 +173,7 @@ impl State {
                     return Err(Refused::NotConverting(object));
                 }
                 let forced = self.provisioning.of(target).forced;
-                let in_step = || filled.chunks.values().flat_map(|c| &c.components).all(Component::in_sync);
-                let whole = filled.fully_redundant() || forced && in_step();
+                let whole = filled.fully_redundant() || forced && filled.in_step();
                 if !whole {
                     return Err(Refused::NotWhole(target));
                 }

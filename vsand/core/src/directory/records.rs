@@ -322,12 +322,16 @@ impl ObjectRecord {
         }));
     }
 
+    /// Whether all components that there are, enough or not, are in sync.
+    pub fn in_step(&self) -> bool {
+        self.chunks.values().flat_map(|chunk| &chunk.components).all(Component::in_sync)
+    }
+
     /// Whether each placed chunk has all its components in sync.
     pub fn fully_redundant(&self) -> bool {
-        self.chunks.iter().all(|(index, c)| {
-            c.components.len() >= self.policy.components(*index)
-                && c.components.iter().all(Component::in_sync)
-        })
+        let complete =
+            |(index, c): (&ChunkIndex, &ChunkRecord)| c.components.len() >= self.policy.components(*index);
+        self.chunks.iter().all(complete) && self.in_step()
     }
 
     /// Whether each placed chunk has all its components in sync and none that is left over from a move.

@@ -79,12 +79,6 @@ fn below(request: &GuestRequest, end: u64) -> Option<GuestRequest> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Holder {
-    Write(GuestTag),
-    Piece(GuestTag),
-}
-
 #[derive(Debug)]
 struct Write {
     request: GuestRequest,
@@ -126,7 +120,7 @@ pub(super) enum Do {
 pub(super) struct Filling {
     size: u64,
     cursor: u64,
-    locks: RangeLocks<Holder, Stretch>,
+    locks: RangeLocks<GuestTag, Stretch>,
     writes: BTreeMap<GuestTag, Write>,
     pieces: BTreeMap<GuestTag, Piece>,
     next: u64,
@@ -191,7 +185,7 @@ impl Filling {
     pub(super) fn write(&mut self, tag: GuestTag, request: GuestRequest) {
         let stretch = Stretch::of(&request);
         self.writes.insert(tag, Write { request, runs: false, first: None, second: false });
-        if self.locks.lock(Holder::Write(tag), stretch, Mode::Exclusive) {
+        if self.locks.lock(tag, stretch, Mode::Exclusive) {
             self.begin(tag);
         }
     }
@@ -247,24 +241,22 @@ impl Filling {
         let done = self.writes.get(&tag).is_some_and(|write| !write.second && write.first.is_some());
         if done && let Some((result, _)) = self.writes.remove(&tag).and_then(|write| write.first) {
             self.to_do.push(Do::End(tag, result));
-            self.unlock(Holder::Write(tag));
+            self.unlock(tag);
         }
     }
 
     fn end_piece(&mut self, tag: GuestTag) {
         self.pieces.remove(&tag);
-        self.unlock(Holder::Piece(tag));
+        self.unlock(tag);
     }
 
-    fn unlock(&mut self, holder: Holder) {
-        for holder in self.locks.unlock(holder) {
-            match holder {
-                Holder::Write(tag) => self.begin(tag),
-                Holder::Piece(tag) => {
-                    if let Some(piece) = self.pieces.get_mut(&tag) {
-                        piece.step = Step::Ready;
-                    }
-                }
+    /// What held this range, of a write or a piece, does so no more.
+    fn unlock(&mut self, holder: GuestTag) {
+        for next in self.locks.unlock(holder) {
+            if let Some(piece) = self.pieces.get_mut(&next) {
+                piece.step = Step::Ready;
+            } else {
+                self.begin(next);
             }
         }
     }
@@ -308,7 +300,7 @@ impl Filling {
             let (tag, stretch) = (GuestTag(self.next), Stretch { start, end });
             self.next += 1;
             self.cursor = end;
-            let free = self.locks.lock(Holder::Piece(tag), stretch, Mode::Exclusive);
+            let free = self.locks.lock(tag, stretch, Mode::Exclusive);
             let step = if free { Step::Ready } else { Step::Waiting };
             self.pieces.insert(tag, Piece { stretch, step });
         }
@@ -328,7 +320,7 @@ impl Filling {
                 self.to_do.push(Do::First(tag, write.request));
             }
         }
-        let ours = |what: &Do| matches!(what, Do::First(tag, _) if tag.0 & OURS != 0);
+        let ours = |what: &Do| matches!(what, Do::First(tag, _) if is_ours(*tag));
         self.to_do.retain(|what| !matches!(what, Do::Second(..)) && !ours(what));
         (self.to_do, under_way)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::filling::{Do, Filling};
 use super::{OURS, Part, Second, Stage, VolumeOwner};
-use crate::directory::{Command, Component, ConversionStep, LockKind, ObjectRecord, Outcome, Refused};
+use crate::directory::{Command, ConversionStep, LockKind, ObjectRecord, Outcome, Refused};
 use crate::owner::{Config, Effect, Owner, ProposalId};
 
 /// A conversion that could not go on is begun again after so long.
@@ -70,11 +70,8 @@ impl VolumeOwner {
         if !second.filling.is_complete() || now < second.end_at {
             return;
         }
-        let components = |record: &ObjectRecord| {
-            record.chunks.values().flat_map(|c| &c.components).all(Component::in_sync)
-        };
         if second.frozen.is_none() {
-            if second.part.owner.is_serving() && components(second.part.owner.record()) {
+            if second.part.owner.is_serving() && second.part.owner.record().in_step() {
                 second.frozen = Some(now);
             } else {
                 return;
@@ -99,6 +96,11 @@ impl VolumeOwner {
         if let Stage::Filling(second) = &mut self.stage {
             (second.frozen, second.end_at) = (None, end_at);
         }
+        self.release_held();
+    }
+
+    /// Requests that waited for the end of the conversion go on.
+    fn release_held(&mut self) {
         for (tag, request) in std::mem::take(&mut self.held) {
             self.guest(tag, request);
         }
@@ -106,23 +108,22 @@ impl VolumeOwner {
 
     /// Carries out what the filling has decided.
     pub(super) fn carry_on(&mut self) {
+        let Some(second) = self.second_mut() else { return };
+        let to_do = second.filling.take();
+        self.carry_out(to_do);
+    }
+
+    fn carry_out(&mut self, to_do: Vec<Do>) {
         let now = self.now;
-        loop {
-            let Some(second) = self.second_mut() else { return };
-            let to_do = second.filling.take();
-            if to_do.is_empty() {
-                return;
-            }
-            for what in to_do {
-                match what {
-                    Do::First(tag, request) => self.main.owner.handle_guest(now, tag, request),
-                    Do::Second(tag, request) => {
-                        if let Some(second) = self.second_mut() {
-                            second.part.owner.handle_guest(now, tag, request);
-                        }
+        for what in to_do {
+            match what {
+                Do::First(tag, request) => self.main.owner.handle_guest(now, tag, request),
+                Do::Second(tag, request) => {
+                    if let Some(second) = self.second_mut() {
+                        second.part.owner.handle_guest(now, tag, request);
                     }
-                    Do::End(tag, result) => self.effects.push_back(Effect::Complete { tag, result }),
                 }
+                Do::End(tag, result) => self.effects.push_back(Effect::Complete { tag, result }),
             }
         }
     }
@@ -192,7 +193,7 @@ impl VolumeOwner {
 
     /// The target is of no use any more. With `tell` the directory does not know yet.
     pub(super) fn give_up(&mut self, why: &str, tell: bool) {
-        let (now, later) = (self.now, self.now.mono + PAUSE);
+        let later = self.now.mono + PAUSE;
         let stage = std::mem::replace(&mut self.stage, Stage::Alone(later));
         let Stage::Filling(second) = stage else {
             self.stage = stage;
@@ -201,16 +202,8 @@ impl VolumeOwner {
         self.refused = Some(why.to_owned());
         let (to_do, under_way) = second.filling.give_up();
         self.plain.extend(under_way);
-        for what in to_do {
-            match what {
-                Do::First(tag, request) => self.main.owner.handle_guest(now, tag, request),
-                Do::Second(..) => {}
-                Do::End(tag, result) => self.effects.push_back(Effect::Complete { tag, result }),
-            }
-        }
-        for (tag, request) in std::mem::take(&mut self.held) {
-            self.guest(tag, request);
-        }
+        self.carry_out(to_do);
+        self.release_held();
         if tell {
             // Should this be lost, the next target takes the place of this one.
             let _answer = self.propose(ConversionStep::Drop);
@@ -231,8 +224,6 @@ impl VolumeOwner {
         self.main.owner.handle_record(now, Some(record));
         (self.wanted, self.refused) = (None, None);
         self.effects.push_back(Effect::Became { from, to: self.object() });
-        for (tag, request) in std::mem::take(&mut self.held) {
-            self.guest(tag, request);
-        }
+        self.release_held();
     }
 }

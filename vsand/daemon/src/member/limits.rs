@@ -5,7 +5,7 @@
 //! The document (`storage/limits`) has an entry for each volume that has limits, by the id of the object that it was when they were set: what
 //! it has been made into since has the same [`lineage`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use ferro_protocol::api::VolumeLimits;
 use ferro_protocol::ids::ObjectId;
 use serde::{Deserialize, Serialize};
 use vsand_core::directory::State;
-use vsand_core::directory::conversion::lineage;
+use vsand_core::directory::conversion::{kin, lineage};
 use vsand_core::limits::Limits;
 
 use super::kept::Kept;
@@ -34,8 +34,7 @@ impl Default for LimitBook {
 impl LimitBook {
     /// The limits of a volume.
     pub fn get(&self, object: ObjectId) -> VolumeLimits {
-        let same = |id: &&ObjectId| lineage(**id) == lineage(object);
-        self.volumes.keys().find(same).map(|id| self.volumes[id]).unwrap_or_default()
+        self.volumes.range(kin(object)).next().map(|(_, limits)| *limits).unwrap_or_default()
     }
 
     /// Gives a volume others; those of volumes that are gone go. False if it has them already.
@@ -43,8 +42,8 @@ impl LimitBook {
         if self.get(object) == limits {
             return false;
         }
-        let known: BTreeSet<[u8; 8]> = state.objects.keys().map(|id| lineage(*id)).collect();
-        self.volumes.retain(|id, _| known.contains(&lineage(*id)) && lineage(*id) != lineage(object));
+        let is_there = |id: ObjectId| state.objects.range(kin(id)).next().is_some();
+        self.volumes.retain(|id, _| is_there(*id) && !kin(object).contains(id));
         if !limits.is_none() {
             self.volumes.insert(object, limits);
         }

@@ -288,7 +288,8 @@ impl View {
         }
     }
 
-    fn conversion(&self, record: &ObjectRecord) -> Option<ConversionInfo> {
+    /// What the volume is being made into.
+    pub(super) fn conversion(&self, record: &ObjectRecord) -> Option<ConversionInfo> {
         let to = self.state.conversions.of(record.id)?.to;
         let said = self.volume_report(record).and_then(|report| report.conversion.as_ref());
         Some(ConversionInfo {
@@ -300,13 +301,7 @@ impl View {
     }
 
     pub(super) fn volumes(&self) -> Vec<VolumeInfo> {
-        // `names` is ordered by name.
-        self.state
-            .names
-            .values()
-            .filter_map(|id| self.state.objects.get(id))
-            .map(|o| self.volume(o))
-            .collect()
+        self.state.volumes().map(|volume| self.volume(volume)).collect()
     }
 
     pub(super) fn object(&self, record: &ObjectRecord) -> ObjectInfo {

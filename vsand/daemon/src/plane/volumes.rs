@@ -266,8 +266,8 @@ fn seconds(time: Duration) -> u64 {
 pub(super) fn locks(member: &Member) -> Vec<LockInfo> {
     let (state, now) = (member.state(), clock::mono());
     let watcher = member.watcher();
-    let records = state.names.values().filter_map(|id| state.objects.get(id));
-    records
+    state
+        .volumes()
         .filter_map(|record| Some((record, record.lock.filter(|l| l.kind != LockKind::Background)?)))
         .map(|(record, lock)| {
             let left = watcher.ended(now, lock.host).err();
