@@ -9,19 +9,18 @@
 mod checks;
 pub(super) mod mutes;
 mod room;
+mod volume;
 mod wear;
 
 use std::collections::BTreeSet;
 
 use ferro_protocol::api::{
     DiskState, Health, HealthLevel, HealthReason, HealthReport, HostInfo, HostState, MaintenanceInfo,
-    Redundancy, format_size,
+    format_size,
 };
-use vsand_core::directory::{LockKind, ObjectRecord, Policy};
 
 use super::errors::host_name;
-use super::parts::SharedDomain;
-use super::remote::{HostReport, TroubleReport};
+use super::remote::HostReport;
 use super::view::View;
 
 /// A certificate with less left should have renewed itself long ago.
@@ -120,7 +119,7 @@ pub(super) fn findings(view: &View) -> Vec<Finding> {
     wear::volumes(view, &mut found);
     for record in view.state.volumes() {
         found.about("volume", record.id);
-        volume(view, record, &mut found);
+        volume::look_at(view, record, &mut found);
     }
     found.list
 }
@@ -305,164 +304,6 @@ fn disks(view: &View, reasons: &mut Findings) {
             _ => {}
         }
     }
-}
-
-fn volume(view: &View, record: &ObjectRecord, reasons: &mut Findings) {
-    let name = &record.name;
-    match view.redundancy(record) {
-        Redundancy::Healthy => {}
-        Redundancy::Resyncing => reasons.push(reason(
-            HealthLevel::Warning,
-            "volume_resyncing",
-            format!("volume {name} is being brought back to all its copies"),
-            "wait; `vsanctl resync list` says how long it takes",
-        )),
-        Redundancy::Degraded => reasons.push(reason(
-            HealthLevel::Warning,
-            "volume_degraded",
-            format!(
-                "volume {name} has fewer good copies than its policy asks for: it stands {}",
-                match view.failures_left(record) {
-                    0 => "no further failure".to_owned(),
-                    1 => "one more failure".to_owned(),
-                    n => format!("{n} more failures"),
-                }
-            ),
-            degraded_next_step(view, record),
-        )),
-        Redundancy::Unavailable => reasons.push(reason(
-            HealthLevel::Critical,
-            "volume_unavailable",
-            match record.policy {
-                Policy::Mirror { .. } => {
-                    format!("volume {name} can't be read or written: no good copy of a part of it can be reached")
-                }
-                Policy::Parity { .. } => format!(
-                    "volume {name} can't be read or written: of a part of it too few shards, or no copy of the log, can be reached"
-                ),
-            },
-            format!(
-                "bring back one of the hosts that have one; `vsanctl object show {}` says which",
-                record.id
-            ),
-        )),
-    }
-    if let Some(shared) = view.shared_domain(record) {
-        reasons.push(shares_domain(view, record, &shared));
-    }
-    if let Some(lock) = record.lock.filter(|l| l.kind != LockKind::Background && !view.is_online(l.host)) {
-        let host = host_name(&view.state, lock.host);
-        reasons.push(reason(
-            HealthLevel::Warning,
-            "owner_offline",
-            format!("volume {name} is open on host {host}, which is offline"),
-            format!(
-                "to start its virtual machine on another host, break the lock first: `vsanctl lock break {}`",
-                record.id
-            ),
-        ));
-    }
-    let importing = record.lock.is_some_and(|lock| lock.kind == LockKind::Transfer);
-    if record.content == vsand_core::directory::Content::Importing && !importing {
-        reasons.push(reason(
-            HealthLevel::Warning,
-            "volume_incomplete",
-            format!("volume {name} holds an import that was never completed"),
-            format!("repeat `vsanctl volume import {name} FILE`, or delete the volume"),
-        ));
-    }
-    for trouble in view.volume_report(record).into_iter().flat_map(|r| &r.troubles) {
-        reasons.push(stalled(view, record, *trouble));
-    }
-}
-
-/// Copies in one fault domain: nothing moves by itself, because whoever moves racks about has more to change.
-fn shares_domain(view: &View, record: &ObjectRecord, shared: &SharedDomain) -> HealthReason {
-    let places: Vec<String> = shared
-        .disks
-        .iter()
-        .filter_map(|disk| view.state.disks.get(disk))
-        .map(|disk| format!("{} of host {}", disk.path, host_name(&view.state, disk.host)))
-        .collect();
-    let SharedDomain { chunks, domain, .. } = shared;
-    let chunks = if *chunks == 1 { "a chunk".to_owned() } else { format!("{chunks} chunks") };
-    let one = shared.disks.last().map_or_else(String::new, ToString::to_string);
-    reason(
-        HealthLevel::Warning,
-        "copies_share_fault_domain",
-        format!(
-            "volume {} has copies of {chunks} in one fault domain, {domain} ({}): one failure there takes them together",
-            record.name,
-            places.join(", ")
-        ),
-        format!(
-            "move one: `vsanctl disk remove {one}` empties that disk into other fault domains, then add it again; or set the fault domain of its host back with `vsanctl host set`"
-        ),
-    )
-}
-
-fn degraded_next_step(view: &View, record: &ObjectRecord) -> String {
-    let offline: BTreeSet<String> = record
-        .chunks
-        .values()
-        .flat_map(|c| &c.components)
-        .filter(|c| !view.is_disk_online(c.disk))
-        .filter_map(|c| view.state.disks.get(&c.disk))
-        .map(|disk| host_name(&view.state, disk.host))
-        .collect();
-    if offline.is_empty() {
-        return "add disks on further hosts if there are too few; it is repaired by itself as soon as it can be".to_owned();
-    }
-    let hosts: Vec<String> = offline.into_iter().collect();
-    format!(
-        "bring back the disks of {}; without them it is repaired elsewhere after {}",
-        hosts.join(", "),
-        span(view.repair_delay_s)
-    )
-}
-
-fn stalled(view: &View, record: &ObjectRecord, trouble: TroubleReport) -> HealthReason {
-    let name = &record.name;
-    let place = |disk| {
-        let disk = view.state.disks.get(disk);
-        let host = disk.map_or_else(String::new, |d| format!(" of host {}", host_name(&view.state, d.host)));
-        (disk.map_or("?", |d| d.path.as_str()), host)
-    };
-    let (code, message, next) = match trouble {
-        TroubleReport::Stuck(disk) => {
-            let (path, host) = place(&disk);
-            let message = format!(
-                "disk {path}{host} does not answer some requests of volume {name}, and answers others; the volume goes on \
-                 with its other copies"
-            );
-            let next = "look at the kernel's log on that host; replace the disk, or restart vsand there once it is well";
-            return reason(HealthLevel::Warning, "disk_stuck", message, next);
-        }
-        TroubleReport::Full(disk) => {
-            let (path, host) = place(&disk);
-            (
-                "volume_waits_for_space",
-                format!("writes to volume {name} wait: disk {path}{host} is full"),
-                "free space on it by deleting volumes or discarding inside guests, or take it out after adding others",
-            )
-        }
-        TroubleReport::NoPlace(chunk) => (
-            "volume_waits_for_space",
-            format!("writes to volume {name} wait: no disks can take its chunk {chunk}"),
-            "add disks, on as many hosts as the policy asks for",
-        ),
-        TroubleReport::Unreachable(chunk) => (
-            "volume_waits_for_data",
-            format!("I/O of volume {name} waits: no good copy of its chunk {chunk} answers"),
-            "bring back the hosts that have one; nothing is lost as long as they come back",
-        ),
-        TroubleReport::NoDirectory => (
-            "volume_waits_for_directory",
-            format!("I/O of volume {name} waits for the cluster directory"),
-            "bring back enough of the directory's voters",
-        ),
-    };
-    reason(HealthLevel::Critical, code, message, next)
 }
 
 /// A length of time for people.

@@ -26,6 +26,12 @@ pub(super) const CHECKS: &[Check] = &[
          When it has ended, no other host talks to that one.",
     ),
     check(
+        "conversion_waits",
+        "volumes become what they are to become",
+        "A volume is to be kept in another way (`vsanctl policy apply`), and the copying does not go on. It is complete and safe as it was before; \
+         the room for what was copied is free again, and it is tried again from time to time.",
+    ),
+    check(
         "copies_share_fault_domain",
         "copies are in different fault domains",
         "Fault domains of hosts were changed after copies were placed. One failure can take more copies than the \
