@@ -9,7 +9,7 @@
 //! The rate is a part of what the pair gets through when it is alone, measured each time, and frames that were due and found no
 //! room in the ring are offered again: so what is measured is the part of the worker's time that the pair gets, on slow
 //! machines as on fast ones. The same is measured without the hostile guest, and both as often as the machine may need for one
-//! run in which it is not busy with something else.
+//! run in which it is not busy with something else, up to a minute and a half.
 
 mod rig;
 
@@ -29,7 +29,8 @@ const SPAN: Duration = Duration::from_millis(600);
 /// Frames that may wait to be offered; further ones are lost.
 const BACKLOG: u64 = 2048;
 const FRAME_BYTES: usize = 200;
-const TRIES: usize = 4;
+/// No further try is begun after so long.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// Tests of rates don't run beside each other.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -125,8 +126,8 @@ fn keeps_its_rate(
     let rig = Rig::new(config(&format!("{LAN}{LIARS}"), &groups));
     let mut pair = Pair { one: rig.guest(1, ring()), two: rig.guest(2, ring()) };
     let (mut hostile, mut sink) = (rig.guest(3, hostile), rig.guest(4, sink));
-    let mut tries = Vec::new();
-    for _ in 0..TRIES {
+    let (mut tries, began) = (Vec::new(), Instant::now());
+    while began.elapsed() < PATIENCE {
         let capacity = pair.capacity();
         let alone = pair.stream(capacity * LOAD, SPAN);
         pair.drain();
@@ -145,7 +146,7 @@ fn keeps_its_rate(
         });
         pair.drain();
         tries.push((capacity, alone, beside));
-        if beside.part() >= 0.9 * alone.part() && alone.part() > 0.5 {
+        if beside.part() >= 0.9 * alone.part() && alone.part() > 0.8 {
             assert!(worked(&rig), "the attack was none: {:?}", rig.port(3));
             println!(
                 "{capacity:.0} frames/s alone; {alone:?}, {beside:?}; hostile: {:?}",
