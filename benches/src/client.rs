@@ -30,7 +30,7 @@ use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use crate::measure::{ClientMode, Figures, Latencies};
 use crate::process::Stop;
 use crate::usage::{self, Watched};
-use crate::workload::{Access, DEPTH_MAX, LARGE_BYTES, SMALL_BYTES, Until, VOLUME_BYTES, Workload};
+use crate::workload::{Access, DEPTH_MAX, LARGE_BYTES, SMALL_BYTES, Times, Until, VOLUME_BYTES, Workload};
 
 /// Random bytes that writes are taken from: too many for any compressor's window to find the repetition.
 const SOURCE_BYTES: usize = 32 << 20;
@@ -134,6 +134,21 @@ impl Client {
         run.finish(around).with_context(|| format!("workload {}", workload.name))
     }
 
+    /// Runs a workload at a pace, in requests a second, as long as its depth allows. A request's latency counts from when it was due:
+    /// one that had to wait for those before it is no quicker for that.
+    pub fn run_at_pace(
+        &mut self,
+        workload: &Workload,
+        pace: f64,
+        times: Times,
+        around: &Surroundings<'_>,
+    ) -> anyhow::Result<Figures> {
+        ensure!(pace > 0.0 && workload.depth <= DEPTH_MAX, "a workload out of bounds");
+        let run = Run::new(self, workload, Until::Time(times))?;
+        run.keep_pace(Duration::from_secs_f64(1.0 / pace), around)
+            .with_context(|| format!("workload {}", workload.name))
+    }
+
     /// Writes a megabyte and reads it back: figures of a disk that loses data are worth nothing.
     fn self_check(&mut self) -> anyhow::Result<()> {
         let stop = Stop::default();
@@ -194,22 +209,27 @@ impl Memory {
 
 /// Waits for at least one completion and adds the slots of all that came to `done`.
 fn wait(queue: &mut Blkioq, done: &mut Vec<usize>, stop: &Stop) -> anyhow::Result<()> {
-    let mut completions = [const { MaybeUninit::<Completion>::uninit() }; DEPTH_MAX];
-    let mut stalled = Duration::ZERO;
-    let count = loop {
+    let began = Instant::now();
+    loop {
         stop.check()?;
-        let mut time_left = WAIT_STEP;
-        match queue.do_io(&mut completions, 1, Some(&mut time_left), None) {
-            Ok(count) => break count,
-            Err(error) if error.errno() == Errno::INTR => {}
-            Err(error) if error.errno() == Errno::TIME => {
-                stalled += WAIT_STEP;
-                if stalled >= STALL_MAX {
-                    bail!("no request completed in {} s: did the back end die?", stalled.as_secs());
-                }
-            }
-            Err(error) => return Err(error).context("waiting for a completion"),
+        wait_for(queue, done, WAIT_STEP)?;
+        if !done.is_empty() {
+            return Ok(());
         }
+        if began.elapsed() >= STALL_MAX {
+            bail!("no request completed in {} s: did the back end die?", STALL_MAX.as_secs());
+        }
+    }
+}
+
+/// Waits so long for completions and puts the slots of all that came into `done`; it may be none.
+fn wait_for(queue: &mut Blkioq, done: &mut Vec<usize>, how_long: Duration) -> anyhow::Result<()> {
+    let mut completions = [const { MaybeUninit::<Completion>::uninit() }; DEPTH_MAX];
+    let mut time_left = how_long;
+    let count = match queue.do_io(&mut completions, 1, Some(&mut time_left), None) {
+        Ok(count) => count,
+        Err(error) if matches!(error.errno(), Errno::INTR | Errno::TIME) => 0,
+        Err(error) => return Err(error).context("waiting for a completion"),
     };
     done.clear();
     for completion in &completions[..count] {
@@ -238,7 +258,7 @@ struct Run<'a> {
     measure_from: Instant,
     end: Option<Instant>,
     left: u64,
-    next_block: u64,
+    next_start: u64,
     in_flight: Vec<Option<InFlight>>,
     latencies: Latencies,
 }
@@ -252,7 +272,7 @@ impl<'a> Run<'a> {
             Until::Requests(count) => (now, None, count),
         };
         let in_flight = vec![None; workload.depth];
-        Ok(Self { client, workload, measure_from, end, left, next_block: 0, in_flight, latencies })
+        Ok(Self { client, workload, measure_from, end, left, next_start: 0, in_flight, latencies })
     }
 
     fn finish(mut self, around: &Surroundings<'_>) -> anyhow::Result<Figures> {
@@ -288,6 +308,48 @@ impl<'a> Run<'a> {
         Ok(figures)
     }
 
+    /// Submits requests when they are due and a slot is free, one after the other `every` so often.
+    fn keep_pace(mut self, every: Duration, around: &Surroundings<'_>) -> anyhow::Result<Figures> {
+        let mut free: Vec<usize> = (0..self.workload.depth).collect();
+        let mut done = Vec::with_capacity(DEPTH_MAX);
+        let (mut due, mut answered) = (Instant::now(), Instant::now());
+        let end = self.end.context("a pace is kept for a time")?;
+        loop {
+            around.stop.check()?;
+            let now = Instant::now();
+            while due <= now
+                && due < end
+                && let Some(slot) = free.pop()
+            {
+                self.submit(slot, due);
+                due += every;
+            }
+            if free.len() == self.workload.depth {
+                if now >= end {
+                    break;
+                }
+                std::thread::sleep(due.min(end).saturating_duration_since(now));
+                answered = Instant::now();
+                continue;
+            }
+            let patience =
+                if free.is_empty() { WAIT_STEP } else { due.saturating_duration_since(now).min(WAIT_STEP) };
+            wait_for(&mut self.client.queue, &mut done, patience)?;
+            let now = Instant::now();
+            if !done.is_empty() {
+                answered = now;
+            }
+            ensure!(now - answered < STALL_MAX, "no request completed in {} s", STALL_MAX.as_secs());
+            for &slot in &done {
+                self.complete(slot, now)?;
+                free.push(slot);
+            }
+        }
+        ensure!(self.latencies.count() > 0, "no request completed in the measured time");
+        let measured = end.saturating_duration_since(self.measure_from);
+        Ok(self.latencies.figures(self.workload.block_bytes, measured))
+    }
+
     fn complete(&mut self, slot: usize, now: Instant) -> anyhow::Result<()> {
         let request = self
             .in_flight
@@ -296,7 +358,7 @@ impl<'a> Run<'a> {
             .with_context(|| format!("a completion for slot {slot}, where no request was"))?;
         let in_time = now >= self.measure_from && self.end.is_none_or(|end| now < end);
         if in_time {
-            self.latencies.record(request.is_read, now - request.submitted);
+            self.latencies.record(request.is_read, now.saturating_duration_since(request.submitted));
         }
         Ok(())
     }
@@ -307,18 +369,18 @@ impl<'a> Run<'a> {
             return;
         }
         self.left -= 1;
-        let Client { queue, memory, random, .. } = &mut *self.client;
+        let Client { queue, memory, random, volume_bytes, .. } = &mut *self.client;
         let bytes = self.workload.block_bytes;
-        let blocks = VOLUME_BYTES / bytes as u64;
-        let block = match self.workload.access {
-            Access::Random => random.random_range(0..blocks),
-            Access::Sequential => {
-                let block = self.next_block;
-                self.next_block = (block + 1) % blocks;
-                block
-            }
+        let mut next = |step: u64, end: u64| {
+            let start = self.next_start;
+            self.next_start = if start + step < end { start + step } else { 0 };
+            start
         };
-        let start = block * bytes as u64;
+        let start = match self.workload.access {
+            Access::Random => random.random_range(0..VOLUME_BYTES / bytes as u64) * bytes as u64,
+            Access::Sequential => next(bytes as u64, VOLUME_BYTES),
+            Access::EachMib => next(1 << 20, *volume_bytes),
+        };
         let is_read = random.random_range(0..100) < self.workload.read_percent;
         if is_read {
             queue.read(start, memory.slot(slot), bytes, slot, ReqFlags::empty());

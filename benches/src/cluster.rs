@@ -19,6 +19,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
+use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use crate::process::{self, Daemon, Stop};
@@ -165,13 +166,25 @@ fn string_field(json: &str, field: &str) -> anyhow::Result<String> {
         .with_context(|| format!("vsanctl's answer has no {field:?}: {json}"))
 }
 
-fn config_text(host: &Host, listen: SocketAddr) -> anyhow::Result<String> {
+/// How a cluster is made, where it is not as its policy asks.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// How many daemons.
+    pub hosts: usize,
+    /// GiB given to each one's disk.
+    pub disk_gib: u32,
+    /// Further lines of each one's configuration.
+    pub config: String,
+}
+
+fn config_text(host: &Host, further: &str) -> anyhow::Result<String> {
     let quoted = |path: &Path| -> anyhow::Result<String> {
         // A JSON string is a TOML basic string.
         Ok(serde_json::to_string(path.to_str().context("a path that is not UTF-8")?)?)
     };
     Ok(format!(
-        "listen = \"{listen}\"\nname = \"{}\"\nstate_dir = {}\nrun_dir = {}\nfault_domain = \"{}\"\n",
+        "listen = \"{}\"\nname = \"{}\"\nstate_dir = {}\nrun_dir = {}\nfault_domain = \"{}\"\n{further}",
+        host.listen,
         host.name,
         quoted(&host.directory.join("state"))?,
         quoted(&host.run_dir)?,
@@ -181,8 +194,15 @@ fn config_text(host: &Host, listen: SocketAddr) -> anyhow::Result<String> {
 
 struct Host {
     name: String,
+    listen: SocketAddr,
     directory: PathBuf,
     run_dir: PathBuf,
+}
+
+impl Host {
+    fn config(&self) -> PathBuf {
+        self.directory.join("vsand.toml")
+    }
 }
 
 /// A running cluster. Dropped in this order: daemons, then directories.
@@ -191,13 +211,14 @@ pub struct Cluster {
     hosts: Vec<Host>,
     programs: Programs,
     policy: Policy,
+    config: String,
     stop: Stop,
     run: TempDir,
     data: TempDir,
 }
 
 impl Cluster {
-    /// Starts the daemons and forms the cluster, one disk of `disk_gib` GiB a host, below `directory`.
+    /// Starts the daemons that the policy needs and forms the cluster, one disk of `disk_gib` GiB a host, below `directory`.
     pub fn start(
         programs: &Programs,
         policy: &Policy,
@@ -205,7 +226,20 @@ impl Cluster {
         disk_gib: u32,
         stop: &Stop,
     ) -> anyhow::Result<Self> {
-        ensure_space(directory, (u64::from(disk_gib) << 30) * policy.hosts() as u64)?;
+        let setup = Setup { hosts: policy.hosts(), disk_gib, config: String::new() };
+        Self::start_as(programs, policy, setup, directory, stop)
+    }
+
+    /// The same, made otherwise.
+    pub fn start_as(
+        programs: &Programs,
+        policy: &Policy,
+        setup: Setup,
+        directory: &Path,
+        stop: &Stop,
+    ) -> anyhow::Result<Self> {
+        let Setup { hosts, disk_gib, config } = setup;
+        ensure_space(directory, (u64::from(disk_gib) << 30) * hosts as u64)?;
         let data = temp_dir(directory)?;
         let run = tempfile::Builder::new().prefix("fb-").tempdir().context("making a run directory")?;
         let mut cluster = Self {
@@ -213,11 +247,12 @@ impl Cluster {
             hosts: Vec::new(),
             programs: programs.clone(),
             policy: policy.clone(),
+            config,
             stop: stop.clone(),
             run,
             data,
         };
-        let listen = free_addresses(policy.hosts())?;
+        let listen = free_addresses(hosts)?;
         for (number, listen) in (1..).zip(listen) {
             cluster.start_host(number, listen)?;
         }
@@ -253,22 +288,55 @@ impl Cluster {
 
     fn start_host(&mut self, number: usize, listen: SocketAddr) -> anyhow::Result<()> {
         let name = format!("h{number}");
-        let host =
-            Host { directory: self.data.path().join(&name), run_dir: self.run.path().join(&name), name };
+        let (directory, run_dir) = (self.data.path().join(&name), self.run.path().join(&name));
+        let host = Host { name, listen, directory, run_dir };
         for directory in [host.directory.join("state"), host.directory.join("disk"), host.run_dir.clone()] {
             fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
         }
-        let config = host.directory.join("vsand.toml");
-        fs::write(&config, config_text(&host, listen)?)
+        let config = host.config();
+        fs::write(&config, config_text(&host, &self.config)?)
             .with_context(|| format!("writing {}", config.display()))?;
+        self.daemons.push(self.serve(&host)?);
+        self.hosts.push(host);
+        Ok(())
+    }
+
+    fn serve(&self, host: &Host) -> anyhow::Result<Daemon> {
+        let config = host.config();
         let config = config.to_str().context("a path that is not UTF-8")?;
         let log = host.directory.join("vsand.log");
         let daemon_name = format!("vsand {}", host.name);
         let mut daemon = Daemon::start(&daemon_name, &self.programs.vsand, &["--config", config], log)?;
         let api = host.run_dir.join("api.sock");
         daemon.wait_until("API socket", START_TIMEOUT, &self.stop, || UnixStream::connect(&api).is_ok())?;
-        self.daemons.push(daemon);
-        self.hosts.push(host);
+        Ok(daemon)
+    }
+
+    fn number_of(&self, name: &str) -> anyhow::Result<usize> {
+        self.hosts
+            .iter()
+            .position(|host| host.name == name)
+            .with_context(|| format!("there is no host {name}"))
+    }
+
+    /// What the first host's `vsanctl` says as JSON.
+    pub fn ask<T: DeserializeOwned>(&self, what: &[&str]) -> anyhow::Result<T> {
+        let words: Vec<&str> = what.iter().copied().chain(["-o", "json"]).collect();
+        let text = self.vsanctl(&self.hosts[0]).run(&words)?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("reading what `vsanctl {}` said", words.join(" ")))
+    }
+
+    /// Ends a host's daemon without a warning.
+    pub fn kill(&mut self, host: &str) -> anyhow::Result<()> {
+        let number = self.number_of(host)?;
+        self.daemons[number].kill()
+    }
+
+    /// Starts the daemon of a host again whose daemon was ended.
+    pub fn start_again(&mut self, host: &str) -> anyhow::Result<()> {
+        let number = self.number_of(host)?;
+        self.daemons[number] = self.serve(&self.hosts[number])?;
         Ok(())
     }
 

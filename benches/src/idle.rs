@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::cluster::{Cluster, DISK_GIB, Policy, Programs, default_directory};
 use crate::measure::ClientMode;
 use crate::process::Stop;
-use crate::report::{Machine, write_json};
+use crate::report::{Machine, tell};
 use crate::usage;
 
 /// The most of a core that an idle daemon may use, percent.
@@ -96,14 +96,11 @@ pub fn idle(args: &IdleArgs, stop: &Stop) -> anyhow::Result<bool> {
         .collect();
     ensure!(!daemons.is_empty(), "no daemon was measured");
     let report = IdleReport { volumes: args.volumes, seconds: args.seconds, daemons, machine };
-    print_report(&report, args);
-    if let Some(path) = &args.json {
-        write_json(&report, path)?;
-    }
+    tell(&report, &text(&report, args), args.json.as_deref())?;
     Ok(!args.check || report.daemons.iter().all(|daemon| daemon.pass))
 }
 
-fn print_report(report: &IdleReport, args: &IdleArgs) {
+fn text(report: &IdleReport, args: &IdleArgs) -> String {
     let mut text = format!(
         "{} idle volumes ({}), {} s; bars: under {CPU_PERCENT_MAX} % of a core, under {RSS_MIB_MAX} MiB\n",
         report.volumes,
@@ -121,10 +118,5 @@ fn print_report(report: &IdleReport, args: &IdleArgs) {
             if daemon.pass { "pass" } else { "FAIL" }
         );
     }
-    // Standard output is for one of the two.
-    if args.json.as_deref().is_some_and(|path| path.as_os_str() == "-") {
-        eprint!("{text}");
-    } else {
-        print!("{text}");
-    }
+    text
 }

@@ -7,7 +7,9 @@ use clap::{Parser, Subcommand};
 use ferro_bench::coding::{CodingArgs, coding};
 use ferro_bench::congestion::{CongestionArgs, ProbeArgs, congestion};
 use ferro_bench::idle::{IdleArgs, idle};
+use ferro_bench::memory::{MemoryArgs, memory};
 use ferro_bench::process::Stop;
+use ferro_bench::rebuild::{RebuildArgs, rebuild};
 use ferro_bench::storage::{SocketArgs, StorageArgs, socket, storage};
 use ferro_bench::switch::{SwitchArgs, UdpArgs, switch};
 use ferro_bench::tunnel::{QuinnArgs, quinn};
@@ -27,6 +29,10 @@ enum What {
     Storage(StorageArgs),
     /// What daemons use while their volumes do nothing.
     Idle(IdleArgs),
+    /// What a large volume's metadata costs the daemons.
+    Memory(MemoryArgs),
+    /// How fast what a dead host held is rebuilt, and what that costs a guest.
+    Rebuild(RebuildArgs),
     /// The workloads on a vhost-user-blk socket that is there already. Overwrites what is on it.
     Socket(SocketArgs),
     /// The switch's tunnels beside bare quinn, over loopback.
@@ -55,6 +61,8 @@ fn main() -> ExitCode {
     let done = Stop::on_signals().and_then(|stop| match &args.what {
         What::Storage(args) => storage(args, &stop),
         What::Idle(args) => idle(args, &stop),
+        What::Memory(args) => memory(args, &stop),
+        What::Rebuild(args) => rebuild(args, &stop),
         What::Socket(args) => socket(args, &stop).map(|()| true),
         What::Quinn(args) => quinn(args, &stop),
         What::Switch(args) => switch(args, &stop),

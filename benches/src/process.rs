@@ -116,6 +116,15 @@ impl Daemon {
         Watched { name: self.name.clone(), pid: self.child.id() }
     }
 
+    /// Ends it at once.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child
+            .kill()
+            .and_then(|()| self.child.wait())
+            .with_context(|| format!("killing {}", self.name))?;
+        Ok(())
+    }
+
     /// An error with the end of its log if it has ended.
     pub fn check(&mut self) -> anyhow::Result<()> {
         if let Some(status) = self.child.try_wait().with_context(|| format!("looking after {}", self.name))? {

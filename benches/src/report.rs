@@ -207,11 +207,16 @@ impl Report {
         }
         Ok(())
     }
+}
 
-    /// Writes the JSON; `-` is standard output.
-    pub fn write_json(&self, path: &Path) -> anyhow::Result<()> {
-        write_json(self, path)
+/// Prints a report, and writes it as JSON if that was asked for. Standard output is for one of the two.
+pub fn tell(value: &impl Serialize, text: &str, json: Option<&Path>) -> anyhow::Result<()> {
+    if json == Some(Path::new("-")) {
+        eprint!("{text}");
+    } else {
+        print!("{text}");
     }
+    json.map_or(Ok(()), |path| write_json(value, path))
 }
 
 /// Writes a value as JSON; `-` is standard output.

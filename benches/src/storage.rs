@@ -13,7 +13,7 @@ use crate::measure::{ClientMode, Peer, Table};
 use crate::peer_ceph;
 use crate::peer_qsd::{Aio, Qsd};
 use crate::process::Stop;
-use crate::report::{Machine, Report};
+use crate::report::{Machine, Report, tell};
 use crate::usage::Watched;
 use crate::workload::{FLUSHED_WRITES, PREFILL, PREFILL_REQUESTS, Times, Until, WORKLOADS, Workload};
 
@@ -152,18 +152,8 @@ pub fn storage(args: &StorageArgs, stop: &Stop) -> anyhow::Result<bool> {
     let mut report = Report::new(subject, args.plan.client.main(), machine, ours, peer);
     report.ours_polling = ours_polling;
     report.peer_polling = peer_polling;
-    finish(&report, args.json.as_deref())?;
+    tell(&report, &report.text(), args.json.as_deref())?;
     Ok(!args.check || report.all_passed())
-}
-
-fn finish(report: &Report, json: Option<&Path>) -> anyhow::Result<()> {
-    // Standard output is for one of the two.
-    if json == Some(Path::new("-")) {
-        eprint!("{}", report.text());
-    } else {
-        print!("{}", report.text());
-    }
-    json.map_or(Ok(()), |path| report.write_json(path))
 }
 
 fn run_ours(
@@ -216,7 +206,7 @@ pub fn socket(args: &SocketArgs, stop: &Stop) -> anyhow::Result<()> {
         report.ours_polling =
             run_all(&args.socket, ClientMode::Polling, &workloads, &args.plan, &around, "socket")?;
     }
-    finish(&report, args.json.as_deref())
+    tell(&report, &report.text(), args.json.as_deref())
 }
 
 /// Fills the volume, then runs the workloads with each client asked for: the main one's figures and, if asked for

@@ -20,6 +20,8 @@ pub enum Access {
     Random,
     /// From the start, again from the start at the end.
     Sequential,
+    /// The first block of each MiB of the whole disk, however large, from the start.
+    EachMib,
 }
 
 /// When a workload ends.
