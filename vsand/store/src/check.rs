@@ -74,7 +74,7 @@ pub fn verify(dir: &Path) -> Result<CheckReport, OpenError> {
     let chunks: Vec<ChunkId> = tables.components(None).map(|(chunk, _)| chunk).collect();
     for chunk in chunks {
         report.components += 1;
-        let keys: Vec<_> = tables.extents(chunk).map(|(key, _)| key).collect();
+        let keys: Vec<_> = tables.extents(chunk).map(|extent| extent.key).collect();
         for key in keys {
             let Some(slot) = tables.load(&meta, key).map_err(in_meta)? else { continue };
             let Some(blocks) = &slot.blocks else { continue };

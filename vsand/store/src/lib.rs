@@ -3,7 +3,7 @@
 //! ```text
 //! disk directory
 //! ├── superblock    who the disk is; two copies                             superblock.rs
-//! ├── data          preallocated; physical extents of 1 MiB, each of         tables.rs, alloc.rs
+//! ├── data          preallocated; physical extents of 1 MiB, each of         tables.rs, slots.rs, alloc.rs
 //! │                 256 blocks of 4 KiB that belong to one extent of a chunk
 //! ├── journal       the only write-ahead log: a ring of batches              journal.rs, store/batch.rs
 //! └── meta/         RocksDB: extent → place, block → version and CRC-32,     meta.rs, blocks.rs, store/checkpoint.rs
@@ -41,6 +41,7 @@ mod recovery;
 #[allow(unsafe_code)]
 pub mod ring;
 mod slab;
+mod slots;
 pub mod store;
 pub mod superblock;
 mod tables;

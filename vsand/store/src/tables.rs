@@ -7,58 +7,19 @@
 //! what is dirty; a marked extent is encoded by [`Tables::freeze`], at leisure or just before it changes.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
 
 use bytes::Bytes;
 use ferro_protocol::ids::{ChunkId, ChunkIndex, Epoch, ObjectId, Seq, Version};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange, CHUNK_EXTENTS, EXTENT_BLOCKS};
 
 use crate::alloc::Allocator;
-use crate::blocks::{BlockSet, Blocks, GROUP_BLOCKS, GROUPS};
-use crate::gate::Gate;
+use crate::blocks::{Blocks, GROUP_BLOCKS, GROUPS};
 use crate::journal::{Place, Record};
 use crate::meta::{self, Loaded, MapRow, Meta, MetaError, MetaOp};
-use crate::overlay::Overlay;
+use crate::slots::{Extent, ExtentKey, Slot, Slots};
 
-/// A quick hash for small integer keys of our own making: nobody outside chooses them.
-#[derive(Default)]
-pub(crate) struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 29)
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-    fn write_u64(&mut self, n: u64) {
-        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
-/// An extent of a component: the component's place in the table, and which of its extents.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct ExtentKey(u64);
-
-impl std::hash::Hash for ExtentKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0);
-    }
-}
-
-impl ExtentKey {
-    fn new(component: usize, extent: u32) -> Self {
-        Self((component as u64) << 16 | u64::from(extent))
-    }
-    fn component(self) -> usize {
-        (self.0 >> 16) as usize
-    }
-    pub(crate) fn extent(self) -> u16 {
-        self.0 as u16
-    }
-}
+/// Extents that are looked at, whether they may rest, each time that another's metadata is loaded.
+const EVICT_LOOKS: usize = 8;
 
 /// A component of a chunk on this disk.
 #[derive(Debug)]
@@ -69,32 +30,6 @@ struct Component {
     exists: bool,
     dirty: bool,
     removed: bool,
-}
-
-/// One extent of a component.
-#[derive(Debug, Default)]
-pub(crate) struct Slot {
-    pub(crate) phys: Option<u32>,
-    /// Given to writes under way that will map it.
-    pub(crate) pending: Option<u32>,
-    pub(crate) seq_max: Seq,
-    pub(crate) blocks: Option<Box<Blocks>>,
-    pub(crate) overlay: Option<Box<Overlay>>,
-    pub(crate) gate: Gate,
-    /// `RocksDB` has rows of it.
-    stored: bool,
-    /// Groups that changed since the last checkpoint began.
-    dirty: u8,
-    /// Groups that the checkpoint under way still has to encode.
-    frozen: u8,
-    in_checkpoint: bool,
-    used: bool,
-}
-
-impl Slot {
-    pub(crate) fn mapped(&self) -> Option<&BlockSet> {
-        self.blocks.as_ref().map(|b| &b.mapped)
-    }
 }
 
 /// A record that does not fit what is there: the disk can't be trusted.
@@ -110,7 +45,7 @@ pub(crate) enum ApplyError {
 pub(crate) struct Tables {
     components: Vec<Component>,
     by_chunk: HashMap<ChunkId, usize>,
-    pub(crate) slots: HashMap<ExtentKey, Slot, BuildHasherDefault<Mix>>,
+    pub(crate) slots: Slots,
     pub(crate) epochs: HashMap<ObjectId, Epoch>,
     pub(crate) alloc: Allocator,
     pub(crate) overlay_blocks: usize,
@@ -125,6 +60,8 @@ pub(crate) struct Tables {
     frozen: Vec<MetaOp>,
     cached: VecDeque<ExtentKey>,
     cached_max: usize,
+    /// How many more are to be looked at, whether they may rest, before somebody loads one.
+    to_evict: usize,
     /// Replay claims physical extents as it meets them; later they were taken before their record was written.
     pub(crate) replaying: bool,
 }
@@ -134,7 +71,7 @@ impl Tables {
         let mut tables = Self {
             components: Vec::new(),
             by_chunk: HashMap::new(),
-            slots: HashMap::default(),
+            slots: Slots::default(),
             epochs: loaded.epochs.into_iter().collect(),
             alloc: Allocator::new(extents),
             overlay_blocks: 0,
@@ -148,6 +85,7 @@ impl Tables {
             frozen: Vec::new(),
             cached: VecDeque::new(),
             cached_max,
+            to_evict: 0,
             replaying: true,
         };
         for (chunk, watermark) in loaded.components {
@@ -161,8 +99,7 @@ impl Tables {
             if row.phys.is_some_and(|p| !tables.alloc.take(row.chunk.object, p)) {
                 return Err(ApplyError::Misfit("two extents share a place"));
             }
-            let slot = Slot { phys: row.phys, seq_max: row.seq_max, stored: true, ..Slot::default() };
-            tables.slots.insert(key, slot);
+            tables.slots.insert(key, row.phys, row.seq_max);
         }
         Ok(tables)
     }
@@ -203,18 +140,14 @@ impl Tables {
         self.components.iter().filter(of).map(|c| (c.chunk, c.watermark))
     }
 
-    /// The extents of a component, in order, with the first block of each.
-    pub(crate) fn extents(&self, chunk: ChunkId) -> impl Iterator<Item = (ExtentKey, &Slot)> {
-        let component = self.by_chunk.get(&chunk).copied();
-        (0..CHUNK_EXTENTS).filter_map(move |extent| {
-            let key = ExtentKey::new(component?, extent);
-            self.slots.get(&key).map(|slot| (key, slot))
-        })
+    /// The extents of a component, in order.
+    pub(crate) fn extents(&self, chunk: ChunkId) -> impl Iterator<Item = Extent> {
+        self.by_chunk.get(&chunk).into_iter().flat_map(|&component| self.slots.of(component))
     }
 
     /// The slot with its block metadata in memory. `None` if the extent was never touched.
     pub(crate) fn load(&mut self, meta: &Meta, key: ExtentKey) -> Result<Option<&mut Slot>, MetaError> {
-        let Some(slot) = self.slots.get_mut(&key) else { return Ok(None) };
+        let Some(slot) = self.slots.wake(key) else { return Ok(None) };
         slot.used = true;
         if slot.blocks.is_none() {
             slot.blocks = Some(if slot.stored {
@@ -223,32 +156,51 @@ impl Tables {
                 Blocks::never()
             });
             self.cached.push_back(key);
-            self.evict(key);
+            self.evict(Some(key), EVICT_LOOKS, self.cached_max);
         }
-        Ok(self.slots.get_mut(&key))
+        Ok(self.slots.get_mut(key))
     }
 
     /// As `load`, making the slot if need be.
     pub(crate) fn load_or_new(&mut self, meta: &Meta, key: ExtentKey) -> Result<&mut Slot, MetaError> {
-        self.slots.entry(key).or_default();
+        self.slots.wake_or_new(key);
         Ok(self.load(meta, key)?.expect("it was just made"))
     }
 
-    /// Drops clean block metadata that was not used lately; dirty metadata stays until its checkpoint is stable.
-    fn evict(&mut self, keep: ExtentKey) {
-        let mut looks = 8;
-        while self.cached.len() > self.cached_max && looks > 0 {
-            looks -= 1;
+    /// Lets extents rest that were not used lately, if more than so many have their metadata in memory. Dirty metadata stays until its
+    /// checkpoint is stable.
+    fn evict(&mut self, keep: Option<ExtentKey>, looks: usize, cached_max: usize) {
+        for _ in 0..looks.min(self.cached.len()) {
+            if self.cached.len() <= cached_max {
+                return;
+            }
             let Some(key) = self.cached.pop_front() else { return };
-            let Some(slot) = self.slots.get_mut(&key) else { continue };
-            let clean = slot.dirty == 0 && !slot.in_checkpoint;
-            if key == keep || slot.used || !clean {
+            let Some(slot) = self.slots.get_mut(key) else { continue };
+            if Some(key) == keep || slot.used || !slot.may_rest() {
                 slot.used = false;
                 self.cached.push_back(key);
             } else {
-                slot.blocks = None;
+                self.slots.rest(key);
             }
         }
+    }
+
+    /// Whether a checkpoint has left more in memory than is to stay there.
+    pub(crate) fn has_to_evict(&self) -> bool {
+        self.to_evict > 0 && self.cached.len() > self.cached_max
+    }
+
+    /// Lets some of that rest.
+    pub(crate) fn evict_some(&mut self, count: usize) {
+        let looks = count.min(self.to_evict);
+        self.to_evict -= looks;
+        self.evict(None, looks, self.cached_max);
+    }
+
+    /// Nobody has asked for anything for a while: all rest, so many at a time.
+    pub(crate) fn evict_idle(&mut self, count: usize) {
+        self.evict(None, count, 0);
+        self.slots.shrink();
     }
 
     /// How many extents have changed since the last checkpoint began.
@@ -318,14 +270,12 @@ impl Tables {
     /// The slot, ready to be changed.
     fn open(&mut self, meta: &Meta, key: ExtentKey) -> Result<&mut Slot, MetaError> {
         self.load_or_new(meta, key)?;
-        if self.slots[&key].frozen != 0 {
-            self.freeze(key);
-        }
-        Ok(self.slots.get_mut(&key).expect("it was just loaded"))
+        self.freeze(key);
+        Ok(self.slots.get_mut(key).expect("it was just loaded"))
     }
 
     fn mark(&mut self, key: ExtentKey, range: BlockRange, force: bool, version: Version) {
-        let slot = self.slots.get_mut(&key).expect("the caller has opened it");
+        let slot = self.slots.get_mut(key).expect("the caller has opened it");
         if slot.dirty == 0 {
             self.dirty_slots.push(key);
         }
@@ -341,7 +291,7 @@ impl Tables {
 
     /// Maps the extent to the place that the record names.
     fn attach(&mut self, key: ExtentKey, phys: u32) -> Result<(), ApplyError> {
-        let slot = self.slots.get_mut(&key).expect("the caller has opened it");
+        let slot = self.slots.get_mut(key).expect("the caller has opened it");
         match slot.phys {
             Some(p) if p == phys => Ok(()),
             Some(_) => Err(ApplyError::Misfit("the extent lies elsewhere")),
@@ -463,11 +413,9 @@ impl Tables {
         let gone: Vec<_> = (0..self.components.len()).filter(|&at| of(&self.components[at])).collect();
         for component in gone {
             for extent in 0..CHUNK_EXTENTS {
-                let key = ExtentKey::new(component, extent);
-                if self.slots.get(&key).is_some_and(|s| s.frozen != 0) {
-                    self.freeze(key);
-                }
-                let Some(slot) = self.slots.remove(&key) else { continue };
+                self.freeze(ExtentKey::new(component, extent));
+            }
+            for slot in self.slots.remove(component) {
                 self.overlay_blocks -= slot.overlay.as_ref().map_or(0, |o| o.len());
                 if let Some(phys) = slot.phys {
                     self.alloc.defer(object, phys);
@@ -503,8 +451,8 @@ impl Tables {
             }
         }
         self.to_freeze = std::mem::take(&mut self.dirty_slots);
-        self.to_freeze.retain(|key| self.slots.contains_key(key));
-        for key in &self.to_freeze {
+        self.to_freeze.retain(|&key| self.slots.get(key).is_some());
+        for &key in &self.to_freeze {
             let slot = self.slots.get_mut(key).expect("the others were dropped");
             slot.frozen = std::mem::take(&mut slot.dirty);
             slot.in_checkpoint = true;
@@ -518,7 +466,7 @@ impl Tables {
     }
 
     fn freeze(&mut self, key: ExtentKey) {
-        let Some(slot) = self.slots.get_mut(&key) else { return };
+        let Some(slot) = self.slots.get_mut(key) else { return };
         let groups = std::mem::take(&mut slot.frozen);
         let Some(blocks) = slot.blocks.as_ref().filter(|_| groups != 0) else { return };
         let chunk = self.components[key.component()].chunk;
@@ -550,8 +498,10 @@ impl Tables {
 
     /// The checkpoint is stable.
     pub(crate) fn checkpoint_ends(&mut self) {
+        // Each of them once, and once more if it was used just then.
+        self.to_evict = self.cached.len() * 2;
         for key in std::mem::take(&mut self.in_checkpoint) {
-            if let Some(slot) = self.slots.get_mut(&key) {
+            if let Some(slot) = self.slots.get_mut(key) {
                 slot.in_checkpoint = false;
                 slot.stored = true;
             }

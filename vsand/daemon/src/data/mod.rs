@@ -50,6 +50,8 @@ use volume::{Volume, VolumeKey};
 
 /// Entries of the submission queue: a turn that has more submits in between.
 const RING_ENTRIES: u32 = 1024;
+/// How often buffers that nobody needed meanwhile go back to the allocator.
+const REST_EVERY: Duration = Duration::from_secs(1);
 /// The longest sleep: owners, stores and connections are looked after at least so often.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// Disks have so long for their last checkpoint when the daemon stops. One that does not answer is left as it is, which is
@@ -116,6 +118,8 @@ pub(crate) struct DataLoop {
     turns: u64,
     stopping: Option<Stopping>,
     looked_after: Instant,
+    /// When unused buffers were last given back.
+    rested: Instant,
     /// A guest's ring holds requests that this turn did not take.
     more_requests: bool,
 }
@@ -148,6 +152,7 @@ impl DataLoop {
             turns: 0,
             stopping: None,
             looked_after: Instant(0),
+            rested: Instant(0),
             more_requests: false,
         }
     }
@@ -347,6 +352,10 @@ impl DataLoop {
             return;
         }
         self.looked_after = now.mono;
+        if now.mono.since(self.rested) >= REST_EVERY {
+            self.rested = now.mono;
+            self.pool.rest();
+        }
         let mut silent: Vec<(ConnectionId, ConnectionError)> = Vec::new();
         for (id, peer) in &mut self.peers {
             if let Err(error) = peer.connection.keep_alive(now.mono) {

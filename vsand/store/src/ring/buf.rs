@@ -108,6 +108,8 @@ struct Shelves {
 struct ShelvesState {
     bytes: usize,
     free: [Vec<NonNull<u8>>; CLASSES.len()],
+    /// The fewest that were free of each class since the last [`BufPool::rest`].
+    spare: [usize; CLASSES.len()],
 }
 
 // SAFETY: the pointers on the shelves own their memory exclusively; they are only handed over under the mutex.
@@ -155,13 +157,29 @@ impl BufPool {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buf = if let Some(ptr) = state.free[class].pop() {
             state.bytes -= CLASSES[class];
+            state.spare[class] = state.spare[class].min(state.free[class].len());
             AlignedBuf { ptr, capacity: CLASSES[class], len, pool: None }
         } else {
+            state.spare[class] = 0;
             drop(state);
             AlignedBuf::allocate(CLASSES[class], len)
         };
         buf.pool = Some(Arc::clone(&self.0));
         buf
+    }
+
+    /// Gives the allocator back what nobody needed since the last call. To be called now and then.
+    pub fn rest(&self) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let ShelvesState { bytes, free, spare } = &mut *state;
+        for ((free, spare), size) in free.iter_mut().zip(spare).zip(CLASSES) {
+            for ptr in free.drain(..(*spare).min(free.len())) {
+                *bytes -= size;
+                // SAFETY: every pointer on this shelf was allocated with that size by `AlignedBuf::allocate`, and is taken off it here.
+                unsafe { dealloc(ptr.as_ptr(), AlignedBuf::layout(size)) };
+            }
+            *spare = free.len();
+        }
     }
 
     /// These bytes at an aligned address: themselves if they are, else a copy.
@@ -200,6 +218,23 @@ mod tests {
         let one = pool.take(4000);
         let two = pool.take(4096);
         assert!([one.as_ptr().addr(), two.as_ptr().addr()].contains(&first));
+    }
+
+    #[test]
+    fn what_nobody_needs_for_a_while_is_given_back() {
+        let pool = BufPool::new(1 << 20);
+        let on_shelves = || pool.0.state.lock().unwrap().bytes;
+        drop((0..10).map(|_| pool.take(4096)).collect::<Vec<_>>());
+        assert_eq!(on_shelves(), 10 * 4096);
+        pool.rest();
+        assert_eq!(on_shelves(), 10 * 4096, "they were needed just now");
+        drop((0..3).map(|_| pool.take(4096)).collect::<Vec<_>>());
+        pool.rest();
+        assert_eq!(on_shelves(), 3 * 4096);
+        pool.rest();
+        assert_eq!(on_shelves(), 0);
+        drop(pool.take(100));
+        assert_eq!(on_shelves(), 4096);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::files::FileKind;
 use crate::gate::Mode;
 use crate::journal::{Place, Record, block_crcs};
 use crate::ring::Ring;
-use crate::tables::ExtentKey;
+use crate::slots::ExtentKey;
 
 /// The smallest run that is worth a flush of its own instead of a second write.
 const DIRECT_BLOCKS_MIN: u32 = 16;
@@ -196,7 +196,7 @@ impl Store {
             part.op = index;
             let (key, mode, span) = (part.key, part.mode, part.span());
             let at = self.parts.insert(part);
-            let gate = &mut self.tables.slots.entry(key).or_default().gate;
+            let gate = &mut self.tables.slots.wake_or_new(key).gate;
             if gate.admits(mode, &span) {
                 gate.enter(at, mode, span);
                 self.start_part(ring, at);
@@ -257,6 +257,7 @@ impl Store {
             }
         }
         for part in &mut parts {
+            self.tables.slots.wake(part.key);
             part.mode = self.mode_of(part);
         }
         parts
@@ -271,7 +272,7 @@ impl Store {
         if range.count() < DIRECT_BLOCKS_MIN {
             return Mode::Journaled;
         }
-        let Some(slot) = self.tables.slots.get(&part.key) else { return Mode::Direct };
+        let Some(slot) = self.tables.slots.get(part.key) else { return Mode::Direct };
         if range.count() == EXTENT_BLOCKS {
             return if slot.phys.is_none() && slot.gate.is_idle() { Mode::Direct } else { Mode::Exclusive };
         }
@@ -284,7 +285,7 @@ impl Store {
     /// Whether the part may have to allocate an extent; notes the promise.
     fn needs_extent(&self, part: &mut Part) -> bool {
         let maps = part.pieces.iter().any(|p| p.data.is_some());
-        let has_one = self.tables.slots.get(&part.key).is_some_and(|slot| {
+        let has_one = self.tables.slots.get(part.key).is_some_and(|slot| {
             (slot.phys.is_some() || slot.pending.is_some()) && slot.gate.admits(part.mode, &part.span())
         });
         part.promised = maps && !has_one;
@@ -325,7 +326,7 @@ impl Store {
     /// The physical extent that the extent has or will have.
     fn place_of(&mut self, key: ExtentKey) -> Option<u32> {
         let object = self.tables.object_of(key);
-        let slot = self.tables.slots.get_mut(&key)?;
+        let slot = self.tables.slots.get_mut(key)?;
         if slot.phys.is_none() && slot.pending.is_none() {
             slot.pending = self.tables.alloc.allocate(object);
         }
@@ -341,7 +342,7 @@ impl Store {
         }
         let (key, range, version, data, force) = (part.key, *range, *version, data.clone(), part.force);
         let (chunk, watermark, mode, span) = (part.chunk, part.watermark, part.mode, part.span());
-        let Some(slot) = self.tables.slots.get(&key) else { return false };
+        let Some(slot) = self.tables.slots.get(key) else { return false };
         let Some(blocks) = &slot.blocks else { return false };
         let mut span = span.start as usize..span.end as usize;
         if !force && span.clone().any(|b| blocks.version(b) >= version) {
@@ -418,7 +419,7 @@ impl Store {
         }
         let (key, op, object) = (part.key, part.op, part.chunk.object);
         self.parts.remove(index);
-        if let Some(slot) = self.tables.slots.get_mut(&key) {
+        if let Some(slot) = self.tables.slots.get_mut(key) {
             slot.gate.leave(index);
             if !slot.gate.has_active()
                 && let Some(unused) = slot.pending.take()

@@ -15,8 +15,16 @@ use super::{Purpose, Store};
 use crate::files::FileKind;
 use crate::meta::{self, Checkpoint};
 use crate::ring::Ring;
-use crate::tables::ExtentKey;
+use crate::slots::ExtentKey;
 
+/// Extents that are looked at in a turn, whether they may rest, after a checkpoint.
+const EVICT_EXTENTS_A_TURN: usize = 64;
+/// How often unused buffers are given back, and more extents rest while nobody asks for anything.
+const REST_NS: u64 = 1_000_000_000;
+/// Nobody asks for anything any more when the last request is so long ago.
+const IDLE_NS: u64 = 10_000_000_000;
+/// Extents that are looked at then at once.
+const EVICT_EXTENTS_IDLE: usize = 1024;
 /// Writes to places under way at once: enough to keep the disk busy, few enough not to be in the guests' way.
 const DEPTH: usize = 8;
 /// The same when writers are about to wait.
@@ -74,7 +82,10 @@ impl Store {
             self.begin_checkpoint();
         }
         self.destage(ring);
-        let frozen = self.checkpoint.is_none() || self.tables.freeze_some(self.config.freeze_extents_a_turn);
+        if self.checkpoint.is_none() {
+            return self.rest();
+        }
+        let frozen = self.tables.freeze_some(self.config.freeze_extents_a_turn);
         let Some(run) = &mut self.checkpoint else { return };
         if run.step == Step::Destage && frozen && run.extents.is_empty() && run.under_way == 0 {
             run.step = Step::Flush;
@@ -89,12 +100,25 @@ impl Store {
         self.commit_checkpoint(ring);
     }
 
+    /// What is not needed for now goes out of memory.
+    fn rest(&mut self) {
+        self.tables.evict_some(EVICT_EXTENTS_A_TURN);
+        if self.now_ns.saturating_sub(self.rested_ns) < REST_NS {
+            return;
+        }
+        self.rested_ns = self.now_ns;
+        self.pool.rest();
+        if self.now_ns.saturating_sub(self.asked_ns) >= IDLE_NS {
+            self.tables.evict_idle(EVICT_EXTENTS_IDLE);
+        }
+    }
+
     fn begin_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
         self.tables.checkpoint_begins();
         let mut extents: Vec<(u32, ExtentKey)> = Vec::new();
         for &key in self.tables.checkpoint_extents() {
-            if let Some(slot) = self.tables.slots.get(&key)
+            if let Some(slot) = self.tables.slots.get(key)
                 && slot.overlay.as_ref().is_some_and(|o| !o.is_empty())
                 && let Some(phys) = slot.phys
             {
@@ -124,7 +148,7 @@ impl Store {
         }
         while run.under_way < depth {
             let Some(&key) = run.extents.last() else { return };
-            let slot = self.tables.slots.get_mut(&key);
+            let slot = self.tables.slots.get_mut(key);
             let found = slot.and_then(|slot| {
                 let piece = slot.overlay.as_mut()?.next_run(run.next_block, run.batch)?;
                 Some((slot.phys?, piece))
@@ -162,7 +186,7 @@ impl Store {
         }
         self.tables.alloc.unpin(phys);
         self.retry_stalled = !self.stalled.is_empty();
-        if let Some(slot) = self.tables.slots.get_mut(&key)
+        if let Some(slot) = self.tables.slots.get_mut(key)
             && let Some(overlay) = &mut slot.overlay
         {
             self.tables.overlay_blocks -= overlay.done(first, batches);

@@ -41,8 +41,9 @@ use crate::meta::{self, Meta};
 use crate::recovery::{JournalEnd, recover};
 use crate::ring::{AlignedBuf, BufPool, Completion, Ring};
 use crate::slab::Slab;
+use crate::slots::ExtentKey;
 use crate::superblock::Superblock;
-use crate::tables::{ExtentKey, Tables};
+use crate::tables::Tables;
 use crate::worker::Worker;
 
 use self::batch::{Batches, Journal, Queued};
@@ -112,6 +113,8 @@ pub struct StoreStats {
     pub journal_bytes: u64,
     /// Bytes of it that the next checkpoint frees.
     pub journal_used_bytes: u64,
+    /// Extents whose metadata is in memory, or with which something is under way. The others take 16 bytes each.
+    pub extents_awake: usize,
     /// Blocks that wait in memory for their place.
     pub overlay_blocks: usize,
     /// Changes that wait for a batch.
@@ -202,6 +205,9 @@ pub struct Store {
     checkpoint: Option<CheckpointRun>,
     checkpoint_wanted: bool,
     checkpoint_last_ns: u64,
+    /// When something was last asked for, and when what is not needed was last put out of memory.
+    asked_ns: u64,
+    rested_ns: u64,
     shutting_down: bool,
     done: VecDeque<(Ticket, Result<DiskReply, DiskError>)>,
     dead: Option<String>,
@@ -272,6 +278,8 @@ impl Store {
             checkpoint: None,
             checkpoint_wanted: false,
             checkpoint_last_ns: 0,
+            asked_ns: 0,
+            rested_ns: 0,
             shutting_down: false,
             done: VecDeque::new(),
             dead: None,
@@ -298,7 +306,9 @@ impl Store {
 
     /// Whether it goes on at its next turn without anything to be waited for: who drives it must not sleep.
     pub fn has_work(&self) -> bool {
-        self.has_answers() || (self.checkpoint.is_some() && self.tables.has_to_freeze())
+        let to_do =
+            if self.checkpoint.is_some() { self.tables.has_to_freeze() } else { self.tables.has_to_evict() };
+        self.has_answers() || to_do
     }
 
     /// The disk.
@@ -318,7 +328,8 @@ impl Store {
 
     /// Every component on the disk.
     pub fn inventory(&self) -> Vec<InventoryEntry> {
-        let extents = |chunk| self.tables.extents(chunk).filter(|(_, s)| s.phys.is_some()).count() as u32;
+        let extents =
+            |chunk| self.tables.extents(chunk).filter(|extent| extent.phys.is_some()).count() as u32;
         self.tables
             .components(None)
             .map(|(chunk, _)| InventoryEntry { chunk, extents: extents(chunk) })
@@ -339,6 +350,7 @@ impl Store {
             extents_kept: self.tables.alloc.kept(),
             journal_bytes: self.superblock.journal_bytes,
             journal_used_bytes: self.journal.used(),
+            extents_awake: self.tables.slots.awake(),
             overlay_blocks: self.tables.overlay_blocks,
             absorbed_blocks: self.tables.absorbed,
             queued: self.queue.len() + self.stalled.len(),
@@ -382,6 +394,7 @@ impl Store {
             self.done.push_back((ticket, Err(DiskError::Dead(reason.clone()))));
             return;
         }
+        self.asked_ns = now_ns;
         match op {
             DiskOp::Read { chunk, range } => self.start_read(ring, ReadOp::new(ticket, chunk, range, false)),
             DiskOp::Fetch { chunk, range } => self.start_read(ring, ReadOp::new(ticket, chunk, range, true)),

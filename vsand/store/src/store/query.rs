@@ -7,7 +7,7 @@ use vsand_core::disk::{DiskReply, Ticket};
 
 use super::Store;
 use crate::meta::MetaError;
-use crate::tables::ExtentKey;
+use crate::slots::{Extent, ExtentKey};
 
 /// The most extents whose blocks one `List` looks at: their metadata may have to be read, and the loop waits meanwhile.
 const LIST_EXTENTS_MAX: usize = 64;
@@ -66,10 +66,10 @@ impl Store {
         let keys: Vec<ExtentKey> = self
             .tables
             .extents(chunk)
-            .filter(|(key, slot)| {
-                slot.seq_max > since && (u32::from(key.extent()) + 1) * EXTENT_BLOCKS > from_block
+            .filter(|extent| {
+                extent.seq_max > since && (u32::from(extent.key.extent()) + 1) * EXTENT_BLOCKS > from_block
             })
-            .map(|(key, _)| key)
+            .map(|extent| extent.key)
             .take(LIST_EXTENTS_MAX + 1)
             .collect();
         let mut runs = Vec::new();
@@ -98,11 +98,10 @@ impl Store {
         let components: Vec<(ChunkId, Seq)> = self.tables.components(Some(object)).collect();
         let mut summary = Vec::with_capacity(components.len());
         for (chunk, watermark) in components {
-            let extents: Vec<(ExtentKey, Seq)> =
-                self.tables.extents(chunk).map(|(k, s)| (k, s.seq_max)).collect();
-            let seq_max = extents.iter().map(|&(_, seq)| seq).max().unwrap_or_default();
+            let extents: Vec<Extent> = self.tables.extents(chunk).collect();
+            let seq_max = extents.iter().map(|extent| extent.seq_max).max().unwrap_or_default();
             let mut tail = Vec::new();
-            for (key, _) in extents.into_iter().filter(|&(_, seq)| seq > watermark) {
+            for Extent { key, .. } in extents.into_iter().filter(|extent| extent.seq_max > watermark) {
                 if let Err(error) = self.runs_of(key, watermark, 0, usize::MAX, &mut tail) {
                     self.die(error.to_string());
                     return self.answer_dead(ticket);

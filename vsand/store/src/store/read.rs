@@ -16,7 +16,8 @@ use super::query::push_run;
 use super::{Purpose, Store};
 use crate::meta::{Meta, MetaError};
 use crate::ring::{AlignedBuf, Ring};
-use crate::tables::{ExtentKey, Tables};
+use crate::slots::ExtentKey;
+use crate::tables::Tables;
 
 /// A block to be read from the data file.
 #[derive(Clone, Copy, Debug)]
