@@ -8,6 +8,11 @@ use clap::Parser;
 use ferro_transport::startup;
 use vsand::server::End;
 
+/// `RocksDB`'s too: what was needed for a while goes back to the kernel, and buffers at whole pages cost nothing beside themselves
+/// (docs/decisions/0030-memory.md).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The storage daemon of a Ferrosphere host.
 #[derive(Parser)]
 #[command(version)]
