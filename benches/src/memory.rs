@@ -1,5 +1,5 @@
-//! `ferro-bench memory`: what a large volume's metadata costs the daemons: of nothing, of a volume that was written all over, and of
-//! the same when nobody has asked for anything for a while.
+//! `ferro-bench memory`: what a large volume's metadata costs the daemons, beyond what a small one does: just after it was written all over,
+//! and when nobody has asked for anything for a while.
 //!
 //! One block in each extent is written: what the daemons know of an extent does not depend on how many of its blocks are. The disks need
 //! room for the whole volume, or a file system that allocates without writing, on a sparse file:
@@ -126,9 +126,12 @@ fn measure(cluster: &Cluster, args: &MemoryArgs, stop: &Stop) -> anyhow::Result<
     let around = Surroundings { stop, watched: &[] };
     // A small one first: what any volume costs, and what the first requests make the daemons allocate, is not the large one's.
     let small = cluster.volume("small", "2G")?;
-    Client::attach(&small, ClientMode::Sleeping)?.run(&FILL, Until::Requests(2048), &around)?;
-    stop.sleep(Duration::from_secs(5))?;
+    let mut client = Client::attach(&small, ClientMode::Sleeping)?;
+    client.run(&FILL, Until::Requests(2048), &around)?;
+    stop.sleep(Duration::from_secs(args.idle_seconds.min(30)))?;
+    // With its client: a guest's memory that a daemon has mapped counts as the daemon's, once here and once below.
     let before = Moment::of("a small volume", cluster)?;
+    drop(client);
     let large = cluster.volume("large", &format!("{}G", args.gib))?;
     let mut client = Client::attach(&large, ClientMode::Sleeping)?;
     let figures = client.run(&FILL, Until::Requests(u64::from(args.gib) * 1024), &around)?;

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   a host more than the policy needs, the volume filled
-//!     kill one, wait until its components are rebuilt on the others      ──► idle: bytes a second, beside the disk's own
+//!     kill one, write here and there, so that it is missed; then wait
+//!     until its components are rebuilt on the others                     ──► idle: bytes a second, beside the disk's own
 //!     start it again: empty, a place for the next
 //!     the guest's peak; half of it, at a pace                            ──► p99 before
 //!     kill another, the same pace while its components are rebuilt       ──► p99 during
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use ferro_protocol::api::{DiskList, Redundancy, ResyncList, ResyncState, VolumeInfo};
+use ferro_protocol::api::{DiskList, Redundancy, VolumeInfo};
 use serde::Serialize;
 
 use crate::client::{Client, Surroundings};
@@ -135,6 +136,7 @@ fn measure(
     let (host, lost_mib) = fullest(cluster)?;
     eprintln!("idle: {host} dies with {lost_mib:.0} MiB");
     cluster.kill(&host)?;
+    client.run(mix, Until::Requests(1000), &around)?;
     let began = wait_for_rebuild(cluster, stop)?;
     let seconds = wait_for_health(cluster, began, stop)?;
     let mib_s = lost_mib / seconds;
@@ -166,7 +168,7 @@ fn beside_a_guest(
     cluster.kill(&host)?;
     // It goes on while the host is missed and until the repair delay is over.
     let killed = Instant::now();
-    while !is_rebuilding(cluster)? {
+    while redundancy(cluster)? != Redundancy::Resyncing {
         ensure!(killed.elapsed() < BEGIN_TIMEOUT, "nothing was rebuilt in {} s", BEGIN_TIMEOUT.as_secs());
         let brief = Times { ramp: Duration::ZERO, measured: Duration::from_secs(1) };
         client.run_at_pace(mix, pace, brief, around)?;
@@ -174,7 +176,7 @@ fn beside_a_guest(
     let began = Instant::now();
     let during = client.run_at_pace(mix, pace, times, around)?;
     ensure!(
-        is_rebuilding(cluster)?,
+        redundancy(cluster)? == Redundancy::Resyncing,
         "the rebuild was over before {} s were measured: choose fewer --seconds, or a lower --resync-mib-per-s",
         args.seconds
     );
@@ -195,17 +197,20 @@ fn fullest(cluster: &Cluster) -> anyhow::Result<(String, f64)> {
     Ok((disk.host_name, disk.used_bytes as f64 / f64::from(1 << 20)))
 }
 
-fn is_rebuilding(cluster: &Cluster) -> anyhow::Result<bool> {
-    let list: ResyncList = cluster.ask(&["resync", "list"])?;
-    Ok(list.resyncs.iter().any(|resync| resync.state == ResyncState::Running))
+fn redundancy(cluster: &Cluster) -> anyhow::Result<Redundancy> {
+    let volume: VolumeInfo = cluster.ask(&["volume", "show", VOLUME])?;
+    Ok(volume.redundancy)
 }
 
-/// When the rebuild was first seen to run.
+/// When the rebuild was first seen to run: the dead host was missed first, and then components in its place were there to be filled.
 fn wait_for_rebuild(cluster: &Cluster, stop: &Stop) -> anyhow::Result<Instant> {
-    let killed = Instant::now();
+    let (killed, mut missed) = (Instant::now(), false);
     while killed.elapsed() < BEGIN_TIMEOUT {
-        if is_rebuilding(cluster)? {
-            return Ok(Instant::now());
+        match redundancy(cluster)? {
+            Redundancy::Resyncing => return Ok(Instant::now()),
+            Redundancy::Healthy if missed => bail!("it was rebuilt before it could be looked at"),
+            Redundancy::Healthy => {}
+            Redundancy::Degraded | Redundancy::Unavailable => missed = true,
         }
         stop.sleep(LOOK_EVERY)?;
     }
@@ -215,8 +220,7 @@ fn wait_for_rebuild(cluster: &Cluster, stop: &Stop) -> anyhow::Result<Instant> {
 /// How long it takes from `began` until everything is there again, in seconds.
 fn wait_for_health(cluster: &Cluster, began: Instant, stop: &Stop) -> anyhow::Result<f64> {
     while began.elapsed() < REBUILD_TIMEOUT {
-        let volume: VolumeInfo = cluster.ask(&["volume", "show", VOLUME])?;
-        if volume.redundancy == Redundancy::Healthy {
+        if redundancy(cluster)? == Redundancy::Healthy {
             return Ok(began.elapsed().as_secs_f64());
         }
         stop.sleep(LOOK_EVERY)?;
