@@ -126,10 +126,6 @@ impl Client {
         until: Until,
         around: &Surroundings<'_>,
     ) -> anyhow::Result<Figures> {
-        ensure!(
-            workload.depth <= DEPTH_MAX && workload.block_bytes <= LARGE_BYTES,
-            "a workload out of bounds"
-        );
         let run = Run::new(self, workload, until)?;
         run.finish(around).with_context(|| format!("workload {}", workload.name))
     }
@@ -143,7 +139,7 @@ impl Client {
         times: Times,
         around: &Surroundings<'_>,
     ) -> anyhow::Result<Figures> {
-        ensure!(pace > 0.0 && workload.depth <= DEPTH_MAX, "a workload out of bounds");
+        ensure!(pace > 0.0, "a pace of {pace} requests a second");
         let run = Run::new(self, workload, Until::Time(times))?;
         run.keep_pace(Duration::from_secs_f64(1.0 / pace), around)
             .with_context(|| format!("workload {}", workload.name))
@@ -265,6 +261,10 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(client: &'a mut Client, workload: &'a Workload, until: Until) -> anyhow::Result<Self> {
+        ensure!(
+            workload.depth <= DEPTH_MAX && workload.block_bytes <= LARGE_BYTES,
+            "a workload out of bounds"
+        );
         let latencies = Latencies::new()?;
         let now = Instant::now();
         let (measure_from, end, left) = match until {

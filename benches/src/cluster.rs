@@ -73,6 +73,35 @@ impl FromStr for Policy {
     }
 }
 
+/// What each measurement of a cluster of ours takes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CommonArgs {
+    /// Where disks are made [default: the cargo target directory].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Write the figures as JSON to this file (- for standard output).
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Exit with 1 if a target is missed.
+    #[arg(long)]
+    pub check: bool,
+    /// Take vsand and vsanctl as they are, without building them first.
+    #[arg(long)]
+    pub no_build: bool,
+}
+
+impl CommonArgs {
+    /// Where disks are made.
+    pub fn directory(&self) -> anyhow::Result<PathBuf> {
+        self.dir.clone().map_or_else(default_directory, Ok)
+    }
+
+    /// The programs, built first unless that was not wanted.
+    pub fn programs(&self, stop: &Stop) -> anyhow::Result<Programs> {
+        Programs::find(!self.no_build, stop)
+    }
+}
+
 /// The two programs, as they were built beside this one.
 #[derive(Clone, Debug)]
 pub struct Programs {

@@ -1,14 +1,13 @@
 //! `ferro-bench idle`: what a daemon uses while its volumes do nothing.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use serde::Serialize;
 
 use crate::client::Client;
-use crate::cluster::{Cluster, DISK_GIB, Policy, Programs, default_directory};
+use crate::cluster::{Cluster, CommonArgs, DISK_GIB, Policy};
 use crate::measure::ClientMode;
 use crate::process::Stop;
 use crate::report::{Machine, tell};
@@ -31,18 +30,9 @@ pub struct IdleArgs {
     /// Seconds to watch.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub seconds: u64,
-    /// Where disks are made [default: the cargo target directory].
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// Write the figures as JSON to this file (- for standard output).
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Exit with 1 if a bar is missed.
-    #[arg(long)]
-    pub check: bool,
-    /// Take vsand and vsanctl as they are, without building them first.
-    #[arg(long)]
-    pub no_build: bool,
+    /// Where, and what becomes of the figures.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 /// How long the cluster may settle before it is watched.
@@ -67,8 +57,8 @@ struct IdleReport {
 /// Measures; whether all bars were met, or nobody asked.
 pub fn idle(args: &IdleArgs, stop: &Stop) -> anyhow::Result<bool> {
     let machine = Machine::read();
-    let directory = args.dir.clone().map_or_else(default_directory, Ok)?;
-    let programs = Programs::find(!args.no_build, stop)?;
+    let directory = args.common.directory()?;
+    let programs = args.common.programs(stop)?;
     let cluster = Cluster::start(&programs, &args.policy, &directory, DISK_GIB, stop)?;
     let mut clients = Vec::new();
     for number in 0..args.volumes {
@@ -96,8 +86,8 @@ pub fn idle(args: &IdleArgs, stop: &Stop) -> anyhow::Result<bool> {
         .collect();
     ensure!(!daemons.is_empty(), "no daemon was measured");
     let report = IdleReport { volumes: args.volumes, seconds: args.seconds, daemons, machine };
-    tell(&report, &text(&report, args), args.json.as_deref())?;
-    Ok(!args.check || report.daemons.iter().all(|daemon| daemon.pass))
+    tell(&report, &text(&report, args), args.common.json.as_deref())?;
+    Ok(!args.common.check || report.daemons.iter().all(|daemon| daemon.pass))
 }
 
 fn text(report: &IdleReport, args: &IdleArgs) -> String {

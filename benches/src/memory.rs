@@ -10,13 +10,12 @@
 //! ```
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::client::{Client, Surroundings};
-use crate::cluster::{Cluster, Policy, Programs, Setup, default_directory};
+use crate::cluster::{Cluster, CommonArgs, Policy, Setup};
 use crate::measure::ClientMode;
 use crate::process::Stop;
 use crate::report::{Machine, tell};
@@ -50,18 +49,9 @@ pub struct MemoryArgs {
     /// Seconds without a request before the idle volume is measured.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub idle_seconds: u64,
-    /// Where disks are made [default: the cargo target directory].
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// Write the figures as JSON to this file (- for standard output).
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Exit with 1 if a bar is missed.
-    #[arg(long)]
-    pub check: bool,
-    /// Take vsand and vsanctl as they are, without building them first.
-    #[arg(long)]
-    pub no_build: bool,
+    /// Where, and what becomes of the figures.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 /// Resident memory at a moment, MiB, of each daemon.
@@ -99,8 +89,8 @@ struct MemoryReport {
 /// Measures; whether all bars were met, or nobody asked.
 pub fn memory(args: &MemoryArgs, stop: &Stop) -> anyhow::Result<bool> {
     let machine = Machine::read();
-    let directory = args.dir.clone().map_or_else(default_directory, Ok)?;
-    let programs = Programs::find(!args.no_build, stop)?;
+    let directory = args.common.directory()?;
+    let programs = args.common.programs(stop)?;
     // What a disk keeps for itself comes to 1/64 and a little, and nothing is placed on one that is nearly full.
     let setup =
         Setup { hosts: args.policy.hosts(), disk_gib: args.gib + args.gib / 8 + 4, config: String::new() };
@@ -118,8 +108,8 @@ pub fn memory(args: &MemoryArgs, stop: &Stop) -> anyhow::Result<bool> {
         pass: busy <= BUSY_MIB_MAX && idle <= IDLE_MIB_MAX,
         machine,
     };
-    tell(&report, &text(&report), args.json.as_deref())?;
-    Ok(!args.check || report.pass)
+    tell(&report, &text(&report), args.common.json.as_deref())?;
+    Ok(!args.common.check || report.pass)
 }
 
 fn measure(cluster: &Cluster, args: &MemoryArgs, stop: &Stop) -> anyhow::Result<Vec<Moment>> {

@@ -13,7 +13,7 @@
 //! A daemon is killed, its disk with it; after the least repair delay that can be set the cluster takes both for gone.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -21,7 +21,7 @@ use ferro_protocol::api::{DiskList, Redundancy, VolumeInfo};
 use serde::Serialize;
 
 use crate::client::{Client, Surroundings};
-use crate::cluster::{Cluster, DISK_GIB, Policy, Programs, Setup, default_directory};
+use crate::cluster::{Cluster, CommonArgs, DISK_GIB, Policy, Setup};
 use crate::measure::{ClientMode, Figures, SCRIPT_MB_BYTES};
 use crate::peer_qsd::{Aio, Qsd};
 use crate::process::Stop;
@@ -53,18 +53,9 @@ pub struct RebuildArgs {
     /// What a rebuild may copy a second beside a busy guest, in MiB, instead of the default (`resync_mib_per_s`).
     #[arg(long, value_name = "N")]
     pub resync_mib_per_s: Option<u64>,
-    /// Where disks are made [default: the cargo target directory].
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// Write the figures as JSON to this file (- for standard output).
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Exit with 1 if a bar is missed.
-    #[arg(long)]
-    pub check: bool,
-    /// Take vsand and vsanctl as they are, without building them first.
-    #[arg(long)]
-    pub no_build: bool,
+    /// Where, and what becomes of the figures.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,9 +95,9 @@ struct RebuildReport {
 pub fn rebuild(args: &RebuildArgs, stop: &Stop) -> anyhow::Result<bool> {
     ensure!(args.policy.hosts() > 1, "{} has nothing to be rebuilt from", args.policy.text());
     let machine = Machine::read();
-    let directory = args.dir.clone().map_or_else(default_directory, Ok)?;
+    let directory = args.common.directory()?;
     let disk_mib_s = disk_speed(&directory, stop)?;
-    let programs = Programs::find(!args.no_build, stop)?;
+    let programs = args.common.programs(stop)?;
     let mut config = format!("repair_delay_s = {REPAIR_DELAY_S}\n");
     if let Some(rate) = args.resync_mib_per_s {
         // Writing to a String cannot fail.
@@ -117,8 +108,8 @@ pub fn rebuild(args: &RebuildArgs, stop: &Stop) -> anyhow::Result<bool> {
     let (idle, guest) =
         measure(&mut cluster, args, disk_mib_s, stop).map_err(|error| cluster.with_logs(&error))?;
     let report = RebuildReport { policy: args.policy.text().to_owned(), idle, guest, machine };
-    tell(&report, &text(&report), args.json.as_deref())?;
-    Ok(!args.check || report.idle.pass && report.guest.pass)
+    tell(&report, &text(&report), args.common.json.as_deref())?;
+    Ok(!args.common.check || report.idle.pass && report.guest.pass)
 }
 
 fn measure(

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::client::{Client, Surroundings};
-use crate::cluster::{Cluster, DISK_GIB, Policy, Programs, default_directory};
+use crate::cluster::{Cluster, CommonArgs, DISK_GIB, Policy};
 use crate::measure::{ClientMode, Peer, Table};
 use crate::peer_ceph;
 use crate::peer_qsd::{Aio, Qsd};
@@ -105,18 +105,9 @@ pub struct StorageArgs {
     /// How the qsd peer reaches its file.
     #[arg(long, value_enum, default_value_t = Aio::IoUring)]
     pub qsd_aio: Aio,
-    /// Where disks are made [default: the cargo target directory].
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// Write the figures as JSON to this file (- for standard output).
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Exit with 1 if a target is missed.
-    #[arg(long)]
-    pub check: bool,
-    /// Take vsand and vsanctl as they are, without building them first.
-    #[arg(long)]
-    pub no_build: bool,
+    /// Where, and what becomes of the figures.
+    #[command(flatten)]
+    pub common: CommonArgs,
     /// What to run.
     #[command(flatten)]
     pub plan: Plan,
@@ -131,7 +122,7 @@ pub fn storage(args: &StorageArgs, stop: &Stop) -> anyhow::Result<bool> {
     }
     let like = (args.policy.has_parity()).then_some("ec21");
     let pool = args.pool.as_deref().or(like);
-    let directory = args.dir.clone().map_or_else(default_directory, Ok)?;
+    let directory = args.common.directory()?;
     let workloads = args.plan.workloads(args.peer == Some(Peer::Qsd));
     let (ours, ours_polling) =
         if args.peer_only { Default::default() } else { run_ours(args, &workloads, &directory, stop)? };
@@ -152,8 +143,8 @@ pub fn storage(args: &StorageArgs, stop: &Stop) -> anyhow::Result<bool> {
     let mut report = Report::new(subject, args.plan.client.main(), machine, ours, peer);
     report.ours_polling = ours_polling;
     report.peer_polling = peer_polling;
-    tell(&report, &report.text(), args.json.as_deref())?;
-    Ok(!args.check || report.all_passed())
+    tell(&report, &report.text(), args.common.json.as_deref())?;
+    Ok(!args.common.check || report.all_passed())
 }
 
 fn run_ours(
@@ -162,7 +153,7 @@ fn run_ours(
     directory: &Path,
     stop: &Stop,
 ) -> anyhow::Result<(Table, Table)> {
-    let programs = Programs::find(!args.no_build, stop)?;
+    let programs = args.common.programs(stop)?;
     eprintln!("ours: starting {} vsand", args.policy.hosts());
     let cluster = Cluster::start(&programs, &args.policy, directory, DISK_GIB, stop)?;
     let socket = cluster.volume("bench", "2G")?;

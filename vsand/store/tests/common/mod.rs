@@ -12,7 +12,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 use vsand_core::disk::{DiskError, DiskOp, DiskReply, Ticket};
-use vsand_store::{Completion, FormatOptions, Ring, Store, StoreConfig};
+use vsand_store::{Completion, FormatOptions, Ring, Store, StoreConfig, check};
 
 pub type Answer = Result<DiskReply, DiskError>;
 
@@ -206,4 +206,11 @@ pub fn fresh(capacity_bytes: u64) -> (TempDir, PathBuf, Harness) {
     Store::format(&path, &options(capacity_bytes)).unwrap();
     let harness = Harness::open(&path, StoreConfig { debug_faults: true, ..StoreConfig::default() });
     (dir, path, harness)
+}
+
+/// The offline check finds nothing.
+pub fn clean(path: &Path) -> check::CheckReport {
+    let report = check::verify(path).unwrap();
+    assert_eq!(report.findings, []);
+    report
 }
