@@ -36,6 +36,8 @@ pub enum EventKind {
     HostUp,
     /// A host's lease has ended.
     HostDown,
+    /// A host is away for so long that what it holds is built elsewhere.
+    HostGivenUp,
     /// A host is called otherwise, or fails together with others.
     HostChanged,
     /// A host is to leave.

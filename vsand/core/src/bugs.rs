@@ -56,11 +56,15 @@ pub enum Bug {
     RemovedForgotten,
     /// While an object is converted, what is written where it was copied already goes to the former object only.
     ConversionMissesWrites,
+    /// The directory does not know who is away.
+    AwayUnknown,
+    /// A component that is in sync goes at once, and what it answers afterwards counts.
+    GoneAnswered,
 }
 
 impl Bug {
     /// All of them, with their names and what they do.
-    pub const ALL: [(&'static str, Self, &'static str); 26] = [
+    pub const ALL: [(&'static str, Self, &'static str); 28] = [
         ("ack-before-flush", Self::AckBeforeFlush, "a write is answered before it is on stable storage"),
         ("no-seal", Self::NoSeal, "replicas accept any epoch"),
         ("seal-in-memory", Self::SealInMemory, "the promise to refuse lower epochs is not written down"),
@@ -138,6 +142,12 @@ impl Bug {
             "conversion-misses-writes",
             Self::ConversionMissesWrites,
             "what is written during a conversion goes to the former object only",
+        ),
+        ("away-unknown", Self::AwayUnknown, "the directory does not know which hosts are away"),
+        (
+            "gone-answered",
+            Self::GoneAnswered,
+            "a component goes at once, and what it answers afterwards counts",
         ),
     ];
 }

@@ -91,6 +91,8 @@ impl Renewal {
 #[derive(Clone, Debug, Default)]
 pub struct Watcher {
     seen: BTreeMap<HostId, (u64, Instant)>,
+    /// When any counter last moved, and since when that never took longer than a lease.
+    moving: Option<(Instant, Instant)>,
 }
 
 impl Watcher {
@@ -99,6 +101,8 @@ impl Watcher {
         let entry = self.seen.entry(host).or_insert((counter, now));
         if entry.0 != counter {
             *entry = (counter, now);
+            let steady = self.moving.filter(|(last, _)| now.since(*last) <= LEASE);
+            self.moving = Some((now, steady.map_or(now, |(_, since)| since)));
         }
     }
 
@@ -119,6 +123,13 @@ impl Watcher {
     /// How long ago the host's counter last moved, as seen from here.
     pub fn silent_for(&self, now: Instant, host: HostId) -> Option<Duration> {
         self.seen.get(&host).map(|(_, at)| now.since(*at))
+    }
+
+    /// For how long the host's counter has stood still while others moved: while the directory can't be changed, or this host hears
+    /// nothing of it, nobody's counter does, and that says nothing of anybody.
+    pub fn missed_for(&self, now: Instant, host: HostId) -> Option<Duration> {
+        let (_, since) = self.moving.filter(|(last, _)| now.since(*last) <= LEASE)?;
+        Some(self.silent_for(now, host)?.min(now.since(since)))
     }
 }
 
@@ -153,6 +164,35 @@ mod tests {
         assert_eq!(renewal.standing(other, Epoch(1), Instant(101)), Standing::Unknown, "taken since");
         assert_eq!(renewal.standing(one, Epoch(3), Instant(101)), Standing::Unknown);
         assert_eq!(renewal.leftovers(|object| object == one), [(third, Epoch(1))]);
+    }
+
+    #[test]
+    fn a_host_is_missed_only_while_others_are_heard_of() {
+        let [one, other] = [1, 2].map(|n| HostId::from_bytes([n; 16]));
+        let at = |s: u64| Instant(s * 1_000_000_000);
+        let mut watcher = Watcher::default();
+        for host in [one, other] {
+            watcher.observe(at(0), host, 1);
+        }
+        assert_eq!(watcher.missed_for(at(5), other), None, "nothing moves yet");
+        for s in (2..=20).step_by(2) {
+            watcher.observe(at(s), one, s);
+        }
+        assert_eq!(
+            watcher.missed_for(at(20), other),
+            Some(Duration::from_secs(18)),
+            "since the first renewal"
+        );
+        assert_eq!(watcher.missed_for(at(20), one), Some(Duration::ZERO));
+        // The directory could not be changed for a minute.
+        assert_eq!(watcher.missed_for(at(40), other), None);
+        watcher.observe(at(80), one, 80);
+        assert_eq!(watcher.silent_for(at(80), other), Some(Duration::from_secs(80)));
+        assert_eq!(
+            watcher.missed_for(at(83), other),
+            Some(Duration::from_secs(3)),
+            "it has had no time to renew"
+        );
     }
 
     #[test]

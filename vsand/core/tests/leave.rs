@@ -2,10 +2,13 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::cluster::{Cluster, FIRST, mirror, object};
-use common::{disk, host};
-use ferro_protocol::ids::{ChunkIndex, Seq};
-use vsand_core::directory::{Command, Departure, LockKind, Refused, Sync};
+use common::{Lab, disk, host};
+use ferro_protocol::ids::{ChunkIndex, Seq, Version};
+use ferro_protocol::units::BLOCK_BYTES;
+use vsand_core::directory::{Basis, Command, Departure, FeatureLevel, LockKind, Refused, Sync};
+use vsand_core::owner::guest::{GuestRequest, GuestResult};
 
 const EMPTY: Option<Departure> = Some(Departure::WhenEmpty);
 
@@ -144,4 +147,67 @@ fn nothing_new_is_placed_on_a_disk_that_leaves() {
     assert_eq!(c.disks(FIRST).last(), Some(&spare[1]));
     let last = Command::LeaveHost { host: host(spare[1].as_bytes()[0]), departure: EMPTY };
     assert!(matches!(c.apply(last), Err(Refused::CantMove { .. })), "all others leave already");
+}
+
+#[test]
+fn a_component_that_is_in_sync_goes_in_two_steps() {
+    let mut c = Cluster::placed(4, mirror(3));
+    let hosts = c.state.hosts.keys().copied().collect();
+    c.ok(Command::RaiseLevel { from: FeatureLevel::OLDEST, to: FeatureLevel::NEWEST, hosts });
+    let leaves = c.disks(FIRST)[1];
+    c.ok(Command::LeaveDisk { disk: leaves, departure: EMPTY });
+    c.repair(FIRST, None).expect("placed");
+    c.join(*c.disks(FIRST).last().expect("four"));
+    let basis = c.basis();
+    let trim = Command::Trim { basis, chunk: FIRST };
+    c.ok(trim.clone());
+    let component = c.record().chunks[&FIRST].components.iter().find(|c| c.disk == leaves).copied();
+    assert!(component.is_some_and(|c| !c.in_sync()), "its owner must know first: {component:?}");
+    assert!(
+        matches!(c.apply(trim), Err(Refused::Overtaken(_))),
+        "who has not heard of the first can't do the second"
+    );
+    c.trim(FIRST).expect("it goes");
+    assert!(!c.disks(FIRST).contains(&leaves) && c.state.is_settled(c.record()));
+}
+
+#[test]
+fn what_a_component_answers_that_has_gone_counts_for_nothing() {
+    for partial in [false, true] {
+        let mut lab = Lab::new(3);
+        let hosts = lab.state.hosts.keys().copied().collect();
+        lab.command(Command::RaiseLevel { from: FeatureLevel::OLDEST, to: FeatureLevel::NEWEST, hosts })
+            .expect("asked");
+        lab.write(0, 8);
+        lab.command(Command::SetPolicy { object: object(), from: mirror(3), to: mirror(2) }).expect("fewer");
+        lab.command(Command::ReportUsage { used_extents: vec![(disk(1), 1 << 19)] })
+            .expect("the first is the fullest");
+        // A read, or a write of a part of a block, which is one too.
+        lab.disk(1).keep_back = true;
+        let tag = if partial {
+            lab.begin(GuestRequest::Write { offset: 512, data: Bytes::from(vec![7; 512]) })
+        } else {
+            lab.begin(GuestRequest::Read { offset: 0, bytes: BLOCK_BYTES as u64 })
+        };
+        assert_eq!(lab.result(tag), None);
+        for _ in 0..2 {
+            let record = lab.record();
+            let basis = Basis { object: object(), epoch: record.epoch, revision: record.revision };
+            lab.command(Command::Trim { basis, chunk: FIRST }).expect("one too many");
+        }
+        assert!(!lab.record().chunks[&FIRST].components.iter().any(|c| c.disk == disk(1)));
+        // It is removed there, and only then the disk does what it was asked before.
+        lab.disk(1).blocks.fill((Version::NEVER, None));
+        lab.give_back(1);
+        let block = lab.disks[&disk(2)].blocks[0].1.clone().expect("written");
+        assert!(
+            block[1_024..].iter().all(|byte| *byte == block[4_095] && *byte != 0),
+            "zeros were written back"
+        );
+        match lab.result(tag) {
+            Some(GuestResult::Done) => assert!(partial && block[512..1_024] == [7; 512]),
+            Some(GuestResult::Data(data)) => assert_eq!(data.concat(), block),
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -5,7 +5,8 @@
 //! - 2: documents take the place of values, with the revision of the last change to any;
 //! - 3: what is kept for objects. Written as long as the cluster is at feature level 1, for hosts that read nothing later;
 //! - 4: the feature level, and disks that were removed. Written at feature level 2;
-//! - 5: conversions.
+//! - 5: conversions. Written at feature level 3;
+//! - 6: hosts that are away.
 //!
 //! What a version adds stands after all that there was before.
 
@@ -17,8 +18,8 @@ use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{DiskId, HostId, ObjectId, VolumeName};
 use serde::Deserialize;
 use vsand_core::directory::{
-    Command, Conversions, Departure, DiskRecord, Document, FeatureLevel, HostRecord, ObjectRecord, Outcome,
-    Provisioning, Refused, RemovedDisks, State, TokenEntry,
+    Absences, Command, Conversions, Departure, DiskRecord, Document, FeatureLevel, HostRecord, ObjectRecord,
+    Outcome, Provisioning, Refused, RemovedDisks, State, TokenEntry,
 };
 
 use crate::machine::{DecodeError, StateMachine};
@@ -44,12 +45,15 @@ type Third = Provisioning;
 type Fourth = (FeatureLevel, RemovedDisks);
 /// What version 5 adds.
 type Fifth = Conversions;
+/// What version 6 adds.
+type Sixth = Absences;
 
 fn together(
     second: Second,
     provisioning: Third,
     (level, removed_disks): Fourth,
     conversions: Fifth,
+    absences: Sixth,
 ) -> State {
     let Second { hosts, disks, objects, names, tokens, documents, revision, .. } = second;
     let Second { leaving_hosts, leaving_disks, documents_revision, .. } = second;
@@ -68,6 +72,7 @@ fn together(
         level,
         removed_disks,
         conversions,
+        absences,
     }
 }
 
@@ -80,7 +85,7 @@ impl StateMachine for State {
     type Command = Command;
     type Response = Result<Outcome, Refused>;
 
-    const SNAPSHOTS: RangeInclusive<u8> = 2..=5;
+    const SNAPSHOTS: RangeInclusive<u8> = 2..=6;
 
     fn apply(&mut self, index: u64, command: Command) -> Self::Response {
         Self::apply(self, index, command)
@@ -99,7 +104,11 @@ impl StateMachine for State {
         if self.level < FeatureLevel::CONVERSIONS {
             return Ok((4, postcard::to_allocvec(&(second, third, fourth))?));
         }
-        Ok((5, postcard::to_allocvec(&(second, third, fourth, &self.conversions))?))
+        let fifth = &self.conversions;
+        if self.level < FeatureLevel::ABSENCES {
+            return Ok((5, postcard::to_allocvec(&(second, third, fourth, fifth))?));
+        }
+        Ok((6, postcard::to_allocvec(&(second, third, fourth, fifth, &self.absences))?))
     }
 
     fn read(version: u8, bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
@@ -111,7 +120,9 @@ impl StateMachine for State {
         known(fourth.0)?;
         let (fifth, rest) =
             if version < 5 { (Fifth::default(), rest) } else { postcard::take_from_bytes(rest)? };
-        Ok((together(second, third, fourth, fifth), rest))
+        let (sixth, rest) =
+            if version < 6 { (Sixth::default(), rest) } else { postcard::take_from_bytes(rest)? };
+        Ok((together(second, third, fourth, fifth, sixth), rest))
     }
 
     fn check(command: &Command) -> Result<(), DecodeError> {
@@ -153,7 +164,8 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_one_that_all_hosts_of_the_level_read() {
-        for (level, version) in [(FeatureLevel(1), 3), (FeatureLevel(2), 4), (FeatureLevel::NEWEST, 5)] {
+        let levels = [FeatureLevel(1), FeatureLevel(2), FeatureLevel(3), FeatureLevel::NEWEST];
+        for (level, version) in levels.into_iter().zip(3..) {
             let state = state(level);
             let (written, bytes) = StateMachine::write(&state).unwrap();
             assert_eq!(written, version);
@@ -168,7 +180,8 @@ mod tests {
         let bytes = StateMachine::write(&state).unwrap().1;
         // The first fields of the state, in their order, and what is kept for objects: as the former release wrote it.
         let whole = postcard::to_allocvec(&state).unwrap();
-        let later = postcard::to_allocvec(&(state.level, &state.removed_disks, &state.conversions)).unwrap();
+        let later = (state.level, &state.removed_disks, &state.conversions, &state.absences);
+        let later = postcard::to_allocvec(&later).unwrap();
         assert_eq!(bytes, whole[..whole.len() - later.len()]);
         // Without that, the version before.
         let kept = postcard::to_allocvec(&Provisioning::default()).unwrap();

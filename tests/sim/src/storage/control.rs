@@ -34,6 +34,7 @@ impl World {
             self.tend_lock(host, object);
         }
         self.report(host);
+        self.tell_absence(host);
         if self.now >= self.hosts[host].sweep_at {
             self.sweep(host);
         }
@@ -106,7 +107,10 @@ impl World {
                 Some(lock) if lock.host == me => {
                     self.lock_request(host, object, Command::Release { object: id, epoch, host: me }, None);
                 }
-                None if !view.is_settled(&record) && self.dice.permille(20) => {
+                _ if !view.is_settled(&record)
+                    && view.holder(&record).is_none()
+                    && self.dice.permille(20) =>
+                {
                     self.lock_request(
                         host,
                         object,

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vsand_core::bugs::Bug;
-use vsand_core::directory::{Basis, Command, Outcome, Refused, RemovedDisks, State, Sync, SyncChange};
+use vsand_core::directory::{
+    Absences, Basis, Command, Outcome, Refused, RemovedDisks, State, Sync, SyncChange,
+};
 
 use super::dice::{MS, S};
 use super::event::{Answer, Event, Process};
@@ -128,6 +130,9 @@ impl World {
         if self.bug == Some(Bug::TooFewShards) && matches!(result, Err(Refused::TooFewShards { .. })) {
             result = self.shrink_anyway(&done);
         }
+        if self.bug == Some(Bug::GoneAnswered) {
+            result = self.trim_at_once(&done, result);
+        }
         if self.bug == Some(Bug::MaintenanceRebuilds) && matches!(result, Err(Refused::InMaintenance(_))) {
             result = self.repair_anyway(&done);
         }
@@ -146,9 +151,14 @@ impl World {
         if self.bug == Some(Bug::RemovedForgotten) {
             self.directory.state.removed_disks = RemovedDisks::default();
         }
+        if self.bug == Some(Bug::AwayUnknown) {
+            self.directory.state.absences = Absences::default();
+        }
         if result.is_ok() {
             self.check_directory(&before);
+            self.check_absence(&done);
             self.check_trim(&done, &result);
+            self.hurry_removal(&done, &result, &before);
             self.check_maintenance();
             self.check_repair(&done, &result);
             let state = Arc::new(self.directory.state.clone());

@@ -132,6 +132,8 @@ pub(super) enum Event {
     Convert,
     /// The operator looks at the hosts that he works on.
     Maintain,
+    /// A host goes for good.
+    GoAway,
 }
 
 /// A step of a composed fault.
@@ -202,6 +204,7 @@ impl Event {
             Self::Leave => (24, 0, 0),
             Self::Convert => (32, 0, 0),
             Self::Maintain => (25, 0, 0),
+            Self::GoAway => (34, 0, 0),
             Self::SaidLate { disk, .. } => (33, *disk as u64, 0),
         }
     }

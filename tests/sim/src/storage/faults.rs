@@ -104,7 +104,9 @@ impl World {
         let whole = self.directory.state.objects.values().all(|o| o.fully_redundant());
         let owners: Vec<usize> = (0..self.objects.len()).filter_map(|o| self.owner_host(o)).collect();
         let others = self.hosts_that(|h| !owners.contains(&h));
-        let ready = whole && owners.len() == self.objects.len() && !self.is_maintained();
+        // One that was switched off to be worked on may be off still.
+        let all_there = self.hosts.iter().all(|h| h.gone || h.running);
+        let ready = whole && all_there && owners.len() == self.objects.len() && !self.is_maintained();
         let (Some(victim), true) = (self.dice.pick(&others), ready) else { return S / 2 };
         if self.maintain_instead(victim) {
             return 4 * S;
@@ -542,5 +544,6 @@ impl World {
         }
         let delay = self.dice.between(9 * S, 14 * S);
         self.after(delay, Event::StopGuests);
+        self.plan_departed();
     }
 }

@@ -64,6 +64,7 @@ pub(super) struct Host {
     pub lock_busy: BTreeSet<usize>,
     pub report_at: u64,
     pub sweep_at: u64,
+    pub absence_at: u64,
 }
 
 impl Host {
@@ -91,6 +92,7 @@ impl Host {
             lock_busy: BTreeSet::new(),
             report_at: 0,
             sweep_at: 0,
+            absence_at: 0,
         }
     }
 }

@@ -2,17 +2,18 @@
 //! may change his mind, and what is empty goes. Only some runs have it, by dice of its own, so that the others are as they
 //! would be without.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use vsand_core::directory::{Command, Departure, Outcome, Refused};
+use ferro_protocol::ids::ObjectId;
+use vsand_core::directory::{Basis, Command, Departure, ObjectRecord, Outcome, Refused, SyncChange};
 
 use super::control::Purpose;
 use super::dice::{Dice, MS, S};
 use super::directory::Ask;
 use super::event::Event;
 use super::faults::Profile;
-use super::world::{World, disk_id, host_id};
+use super::world::{World, disk_id, disk_of, host_id};
 
 /// So long after the last fault the operator keeps what has not gone.
 const PATIENCE: u64 = 25 * S;
@@ -130,12 +131,65 @@ impl World {
     pub(super) fn check_trim(&mut self, command: &Command, result: &Result<Outcome, Refused>) {
         let (Command::Trim { chunk, .. }, Ok(Outcome::Object(record))) = (command, result) else { return };
         let state = &self.directory.state;
-        let staying = record
-            .chunks
-            .get(chunk)
-            .map_or(0, |c| c.in_sync().filter(|d| !state.is_emptied(record.policy, *d)).count());
+        let staying = record.chunks.get(chunk).map_or(0, |c| {
+            c.in_sync().filter(|d| !state.is_emptied(record.policy, *d) && !state.is_away(*d)).count()
+        });
         if staying < record.policy.components(*chunk) {
             self.violate(format!("chunk {} was left with {staying} good components: {record:?}", chunk.0));
+        }
+    }
+
+    /// Where a component is about to go, requests to it are slow just then, and it is removed from its disk as soon as it may be: what
+    /// was asked of it before gets there when it is gone.
+    pub(super) fn hurry_removal(
+        &mut self,
+        command: &Command,
+        result: &Result<Outcome, Refused>,
+        before: &BTreeMap<ObjectId, Arc<ObjectRecord>>,
+    ) {
+        let Ok(Outcome::Object(record)) = result else { return };
+        if !self.faulty || self.profile.one_at_a_time() {
+            return;
+        }
+        match command {
+            Command::ChangeSync { changes, .. } => {
+                let spare = |change: &SyncChange| {
+                    let (SyncChange::Add { chunk, .. } | SyncChange::Remove { chunk, .. }) = change;
+                    let placed = record.chunks.get(chunk).map_or(0, |c| c.components.len());
+                    placed > record.policy.components(*chunk)
+                };
+                if changes.iter().any(spare) && self.leaving.late.permille(300) {
+                    self.net.slow_until = self.net.slow_until.max(self.now + 6 * S / 5);
+                }
+            }
+            Command::Trim { chunk, .. } => {
+                let of = |record: &ObjectRecord| {
+                    let components = record.chunks.get(chunk).map(|c| c.components.clone());
+                    components.unwrap_or_default().into_iter().map(|c| c.disk).collect::<BTreeSet<_>>()
+                };
+                let had = before.get(&record.id).map(|record| of(record)).unwrap_or_default();
+                for disk in had.difference(&of(record)) {
+                    let delay = self.leaving.late.between(MS, 40 * MS);
+                    self.hosts[self.disks[disk_of(*disk)].host].sweep_at = self.now + delay;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The bug: what is to go does so at once.
+    pub(super) fn trim_at_once(
+        &mut self,
+        command: &Command,
+        result: Result<Outcome, Refused>,
+    ) -> Result<Outcome, Refused> {
+        match (command, &result) {
+            (Command::Trim { basis, chunk }, Ok(Outcome::Object(record))) => {
+                let basis = Basis { revision: record.revision, ..*basis };
+                let again = self.directory.apply(Command::Trim { basis, chunk: *chunk });
+                if again.is_ok() { again } else { result }
+            }
+            _ => result,
         }
     }
 

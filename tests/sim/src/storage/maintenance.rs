@@ -231,6 +231,12 @@ fn needs(state: &State, host: HostId) -> Option<String> {
     None
 }
 
+/// Whether all of an object can be had from these disks.
+pub(super) fn readable_everywhere(record: &ObjectRecord, there: &dyn Fn(&DiskId) -> bool) -> bool {
+    let bases: BTreeSet<ChunkIndex> = record.chunks.keys().map(|index| index.base()).collect();
+    bases.into_iter().all(|base| readable(record, base, there))
+}
+
 /// Whether a chunk can be had from these disks.
 fn readable(record: &ObjectRecord, base: ChunkIndex, there: &dyn Fn(&DiskId) -> bool) -> bool {
     let mine = record.chunks.iter().filter(|(index, _)| index.base() == base);

@@ -12,6 +12,7 @@
 //! - after that, when blocks have rotted and all has been scrubbed: no block is rotten any more (`scrub`);
 //! - in runs with one failure at a time: no guest waits longer than two seconds.
 
+mod absence;
 mod balance;
 mod check;
 mod control;

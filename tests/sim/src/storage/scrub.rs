@@ -11,7 +11,7 @@ use vsand_core::directory::Policy;
 use vsand_core::owner::ScrubEnd;
 
 use super::dice::Dice;
-use super::world::{World, disk_of, record_of};
+use super::world::{World, disk_of, object_of, record_of};
 
 /// Rows or blocks of each chunk's component that rot.
 const ROTS: u64 = 4;
@@ -113,7 +113,8 @@ impl World {
     fn rot_all(&mut self) -> BTreeMap<usize, VecDeque<ChunkIndex>> {
         let mut rots: Vec<(usize, ChunkId, u32)> = Vec::new();
         let mut chunks: BTreeMap<usize, VecDeque<ChunkIndex>> = BTreeMap::new();
-        for object in (0..self.objects.len()).filter(|o| !self.objects[*o].doomed) {
+        let looked_at = |o: &usize| !self.objects[*o].doomed && !self.departed.closed.contains(o);
+        for object in (0..self.objects.len()).filter(looked_at) {
             let Some(record) = record_of(&self.directory.state, object) else { continue };
             let bases: BTreeSet<ChunkIndex> = record.chunks.keys().map(|index| index.base()).collect();
             for base in &bases {
@@ -170,7 +171,9 @@ impl World {
 
     /// A block that is bad though there is a good one, or components that are not alike.
     fn still_rotten(&self) -> Option<String> {
-        for record in self.directory.state.objects.values() {
+        // Nobody scrubs what is closed: the daemon does, here the owners are asked.
+        let closed = |id| self.departed.closed.contains(&object_of(id));
+        for record in self.directory.state.objects.values().filter(|record| !closed(record.id)) {
             for (index, chunk) in &record.chunks {
                 let id = ChunkId { object: record.id, index: *index };
                 let disks: Vec<usize> = chunk.in_sync().map(disk_of).collect();

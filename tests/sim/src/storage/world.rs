@@ -9,6 +9,7 @@ use vsand_core::bugs::{Bug, Bugs};
 use vsand_core::directory::{Command, FeatureLevel, HostRecord, ObjectRecord, Policy, State};
 use vsand_core::time::{Instant, Now};
 
+use super::absence::Departed;
 use super::balance::Moves;
 use super::converting::Converting;
 use super::dice::{Dice, MS, S};
@@ -101,6 +102,7 @@ pub(super) struct World {
     /// Of each log.
     pub log_slots: u32,
     pub maintenance: Maintenance,
+    pub departed: Departed,
     hash: u64,
     events: u64,
     pub done: bool,
@@ -243,6 +245,7 @@ impl World {
             parity: Dice::new(seed ^ 0x9a91_7e5a),
             log_slots: 0,
             maintenance: Maintenance::new(seed),
+            departed: Departed::new(seed),
             hash: seed,
             events: 0,
             done: false,
@@ -408,7 +411,11 @@ impl World {
             Event::Record { to, state } => self.record(to.host, &state),
             Event::Fault => self.next_fault(),
             Event::Script(step) => self.script(step),
-            Event::Restart { host } => self.start_process(host),
+            Event::Restart { host } => {
+                if self.departed.gone.is_none_or(|(gone, _)| gone != host) {
+                    self.start_process(host);
+                }
+            }
             Event::Resume { host } => self.resume(host),
             Event::Delete { object } => self.delete(object),
             Event::Plug { disk, to } => self.plug(disk, to),
@@ -423,6 +430,7 @@ impl World {
             }
             Event::Convert => self.convert(),
             Event::Maintain => self.tend_maintenance(),
+            Event::GoAway => self.go_away(),
         }
     }
 

@@ -92,6 +92,7 @@ impl State {
             }
             Command::SetPolicy { object, from, to } => self.set_policy(index, object, from, to),
             Command::Convert { object, epoch, step } => self.convert(index, object, epoch, step),
+            Command::HostAway { host, lease, absence } => self.host_away(host, lease, absence),
             Command::SetHost { host, address, name, fault_domain } => {
                 self.set_host(host, address, name, fault_domain)
             }
@@ -155,6 +156,7 @@ impl State {
             }
         }
         self.leaving_hosts.remove(&host);
+        self.absences.end(host);
         self.hosts.remove(&host);
         Ok(Outcome::Done)
     }
@@ -164,6 +166,7 @@ impl State {
         // It only has to differ from before; a counter that wraps still does.
         record.lease = record.lease.wrapping_add(1);
         let counter = record.lease;
+        self.absences.end(host);
         Ok(Outcome::Lease { counter, locks: self.locks_of(host).collect() })
     }
 

@@ -73,9 +73,10 @@ impl State {
         fullest.into_iter().find_map(|disk| self.move_from(disk, spread(disk), &promised, &may))
     }
 
-    /// Whether the disk takes part: it works, stays, and its host is not being worked on.
+    /// Whether the disk takes part: it works, stays, and its host is there and not being worked on.
     fn is_balanced(&self, disk: &DiskRecord) -> bool {
-        disk.health == DiskHealth::Healthy && !self.is_leaving(disk.id) && !self.is_resting(disk.id)
+        let gone = self.is_leaving(disk.id) || self.is_resting(disk.id) || self.is_away(disk.id);
+        disk.health == DiskHealth::Healthy && !gone
     }
 
     fn move_from(

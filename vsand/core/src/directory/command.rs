@@ -8,6 +8,7 @@ use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, VolumeName};
 use serde::{Deserialize, Serialize};
 
+use super::absence::Absence;
 use super::level::FeatureLevel;
 use super::provision::Provision;
 use super::records::{Content, Departure, HostRecord, LockKind, ObjectRecord, Policy, TokenEntry};
@@ -355,6 +356,15 @@ pub enum Command {
         epoch: Epoch,
         /// The step.
         step: ConversionStep,
+    },
+    /// A host is away, or so long that what it holds is to be built elsewhere. Its next renewal of its lease ends that.
+    HostAway {
+        /// The host.
+        host: HostId,
+        /// Its lease counter, as it stood still. Refused if the host has renewed it since.
+        lease: u64,
+        /// How it is away; of what was said before, the earlier time counts.
+        absence: Absence,
     },
 }
 

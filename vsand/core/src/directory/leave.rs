@@ -5,28 +5,33 @@
 //!     ▲                               │
 //!     └────────── departure: None ────┘
 //!
-//!   per chunk:  Repair (one more component elsewhere) ─▶ resync ─▶ ChangeSync Add ─▶ Trim (the one that leaves goes)
+//!   per chunk:  Repair (one more component elsewhere) ─▶ resync ─▶ ChangeSync Add ─▶ Trim (the one that leaves is not in
+//!               sync any more) ─▶ Trim (it goes)
 //! ```
 //!
 //! A component on a disk that leaves stays in the in-sync set, and writes wait for it, until those that stay are as many as
 //! the policy asks for: so the redundancy never falls. Whether the others can take all of it is checked before anything
 //! begins, by what disks last reported; where that turns out wrong the move waits, and can be taken back.
 //!
+//! A component that goes is removed from its disk by whoever has it, and reads as zeros from then on. So its owner must know first that
+//! nothing may be read there: it proposes the second `Trim` on the basis of the record that the first one made.
+//!
 //! What it must not know: who copies, how far a copy is.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use ferro_protocol::ids::{ChunkIndex, DiskId, HostId};
+use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, Seq};
 
 use super::State;
 use super::apply::Applied;
 use super::balance;
 use super::command::{Basis, Outcome, Refused};
+use super::level::FeatureLevel;
 use super::placement::has_room;
 use super::records::{
     ChunkRecord, Component, Departure, DiskHealth, DiskRecord, LockKind, MaintenanceMode, ObjectRecord,
-    Policy,
+    Policy, Sync,
 };
 use super::room::Lacking;
 
@@ -48,16 +53,14 @@ impl State {
         self.disks.keys().copied().filter(|disk| self.is_leaving(*disk)).collect()
     }
 
-    /// Whether an object is as its policy asks, with nothing on a disk that is leaving, and is not to become another.
+    /// Whether an object is as its policy asks, with nothing on a disk that it is to go from, and is not to become another.
     pub fn is_settled(&self, object: &ObjectRecord) -> bool {
-        object.settled()
-            && self.conversions.of(object.id).is_none()
-            && (self.leaving_disks.is_empty() && self.leaving_hosts.is_empty()
-                || !object
-                    .chunks
-                    .values()
-                    .flat_map(|c| &c.components)
-                    .any(|c| self.is_emptied(object.policy, c.disk)))
+        if !object.settled() || self.conversions.of(object.id).is_some() {
+            return false;
+        }
+        let emptied = self.emptied(object.policy);
+        let mut components = object.chunks.values().flat_map(|c| &c.components);
+        emptied.is_empty() || !components.any(|c| emptied.contains(&c.disk))
     }
 
     /// Whether a component of any object is on one of these disks.
@@ -226,19 +229,25 @@ impl State {
         let spare = self
             .spare(now, record.policy, record.policy.components(chunk))
             .ok_or(Refused::NothingSpare(chunk))?;
+        let in_steps = self.level >= FeatureLevel::TRIMMED_IN_STEPS;
         self.change(index, basis.object, |record| {
-            if let Some(chunk) = record.chunks.get_mut(&chunk) {
-                chunk.components.retain(|c| c.disk != spare);
+            let since_unix_s = record.lock.map_or(0, |lock| lock.since_unix_s);
+            let Some(chunk) = record.chunks.get_mut(&chunk) else { return };
+            match chunk.components.iter_mut().find(|c| c.disk == spare) {
+                Some(component) if in_steps && component.in_sync() => {
+                    component.sync = Sync::Stale { stale_seq: Seq(0), since_unix_s };
+                }
+                _ => chunk.components.retain(|c| c.disk != spare),
             }
         })
     }
 
-    /// A component that the others can do without: first of a disk that leaves, then one that is not in sync, then one whose host
-    /// is in maintenance and may be away, then the one on the fullest disk.
+    /// A component that the others can do without, and those are there: first of a disk that leaves, then one that is not in sync, then
+    /// one whose host is away, then one whose host is in maintenance and may be, then the one on the fullest disk.
     fn spare(&self, chunk: &ChunkRecord, policy: Policy, needed: usize) -> Option<DiskId> {
         let good = |c: &&Component| {
             let works = self.disks.get(&c.disk).is_some_and(|d| d.health == DiskHealth::Healthy);
-            c.in_sync() && works && !self.is_emptied(policy, c.disk)
+            c.in_sync() && works && !self.is_emptied(policy, c.disk) && !self.is_away(c.disk)
         };
         let without = |disk: Option<DiskId>| {
             chunk.components.iter().filter(good).map(|c| c.disk).filter(move |d| Some(*d) != disk)
@@ -253,7 +262,8 @@ impl State {
             .filter(|c| without(Some(c.disk)).count() >= needed && spread(Some(c.disk)) >= wanted)
             .min_by_key(|c| {
                 let fullness = Reverse(self.disks.get(&c.disk).map(balance::fullness));
-                (!self.is_emptied(policy, c.disk), c.in_sync(), !self.is_resting(c.disk), fullness, c.disk)
+                let waits = (!self.is_away(c.disk), !self.is_resting(c.disk));
+                (!self.is_emptied(policy, c.disk), c.in_sync(), waits, fullness, c.disk)
             })
             .map(|c| c.disk)
     }

@@ -18,6 +18,7 @@
 //! | 1 | all that there was before clusters had a level |
 //! | 2 | the level itself; disks that were removed are remembered, and come back only if they are given to the cluster again |
 //! | 3 | conversions between mirrors and shards |
+//! | 4 | hosts that are away are known as such, and what they hold is built elsewhere also where nobody writes; a component that is in sync goes in two steps |
 //!
 //! Invariants:
 //! - the level only grows, one command after the other, and only while the hosts are those that were asked;
@@ -46,11 +47,15 @@ impl FeatureLevel {
     /// The first level that this release knows.
     pub const OLDEST: Self = Self(1);
     /// The last one.
-    pub const NEWEST: Self = Self(3);
+    pub const NEWEST: Self = Self(4);
     /// Disks that were removed are remembered.
     pub const REMOVED_DISKS: Self = Self(2);
     /// Mirrors become shards, and shards mirrors or others.
     pub const CONVERSIONS: Self = Self(3);
+    /// Hosts that are away are known as such.
+    pub const ABSENCES: Self = Self(4);
+    /// A component that is in sync leaves the in-sync set before it goes.
+    pub const TRIMMED_IN_STEPS: Self = Self(4);
 
     /// Whether this release can be in a cluster of this level.
     pub fn is_known(self) -> bool {
@@ -77,6 +82,7 @@ impl Command {
         match self {
             Self::ReturnDisk { .. } => FeatureLevel::REMOVED_DISKS,
             Self::Convert { .. } => FeatureLevel::CONVERSIONS,
+            Self::HostAway { .. } => FeatureLevel::ABSENCES,
             // Who proposes it has made sure.
             _ => FeatureLevel(1),
         }

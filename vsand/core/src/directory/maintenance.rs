@@ -60,17 +60,30 @@ impl State {
         works && self.is_resting(disk) && !self.is_emptied(policy, disk)
     }
 
-    /// Whether components of objects with this policy are to go from a disk: it is leaving, or what has no second copy is.
+    /// Whether components of objects with this policy are to go from a disk: it is departing, or its host was given up and the others
+    /// can hold them.
     pub fn is_emptied(&self, policy: Policy, disk: DiskId) -> bool {
+        self.is_departing(policy, disk) || (self.is_given_up(disk) && self.can_spare_the_absent(policy))
+    }
+
+    /// Whether a disk is leaving, or what has no second copy is to go from it because of its host's maintenance.
+    pub(super) fn is_departing(&self, policy: Policy, disk: DiskId) -> bool {
         self.is_leaving(disk) || (is_unprotected(policy) && self.keeps_access(disk))
+    }
+
+    /// Whether components may be on their way from some disk.
+    pub(super) fn empties_some(&self) -> bool {
+        !(self.leaving_disks.is_empty() && self.leaving_hosts.is_empty() && self.absences.is_empty())
     }
 
     /// The disks that components of objects with this policy are to go from.
     pub fn emptied(&self, policy: Policy) -> BTreeSet<DiskId> {
-        if self.leaving_disks.is_empty() && self.leaving_hosts.is_empty() {
+        if !self.empties_some() {
             return BTreeSet::new();
         }
-        self.disks.keys().copied().filter(|disk| self.is_emptied(policy, *disk)).collect()
+        let spared = self.can_spare_the_absent(policy);
+        let goes = |disk: &DiskId| self.is_departing(policy, *disk) || (spared && self.is_given_up(*disk));
+        self.disks.keys().copied().filter(goes).collect()
     }
 
     fn keeps_access(&self, disk: DiskId) -> bool {

@@ -9,6 +9,7 @@
 //!   content, no two shards in one fault domain (but for what [`Command::SetHost`], [`Command::PutHost`] and a disk that is
 //!   moved to another host bring about), and a log with an in-sync component;
 //! - nothing new is placed on a disk that is leaving ([`leave`]);
+//! - a host that is away is so by the lease that it has not renewed since ([`absence`]);
 //! - what is kept for an object ([`provision`]) is counted as used on its disks: no two reservations count on the same room;
 //! - a disk that was removed comes back only by [`Command::ReturnDisk`], from the level on that brings this ([`level`]);
 //! - an object without a name is the target of a conversion, and goes with it ([`conversion`]);
@@ -16,6 +17,7 @@
 //!
 //! What it must not know: Raft, disks, clocks. Times are in the commands.
 
+pub mod absence;
 mod apply;
 pub mod balance;
 pub mod command;
@@ -38,6 +40,7 @@ use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{DiskId, Epoch, HostId, ObjectId, VolumeName};
 use serde::{Deserialize, Serialize};
 
+pub use absence::{Absence, Absences};
 pub use balance::Move;
 pub use command::{Basis, Command, ConversionStep, Outcome, Refused, SyncChange, TokenRefused};
 pub use conversion::{Conversion, Conversions};
@@ -89,6 +92,8 @@ pub struct State {
     pub removed_disks: RemovedDisks,
     /// Objects that become others; none below [`FeatureLevel::CONVERSIONS`].
     pub conversions: Conversions,
+    /// Hosts that are away; none below [`FeatureLevel::ABSENCES`].
+    pub absences: Absences,
 }
 
 impl State {

@@ -2,7 +2,7 @@
 //!
 //! A record's components are in different fault domains, and so are the shards of a chunk. Among the disks of a domain, and
 //! among the domains, the one that is least full goes first, counted by what is placed there, not by what is used: thin
-//! volumes fill up later.
+//! volumes fill up later. Hosts that are away, or that somebody works on, come last.
 //!
 //! A chunk with parity: the owner's host gets the first data shard, where there is room, so that part of the reads stays
 //! there; the other shards take turns from chunk to chunk, so that parity, which nobody reads, is not always on the same
@@ -45,7 +45,7 @@ pub fn place(
     forced: bool,
 ) -> Result<Placed, Refused> {
     let (nothing, promised) = (BTreeMap::new(), state.promised_by_disk());
-    Search { state, policy, promised, kept: &nothing, near, forced }.chunk(chunk, |_| 0)
+    Search { state, policy, promised, kept: &nothing, near, forced, present: false }.chunk(chunk, |_| 0)
 }
 
 /// Disks for all chunks of an object that have no place yet, with room for this share of each component; what is taken for it is
@@ -67,7 +67,7 @@ pub(super) fn place_rest(
             continue;
         }
         let size = |index| u64::from(share(object, index, percent));
-        let search = Search { state, policy, promised, kept, near, forced };
+        let search = Search { state, policy, promised, kept, near, forced, present: false };
         let placed = search.chunk(chunk, size);
         promised = search.promised;
         let Ok(placed) = placed else { return Ok(None) };
@@ -82,8 +82,8 @@ pub(super) fn place_rest(
     Ok(Some(all))
 }
 
-/// A disk for one more component of a record, in a fault domain of its own, and not `drop`. Components that go, by
-/// `drop` or because their disk is leaving, keep no fault domain; those of the chunk's other shards do.
+/// A disk for one more component of a record, in a fault domain of its own, and not `drop`; never of a host that is away. Components
+/// that go, by `drop` or because they are to go from their disk, keep no fault domain; those of the chunk's other shards do.
 pub fn place_one_more(
     state: &State,
     object: &ObjectRecord,
@@ -96,7 +96,8 @@ pub fn place_one_more(
     let taken: BTreeSet<&str> = kept.chain(others).filter_map(|d| state.fault_domain(d)).collect();
     let nothing = BTreeMap::new();
     let promised = state.promised_by_disk();
-    let search = Search { state, policy: object.policy, promised, kept: &nothing, near: None, forced: false };
+    let policy = object.policy;
+    let search = Search { state, policy, promised, kept: &nothing, near: None, forced: false, present: true };
     let size = u64::from(state.kept_extents(object, index));
     search.best(&taken, &BTreeSet::new(), drop, size).map(|(disk, _)| disk).ok_or_else(|| Refused::NoRoom {
         needed: match index.role() {
@@ -119,6 +120,8 @@ struct Search<'a> {
     near: Option<HostId>,
     /// A mirror may have fewer copies.
     forced: bool,
+    /// Only hosts that are not away.
+    present: bool,
 }
 
 impl<'a> Search<'a> {
@@ -180,7 +183,10 @@ impl<'a> Search<'a> {
             // In thousandths; a disk may be promised many times over, so this is no percentage of anything.
             promised.max(disk.used_extents).saturating_mul(1_000) / disk.capacity_extents.max(1)
         };
-        let stays = |disk: &DiskRecord| !self.state.is_emptied(self.policy, disk.id);
+        // What is to be new on a host that was given up is so because there are no others.
+        let goes = |disk: &DiskRecord| {
+            self.state.is_departing(self.policy, disk.id) || (self.present && self.state.is_away(disk.id))
+        };
         let has_room = |disk: &DiskRecord| {
             let kept = self.kept.get(&disk.id).copied().unwrap_or(0);
             has_room(disk) && holds(disk, kept.saturating_add(size))
@@ -188,13 +194,20 @@ impl<'a> Search<'a> {
         self.state
             .disks
             .values()
-            .filter(|disk| has_room(disk) && Some(disk.id) != avoid && stays(disk))
+            .filter(|disk| has_room(disk) && Some(disk.id) != avoid && !goes(disk))
             .filter_map(|disk| Some((disk, self.state.hosts.get(&disk.host)?.fault_domain.as_str())))
             .filter(|(_, domain)| !taken.contains(*domain))
             .min_by_key(|(disk, domain)| {
                 let elsewhere = near.is_some() && Some(disk.host) != near;
                 let rests = self.state.maintenance(disk.host).is_some();
-                (rests, elsewhere, busy.contains(*domain), fullness(disk), disk.id)
+                (
+                    self.state.is_away(disk.id),
+                    rests,
+                    elsewhere,
+                    busy.contains(*domain),
+                    fullness(disk),
+                    disk.id,
+                )
             })
             .map(|(disk, domain)| (disk.id, domain))
     }

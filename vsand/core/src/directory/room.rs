@@ -48,7 +48,8 @@ impl<'a> Room<'a> {
 impl State {
     /// The room on the disks that stay, as a beginning for trials.
     pub(super) fn room(&self, gone: &BTreeSet<DiskId>) -> Room<'_> {
-        let stays = |d: &&DiskRecord| has_room(d) && !gone.contains(&d.id) && !self.is_leaving(d.id);
+        let goes = |disk| gone.contains(&disk) || self.is_leaving(disk) || self.is_given_up(disk);
+        let stays = |d: &&DiskRecord| has_room(d) && !goes(d.id);
         let room = |disk: &DiskRecord| {
             let usable = disk.capacity_extents.saturating_mul(FULL_PERCENT) / 100;
             usable.saturating_sub(disk.used_extents)

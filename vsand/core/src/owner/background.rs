@@ -1,12 +1,13 @@
-//! What nobody asks for: components that stay away too long are built anew elsewhere, those on disks that are leaving are
-//! moved ([`crate::directory::leave`]), one at a time also those on disks that are fuller than others
+//! What nobody asks for: components that stay away too long are built anew elsewhere, those on disks that are leaving
+//! ([`crate::directory::leave`]) or in hosts that were given up ([`crate::directory::absence`]) are
+//! moved, one at a time also those on disks that are fuller than others
 //! ([`crate::directory::balance`]), and what is left over from a move goes.
 
 use std::time::Duration;
 
-use ferro_protocol::ids::{ChunkIndex, DiskId};
+use ferro_protocol::ids::{ChunkIndex, DiskId, Role};
 
-use super::group::Phase;
+use super::group::{Group, Member, Phase};
 use super::stripes::Stripes;
 use super::{Owner, Trouble};
 use crate::bugs::Bug;
@@ -14,6 +15,8 @@ use crate::time::Now;
 
 /// How often chunks are looked through.
 const EVERY: Duration = Duration::from_secs(1);
+/// So many shards are given up at once.
+const SHARDS_AT_ONCE: usize = 64;
 /// So long has a disk to answer a new owner, or one that waited for it while its host was in maintenance, before it counts as away:
 /// connections are made meanwhile.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,7 +32,7 @@ pub(super) struct Moving {
 
 impl Owner {
     /// Begins to move a component to another disk, unless one is being moved already. It ends when the directory says that
-    /// nothing of the chunk is on that disk any more, or has no place for it.
+    /// the chunk has one more in sync, or has no place for it.
     pub fn move_component(&mut self, now: Now, chunk: ChunkIndex, from: DiskId) {
         let there = |c: &crate::directory::ChunkRecord| c.in_sync().any(|disk| disk == from);
         if !self.fenced && self.moving.is_none() && self.record.chunks.get(&chunk).is_some_and(there) {
@@ -51,13 +54,15 @@ impl Owner {
         self.check_move();
     }
 
-    /// The move is over when the component is gone, or nothing came of it.
+    /// The move is over when there is one more in sync, of which one goes, or when nothing came of it.
     pub(super) fn check_move(&mut self) {
         let Some(moving) = self.moving else { return };
         let chunk = self.record.chunks.get(&moving.chunk);
         let goes_on = chunk.is_some_and(|chunk| {
             let there = chunk.components.iter().any(|c| c.disk == moving.from);
-            there && (moving.wanted || chunk.components.len() > self.record.policy.components(moving.chunk))
+            let needed = self.record.policy.components(moving.chunk);
+            let copied = chunk.in_sync().count() > needed;
+            there && (moving.wanted || (chunk.components.len() > needed && !copied))
         });
         if !goes_on {
             self.moving = None;
@@ -74,6 +79,7 @@ impl Owner {
         self.repair_wanted.clear();
         self.trim_wanted.clear();
         self.drop_dead(now);
+        self.give_up_shards(now);
         if !self.degraded && self.leaving.is_empty() {
             return;
         }
@@ -81,18 +87,12 @@ impl Owner {
         let mut spare: Vec<ChunkIndex> = Vec::new();
         let placed = |g: &&super::group::Group| self.record.chunks.contains_key(&g.index);
         for group in self.groups.values().filter(placed).filter(|g| matches!(g.phase, Phase::Serving)) {
-            let needed = self.record.policy.components(group.index);
-            let moving = self.moving.filter(|m| m.chunk == group.index && group.members.len() > needed);
-            let goes = |disk: &DiskId| {
-                self.leaving.contains(disk) || moving.is_some_and(|moving| moving.from == *disk)
-            };
-            let staying = || group.members.iter().filter(|(disk, _)| !goes(disk));
-            if staying().count() < needed {
+            let staying = || self.staying(group);
+            if staying().count() < self.record.policy.components(group.index) {
                 wanted.push((group.index, None));
                 continue;
             }
-            let good = staying().filter(|(disk, m)| m.in_sync() && !m.failing && self.usable(**disk)).count();
-            if group.members.len() > needed && good >= needed {
+            if self.has_spare(group) {
                 spare.push(group.index);
                 continue;
             }
@@ -113,6 +113,21 @@ impl Owner {
         self.trim_wanted.extend(spare);
     }
 
+    /// The components of a chunk that are not on their way to another disk.
+    fn staying<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = (&'a DiskId, &'a Member)> {
+        let more = group.members.len() > self.record.policy.components(group.index);
+        let moving = self.moving.filter(|m| m.chunk == group.index && more).map(|m| m.from);
+        group.members.iter().filter(move |(disk, _)| !self.leaving.contains(disk) && moving != Some(**disk))
+    }
+
+    /// Whether a chunk has components enough without one of those that it has: what is not in sync of it is not filled any more.
+    pub(super) fn has_spare(&self, group: &Group) -> bool {
+        let needed = self.record.policy.components(group.index);
+        let good =
+            |(disk, member): &(&DiskId, &Member)| member.in_sync() && !member.failing && self.usable(**disk);
+        group.members.len() > needed && self.staying(group).filter(good).count() >= needed
+    }
+
     /// Components on disks that are dead leave the in-sync set, also of chunks that nobody writes to: else they would be
     /// missed only when another one fails.
     fn drop_dead(&mut self, now: Now) {
@@ -120,6 +135,34 @@ impl Owner {
         let serving = self.groups.values().filter(|g| matches!(g.phase, Phase::Serving));
         let gone: Vec<(ChunkIndex, DiskId)> =
             serving.flat_map(|g| g.healthy().filter(dead).map(|d| (g.index, d))).collect();
+        for (chunk, disk) in gone {
+            self.member_failed(now.mono, chunk, disk);
+        }
+    }
+
+    /// A shard is made of the others only when none of its own components is in sync: one that is to go from a disk which is not
+    /// there would be waited for.
+    fn give_up_shards(&mut self, now: Now) {
+        if self.leaving.is_empty() || now.mono < self.patient_until {
+            return;
+        }
+        let away = |disk: &DiskId| {
+            let long = |link: &super::links::Link| !link.up && now.mono >= link.away_since + PATIENCE;
+            self.leaving.contains(disk) && self.links.get(disk).is_some_and(long)
+        };
+        let waits = |group: &&Group| {
+            let replaced = group.members.len() > 1 && matches!(group.phase, Phase::Serving);
+            replaced
+                && matches!(group.index.role(), Role::Shard(_))
+                && group.healthy().all(|disk| away(&disk))
+        };
+        let gone: Vec<(ChunkIndex, DiskId)> = self
+            .groups
+            .values()
+            .filter(waits)
+            .flat_map(|g| g.healthy().map(|disk| (g.index, disk)))
+            .take(SHARDS_AT_ONCE)
+            .collect();
         for (chunk, disk) in gone {
             self.member_failed(now.mono, chunk, disk);
         }

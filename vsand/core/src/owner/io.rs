@@ -395,13 +395,14 @@ impl Owner {
         }
     }
 
-    /// Reads that asked this disk ask another.
-    pub(super) fn reroute_reads(&mut self, now: Instant, disk: DiskId) {
+    /// Reads of these chunks that asked this disk ask another.
+    pub(super) fn reroute_reads(&mut self, now: Instant, disk: DiskId, of: impl Fn(ChunkIndex) -> bool) {
         let parts: Vec<PartId> = self
             .asks
             .values()
             .filter(|a| a.disk == disk)
             .filter_map(|a| if let Purpose::Read(part) = a.purpose { Some(part) } else { None })
+            .filter(|part| self.parts.get(part).is_some_and(|part| of(part.piece.chunk)))
             .collect();
         for part in parts {
             self.cancel_asks(|a| a.purpose == Purpose::Read(part));

@@ -146,7 +146,7 @@ impl Owner {
             link.away_since = now.mono;
         }
         link.seal = seal;
-        self.reroute_reads(now.mono, disk);
+        self.reroute_reads(now.mono, disk, |_| true);
         self.settle(now);
     }
 
@@ -493,7 +493,7 @@ impl Owner {
         }
         self.scrub_lost(disk);
         self.fail_copies_of(now, disk);
-        self.reroute_reads(now, disk);
+        self.reroute_reads(now, disk, |_| true);
         if self.links.get(&disk).is_some_and(|l| l.dead) {
             // It will not answer; what it owes is settled by the change of the in-sync set.
             self.cancel_asks(|a| a.disk == disk && !matches!(a.purpose, Purpose::Write { .. }));

@@ -207,7 +207,7 @@ pub struct Owner {
     join_wanted: BTreeSet<(ChunkIndex, DiskId)>,
     repair_wanted: BTreeMap<ChunkIndex, Option<DiskId>>,
     trim_wanted: BTreeSet<ChunkIndex>,
-    /// The disks that are leaving the cluster.
+    /// The disks that are leaving the cluster, or in hosts that were given up.
     leaving: BTreeSet<DiskId>,
     /// The disks of hosts in maintenance.
     resting: BTreeSet<DiskId>,
@@ -383,7 +383,8 @@ impl Owner {
         }
     }
 
-    /// These disks are leaving the cluster: their components are built elsewhere, and stay in step until that is done.
+    /// These disks are leaving the cluster, or their hosts were given up: their components are built elsewhere, and stay in step until
+    /// that is done.
     pub fn handle_leaving(&mut self, now: Now, leaving: &BTreeSet<DiskId>) {
         if self.fenced || self.leaving == *leaving {
             return;

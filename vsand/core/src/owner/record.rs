@@ -8,6 +8,7 @@ use ferro_protocol::ids::{ChunkIndex, DiskId, Role};
 use super::group::{Group, Member, Phase};
 use super::links::Purpose;
 use super::{Effect, Owner, ProposalId, Trouble};
+use crate::bugs::Bug;
 use crate::directory::{Basis, Command, ObjectRecord, Outcome, Refused, Sync, SyncChange};
 use crate::time::{Instant, Now};
 
@@ -188,7 +189,8 @@ impl Owner {
         self.try_agree(now, index);
     }
 
-    /// These components are out of the in-sync set, in the directory: nothing waits for them any more.
+    /// These components are out of the in-sync set, in the directory: nothing waits for them any more, and nothing that they still answer
+    /// counts. What is not in the record any more may be gone from its disk, and a read of it finds zeros there.
     fn drop_members(&mut self, now: Instant, index: ChunkIndex, dropped: &BTreeSet<DiskId>) {
         self.cancel_asks(|a| {
             dropped.contains(&a.disk) && matches!(a.purpose, Purpose::Write { chunk, .. } if chunk == index)
@@ -206,6 +208,9 @@ impl Owner {
         }
         for disk in dropped {
             self.join_wanted.remove(&(index, *disk));
+            if !self.bugs.has(Bug::GoneAnswered) {
+                self.reroute_reads(now, *disk, |chunk| chunk == index);
+            }
         }
         for listed in self.listed_at(index) {
             self.abort_listings_of(now, listed, dropped);

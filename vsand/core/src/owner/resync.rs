@@ -181,9 +181,11 @@ impl Owner {
         let mut running =
             self.groups.values().flat_map(|g| g.members.values()).filter(|m| m.resync.is_some()).count();
         for (index, disk) in degraded {
-            let Some(member) = self.groups.get(&index).and_then(|g| g.members.get(&disk)) else { continue };
+            let Some(group) = self.groups.get(&index) else { continue };
+            let Some(member) = group.members.get(&disk) else { continue };
             if member.resync.is_none() {
-                if running >= self.config.resyncs_max || now.mono < member.retry_at || !self.trusted(disk) {
+                let later = running >= self.config.resyncs_max || now.mono < member.retry_at;
+                if later || !self.trusted(disk) || self.has_spare(group) {
                     continue;
                 }
                 if self.begin_resync(now.mono, index, disk) {

@@ -8,7 +8,7 @@ use ferro_protocol::api::{EventKind, EventLevel, format_size};
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId};
 use ferro_protocol::units::EXTENT_BYTES;
 use vsand_core::directory::conversion::lineage;
-use vsand_core::directory::{DiskHealth, DiskRecord, Lock, LockKind, ObjectRecord, State};
+use vsand_core::directory::{ChunkRecord, DiskHealth, DiskRecord, Lock, LockKind, ObjectRecord, State};
 
 use super::Draft;
 use crate::plane::maintenance::api_mode;
@@ -127,6 +127,14 @@ fn hosts(before: &State, after: &State, found: &mut Vec<Draft>) {
             }
             _ => {}
         }
+        let given_up = |state: &State| state.absences.of(*id).is_some_and(|a| a.given_up);
+        if given_up(after) && !given_up(before) {
+            let message = format!(
+                "host {} is given up: what it holds is built elsewhere, as far as the other hosts can hold it",
+                host.name
+            );
+            found.push(Draft::new(Kind::HostGivenUp, Warning, &*subject, message));
+        }
         match (before.maintenance(*id), after.maintenance(*id)) {
             (was, Some((mode, _))) if was.is_none_or(|(before, _)| before != mode) => {
                 let mode = api_mode(mode);
@@ -198,10 +206,13 @@ fn disks(before: &State, after: &State, found: &mut Vec<Draft>) {
     }
 }
 
-/// How many components of an object on each disk are not in sync.
+/// Which components of an object on each disk are not in sync and are missed: one more than is needed is about to go.
 pub fn stale(record: &ObjectRecord) -> BTreeMap<DiskId, BTreeSet<ChunkIndex>> {
     let mut stale: BTreeMap<DiskId, BTreeSet<_>> = BTreeMap::new();
-    for (index, chunk) in &record.chunks {
+    let missed = |(index, chunk): &(&ChunkIndex, &ChunkRecord)| {
+        chunk.in_sync().count() < record.policy.components(**index)
+    };
+    for (index, chunk) in record.chunks.iter().filter(missed) {
         for component in chunk.components.iter().filter(|c| !c.in_sync()) {
             stale.entry(component.disk).or_default().insert(*index);
         }
@@ -252,8 +263,8 @@ fn volume(
     let placed: BTreeSet<DiskId> =
         known.chunks.values().flat_map(|c| &c.components).map(|c| c.disk).collect();
     for (disk, chunks) in is {
-        // A new component begins empty; that is no copy that fell behind.
-        if !was.contains_key(&disk) && placed.contains(&disk) {
+        // A new component begins empty, and one on a host that was given up is built elsewhere: those are no copies that fell behind.
+        if !was.contains_key(&disk) && placed.contains(&disk) && !after.is_given_up(disk) {
             let message = format!(
                 "volume {name}: copies of {} on {} have missed writes",
                 self::chunks(chunks.len()),

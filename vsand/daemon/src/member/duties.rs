@@ -245,8 +245,10 @@ pub async fn remove_leftovers(member: Arc<Member>) {
                 .is_some_and(|c| c.components.iter().any(|c| c.disk == disk))
         };
         let state = member.state();
+        // A disk that is not in the directory is about to be closed; who has not heard yet that it is out may still read there.
         let suspects: BTreeMap<DiskId, Vec<ChunkId>> = inventory
             .into_iter()
+            .filter(|(disk, _)| state.disks.contains_key(disk))
             .map(|(disk, chunks)| {
                 (
                     disk,
@@ -270,7 +272,9 @@ pub async fn remove_leftovers(member: Arc<Member>) {
                 let _stopping = member.data.send(DataCommand::Pardon(disk, chunks));
                 continue;
             };
-            let (keep, drop): (Vec<_>, Vec<_>) = chunks.into_iter().partition(|c| known(&state, disk, c));
+            let there = state.disks.contains_key(&disk);
+            let (keep, drop): (Vec<_>, Vec<_>) =
+                chunks.into_iter().partition(|c| !there || known(&state, disk, c));
             let objects: BTreeSet<_> = drop.iter().map(|c| c.object).collect();
             tracing::info!(%disk, components = drop.len(), objects = objects.len(), "leftover components are removed");
             let _stopping = member.data.send(DataCommand::Pardon(disk, keep));

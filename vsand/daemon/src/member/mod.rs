@@ -8,7 +8,8 @@
 //!
 //! A `Member` is shared by the API and the tasks. What it must not know: HTTP, how the data loop works inside.
 
-pub mod admission;
+pub mod absence;
+mod admission;
 mod announce;
 pub mod balance;
 pub mod connections;
@@ -344,6 +345,7 @@ impl Member {
         tokio::spawn(duties::report_usage(Arc::clone(member)));
         tokio::spawn(duties::remove_leftovers(Arc::clone(member)));
         tokio::spawn(departure::see_off(Arc::clone(member)));
+        tokio::spawn(absence::watch(Arc::clone(member)));
         tokio::spawn(crate::events::watch::watch(Arc::clone(member)));
         tokio::spawn(ownership::reopen(Arc::clone(member)));
         tokio::spawn(ownership::repair_closed(Arc::clone(member)));

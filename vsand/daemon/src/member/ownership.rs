@@ -250,7 +250,7 @@ impl Member {
     pub(super) async fn own_to_tend(&self, object: ObjectId) -> bool {
         let _one_at_a_time = self.opening.lock().await;
         let Some(record) = self.state().objects.get(&object).cloned() else { return false };
-        if record.lock.is_some() {
+        if self.state().holder(&record).is_some() {
             return self.open_volumes().contains_key(&object);
         }
         match self.own(Arc::clone(&record), LockKind::Background, None).await {
@@ -390,14 +390,14 @@ async fn take_up(member: &Member, record: Arc<ObjectRecord>, read_only: bool) ->
     member.own(record, LockKind::Exclusive { read_only }, Some(socket)).await.map(|_| ())
 }
 
-/// Closed volumes with components that are not in sync, or on disks that are leaving, are owned for as long as it takes to
-/// put that right, by the first of the hosts that have a good component.
+/// Closed volumes with components that are not in sync, or on disks that are leaving or in hosts that were given up, are owned for as
+/// long as it takes to put that right, by the first of the hosts that have a good component.
 pub async fn repair_closed(member: Arc<Member>) {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
         let state = member.state();
         for record in state.volumes() {
-            match record.lock {
+            match state.holder(record) {
                 None if !state.is_settled(record) && is_ours_to_repair(&member, record) => {
                     let _one_at_a_time = member.opening.lock().await;
                     if let Err(error) = member.own(Arc::clone(record), LockKind::Background, None).await {
@@ -446,10 +446,10 @@ fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
 /// Whether this host is the one to scrub an object, or to move some of it: its owner, or of one that nobody has open the first
 /// live host with a good component.
 pub(super) fn is_ours_to_tend(member: &Member, record: &ObjectRecord) -> bool {
-    if let Some(lock) = record.lock {
+    let state = member.state();
+    if let Some(lock) = state.holder(record) {
         return lock.host == member.host() && member.open_volumes().contains_key(&record.id);
     }
-    let state = member.state();
     let good = record.chunks.values().flat_map(|c| &c.components).filter(|c| c.in_sync());
     let hosts = good.filter_map(|c| state.disks.get(&c.disk)).map(|d| d.host);
     hosts.filter(|host| member.hears_from(*host)).min() == Some(member.host())

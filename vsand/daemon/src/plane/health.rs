@@ -19,6 +19,8 @@ use ferro_protocol::api::{
     format_size,
 };
 
+use vsand_core::directory::FeatureLevel;
+
 use super::errors::host_name;
 use super::remote::HostReport;
 use super::view::View;
@@ -158,14 +160,23 @@ fn hosts(view: &View, reasons: &mut Findings) {
             HostState::Offline if host.maintenance.is_none() => {
                 let since = host.last_seen_seconds.map_or_else(String::new, |s| format!(" for {}", span(s)));
                 let leaving = if host.leaving_bytes.is_some() { ", which is leaving," } else { "" };
+                let given_up = view.state.absences.of(host.id).is_some_and(|absence| absence.given_up);
+                let becomes = if given_up {
+                    "what it holds is being built elsewhere, as far as the other hosts can hold it; if it comes back, it gets what it missed"
+                        .to_owned()
+                } else if view.state.level < FeatureLevel::ABSENCES {
+                    format!("data that it misses for {} is rebuilt elsewhere", span(view.repair_delay_s))
+                } else {
+                    format!(
+                        "if it is away for {}, what it holds is built elsewhere",
+                        span(view.repair_delay_s)
+                    )
+                };
                 reasons.push(reason(
                     HealthLevel::Warning,
                     "host_offline",
                     format!("host {name}{leaving} is offline: it was not heard of{since}"),
-                    format!(
-                        "check its power, its network and `systemctl status vsand` there; data that it misses for {} is rebuilt elsewhere",
-                        span(view.repair_delay_s)
-                    ),
+                    format!("check its power, its network and `systemctl status vsand` there; {becomes}"),
                 ));
             }
             HostState::Leaving => {
@@ -321,7 +332,7 @@ pub(super) mod tests {
     use super::super::view::tests::{disk_id, healthy, host_id, kill, stale};
     use super::*;
     use std::sync::Arc;
-    use vsand_core::directory::DiskHealth;
+    use vsand_core::directory::{Absence, Command, DiskHealth};
 
     pub(super) fn shown(view: &View) -> Health {
         of(view).0
@@ -347,6 +358,27 @@ pub(super) mod tests {
         assert_eq!(codes(&health), ["host_offline", "volume_degraded"]);
         assert!(health.reasons[0].message.contains("host3") && health.reasons[0].message.contains("30 s"));
         assert!(health.reasons[1].next_step.contains("host3"), "{:?}", health.reasons[1]);
+    }
+
+    #[test]
+    fn a_host_that_was_given_up_is_said_to_be() {
+        let mut view = healthy();
+        kill(&mut view, 3);
+        let next = |view: &View| shown(view).reasons.first().map(|r| r.next_step.clone()).unwrap();
+        assert!(
+            next(&view).contains("if it is away for 60 min, what it holds is built elsewhere"),
+            "{}",
+            next(&view)
+        );
+        let lease = view.state.hosts[&host_id(3)].lease;
+        let absence = Absence { since_unix_s: 1, given_up: true };
+        let command = Command::HostAway { host: host_id(3), lease, absence };
+        Arc::make_mut(&mut view.state).apply(1 << 20, command).unwrap();
+        assert!(next(&view).contains("what it holds is being built elsewhere"), "{}", next(&view));
+        let mut low = healthy();
+        kill(&mut low, 3);
+        Arc::make_mut(&mut low.state).level = FeatureLevel::CONVERSIONS;
+        assert!(next(&low).contains("data that it misses"), "{}", next(&low));
     }
 
     #[test]
