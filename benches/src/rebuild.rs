@@ -3,8 +3,7 @@
 //!
 //! ```text
 //!   a host more than the policy needs, the volume filled
-//!     kill one, write here and there, so that it is missed; then wait
-//!     until its components are rebuilt on the others                     ──► idle: bytes a second, beside the disk's own
+//!     kill one, and wait until its components are rebuilt on the others   ──► idle: bytes a second, beside the disk's own
 //!     start it again: empty, a place for the next
 //!     the guest's peak; half of it, at a pace                            ──► p99 before
 //!     kill another, the same pace while its components are rebuilt       ──► p99 during
@@ -127,7 +126,6 @@ fn measure(
     let (host, lost_mib) = fullest(cluster)?;
     eprintln!("idle: {host} dies with {lost_mib:.0} MiB");
     cluster.kill(&host)?;
-    client.run(mix, Until::Requests(1000), &around)?;
     let began = wait_for_rebuild(cluster, stop)?;
     let seconds = wait_for_health(cluster, began, stop)?;
     let mib_s = lost_mib / seconds;
