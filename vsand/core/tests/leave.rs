@@ -211,3 +211,20 @@ fn what_a_component_answers_that_has_gone_counts_for_nothing() {
         }
     }
 }
+
+#[test]
+fn of_one_too_many_the_one_goes_that_does_not_answer() {
+    let mut lab = Lab::new(3);
+    let hosts = lab.state.hosts.keys().copied().collect();
+    lab.command(Command::RaiseLevel { from: FeatureLevel::OLDEST, to: FeatureLevel::NEWEST, hosts })
+        .expect("asked");
+    lab.write(0, 8);
+    lab.command(Command::ReportUsage { used_extents: vec![(disk(1), 1 << 19)] })
+        .expect("the first is the fullest");
+    // As far as the directory knows it is there.
+    lab.away(3);
+    lab.command(Command::SetPolicy { object: object(), from: mirror(3), to: mirror(2) }).expect("fewer");
+    lab.pass(std::time::Duration::from_secs(4));
+    let left: Vec<_> = lab.record().chunks[&FIRST].components.iter().map(|c| (c.disk, c.in_sync())).collect();
+    assert_eq!(left, [(disk(1), true), (disk(2), true)]);
+}

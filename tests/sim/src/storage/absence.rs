@@ -23,9 +23,11 @@ const TRIED_FOR: u64 = 45 * S;
 pub(super) struct Departed {
     dice: Dice,
     wanted: bool,
+    /// Another one goes with it, and comes back.
+    pair: bool,
     /// One is to go yet.
     pending: bool,
-    /// The host that went for good, and when.
+    /// The host that went for good, and when all others are there.
     pub gone: Option<(usize, u64)>,
     /// Objects that nobody opens any more.
     pub closed: BTreeSet<usize>,
@@ -34,8 +36,8 @@ pub(super) struct Departed {
 impl Departed {
     pub(super) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed ^ 0x6177_6179_666f_7265);
-        let wanted = dice.permille(400);
-        Self { dice, wanted, pending: false, gone: None, closed: BTreeSet::new() }
+        let (wanted, pair) = (dice.permille(400), dice.permille(300));
+        Self { dice, wanted, pair, pending: false, gone: None, closed: BTreeSet::new() }
     }
 }
 
@@ -66,7 +68,9 @@ impl World {
     /// A host that nothing needs goes for good, if there is one now.
     pub(super) fn go_away(&mut self) {
         let victims: Vec<usize> = (0..self.hosts.len()).filter(|host| self.can_go(*host)).collect();
-        let Some(victim) = self.departed.dice.pick(&victims) else {
+        // What is written while two go at once may be on the one that does not come back only.
+        let early = self.departed.pair && (!self.stopping || self.not_quiet().is_some());
+        let Some(victim) = self.departed.dice.pick(&victims).filter(|_| !early) else {
             if self.now < self.healed_at + TRIED_FOR {
                 self.after(S, Event::GoAway);
             } else {
@@ -78,8 +82,9 @@ impl World {
         let power = self.departed.dice.permille(500);
         self.trace(|| format!("h{victim} goes for good"));
         self.stop_process(victim, power);
-        self.departed.gone = Some((victim, self.now));
         let others: Vec<usize> = (0..self.hosts.len()).filter(|h| self.hosts[*h].running).collect();
+        let back = self.take_along(&others);
+        self.departed.gone = Some((victim, back));
         for object in std::mem::take(&mut self.hosts[victim].wanted) {
             if let Some(other) = self.departed.dice.pick(&others) {
                 self.hosts[other].wanted.insert(object);
@@ -95,6 +100,18 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Sometimes another host goes with it, and is back long after both were given up; when. What is on it is needed then.
+    fn take_along(&mut self, others: &[usize]) -> u64 {
+        let Some(other) = self.departed.dice.pick(others).filter(|_| self.departed.pair) else {
+            return self.now;
+        };
+        let back = self.now + self.departed.dice.between(30 * S, 60 * S);
+        self.trace(|| format!("h{other} goes with it, and comes back"));
+        self.stop_process(other, true);
+        self.at(back, Event::Restart { host: other });
+        back
     }
 
     /// Whether everything can be had without a host, and the others can hold it.

@@ -179,7 +179,7 @@ impl World {
         }
     }
 
-    fn not_quiet(&self) -> Option<String> {
+    pub(super) fn not_quiet(&self) -> Option<String> {
         if !self.stopping {
             return Some("guests still run".to_owned());
         }

@@ -108,7 +108,7 @@ impl World {
                     self.lock_request(host, object, Command::Release { object: id, epoch, host: me }, None);
                 }
                 _ if !view.is_settled(&record)
-                    && view.holder(&record).is_none()
+                    && view.holder(&record, me).is_none()
                     && self.dice.permille(20) =>
                 {
                     self.lock_request(

@@ -196,6 +196,6 @@ impl World {
     /// What is leaving, as this host has heard.
     pub(super) fn tell_leaving(&mut self, host: usize, object: usize) {
         let state = Arc::clone(&self.hosts[host].view);
-        self.with_owner(host, object, |owner, now| owner.handle_departures(now, &state));
+        self.with_owner(host, object, |owner, now| owner.handle_departures(now, &mut state.departures()));
     }
 }

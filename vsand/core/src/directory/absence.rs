@@ -34,7 +34,7 @@ use super::apply::Applied;
 use super::command::{Command, Outcome, Refused};
 use super::level::FeatureLevel;
 use super::placement::has_room;
-use super::records::{Lock, LockKind, ObjectRecord, Policy};
+use super::records::{DiskHealth, DiskRecord, Lock, LockKind, ObjectRecord, Policy};
 use crate::lease::Watcher;
 use crate::time::Now;
 
@@ -92,18 +92,24 @@ impl State {
             })
     }
 
-    /// The lock that keeps others from an object. A repair is no opening: where the host that does it is away, another one goes on.
-    pub fn holder(&self, object: &ObjectRecord) -> Option<Lock> {
-        let left = |lock: &Lock| lock.kind == LockKind::Background && self.absences.of(lock.host).is_some();
+    /// The lock that keeps this host from an object, which may be its own. A repair is no opening: where another host does it and is
+    /// away, this one may go on with it.
+    pub fn holder(&self, object: &ObjectRecord, me: HostId) -> Option<Lock> {
+        let left = |lock: &Lock| {
+            lock.kind == LockKind::Background && lock.host != me && self.absences.of(lock.host).is_some()
+        };
         object.lock.filter(|lock| !left(lock))
     }
 
-    /// Whether the hosts that are there can hold an object of this policy.
+    /// Whether the hosts that are there can hold an object of this policy, as far as that can be said of all of its chunks: those that have
+    /// a component on a full disk may need room on another one only.
     pub(super) fn can_spare_the_absent(&self, policy: Policy) -> bool {
-        let takes = |disk: DiskId| !self.is_away(disk) && !self.is_departing(policy, disk);
-        let usable = self.disks.values().filter(|d| has_room(d) && takes(d.id));
-        let domains: BTreeSet<&str> = usable.filter_map(|d| self.fault_domain(d.id)).collect();
-        domains.len() >= policy.domains()
+        let there = |d: &&DiskRecord| {
+            d.health == DiskHealth::Healthy && !self.is_away(d.id) && !self.is_departing(policy, d.id)
+        };
+        let usable = || self.disks.values().filter(there);
+        let domains: BTreeSet<&str> = usable().filter_map(|d| self.fault_domain(d.id)).collect();
+        domains.len() >= policy.domains() && usable().any(has_room)
     }
 
     pub(super) fn host_away(&mut self, host: HostId, lease: u64, absence: Absence) -> Applied {

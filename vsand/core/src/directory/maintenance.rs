@@ -26,6 +26,36 @@ use super::State;
 use super::command::Refused;
 use super::records::{ChunkRecord, Departure, DiskHealth, MaintenanceMode, ObjectRecord, Policy};
 
+/// [`State::resting`] and [`State::emptied`], reckoned once for all owners that are told.
+#[derive(Debug)]
+pub struct Departures<'a> {
+    state: &'a State,
+    resting: BTreeSet<DiskId>,
+    emptied: Vec<(Policy, BTreeSet<DiskId>)>,
+}
+
+impl<'a> Departures<'a> {
+    /// Whose they are.
+    pub fn state(&self) -> &'a State {
+        self.state
+    }
+
+    /// The disks in hosts that are in maintenance.
+    pub fn resting(&self) -> &BTreeSet<DiskId> {
+        &self.resting
+    }
+
+    /// The disks that components of objects with this policy are to go from.
+    pub fn emptied(&mut self, policy: Policy) -> &BTreeSet<DiskId> {
+        let known = self.emptied.iter().position(|(of, _)| *of == policy);
+        let at = known.unwrap_or_else(|| {
+            self.emptied.push((policy, self.state.emptied(policy)));
+            self.emptied.len() - 1
+        });
+        &self.emptied[at].1
+    }
+}
+
 impl State {
     /// How a host is in maintenance, and since when, in seconds since 1970.
     pub fn maintenance(&self, host: HostId) -> Option<(MaintenanceMode, u64)> {
@@ -84,6 +114,11 @@ impl State {
         let spared = self.can_spare_the_absent(policy);
         let goes = |disk: &DiskId| self.is_departing(policy, *disk) || (spared && self.is_given_up(*disk));
         self.disks.keys().copied().filter(goes).collect()
+    }
+
+    /// What owners must know of disks that components are to go from, or are waited for on.
+    pub fn departures(&self) -> Departures<'_> {
+        Departures { state: self, resting: self.resting(), emptied: Vec::new() }
     }
 
     fn keeps_access(&self, disk: DiskId) -> bool {

@@ -46,6 +46,7 @@ pub use command::{Basis, Command, ConversionStep, Outcome, Refused, SyncChange, 
 pub use conversion::{Conversion, Conversions};
 pub use forecast::Forecast;
 pub use level::{FeatureLevel, RemovedDisks};
+pub use maintenance::Departures;
 pub use provision::{Provision, Provisioning};
 pub use records::{
     ChunkRecord, Component, Content, Departure, DiskHealth, DiskRecord, HostRecord, Lock, LockKind,

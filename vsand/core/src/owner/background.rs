@@ -15,8 +15,8 @@ use crate::time::Now;
 
 /// How often chunks are looked through.
 const EVERY: Duration = Duration::from_secs(1);
-/// So many shards are given up at once.
-const SHARDS_AT_ONCE: usize = 64;
+/// A shard's disk that is to be emptied has so long to come back before the shard is made of the others.
+const SHARD_PATIENCE: Duration = Duration::from_secs(30);
 /// So long has a disk to answer a new owner, or one that waited for it while its host was in maintenance, before it counts as away:
 /// connections are made meanwhile.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -85,15 +85,23 @@ impl Owner {
         }
         let mut wanted: Vec<(ChunkIndex, Option<DiskId>)> = Vec::new();
         let mut spare: Vec<ChunkIndex> = Vec::new();
+        let mut lame: Vec<(ChunkIndex, DiskId)> = Vec::new();
         let placed = |g: &&super::group::Group| self.record.chunks.contains_key(&g.index);
         for group in self.groups.values().filter(placed).filter(|g| matches!(g.phase, Phase::Serving)) {
             let staying = || self.staying(group);
             if staying().count() < self.record.policy.components(group.index) {
-                wanted.push((group.index, None));
+                if self.can_fill(group.index) {
+                    wanted.push((group.index, None));
+                }
                 continue;
             }
             if self.has_spare(group) {
-                spare.push(group.index);
+                // What the others do without, and does not answer, goes first: the directory does not know that it does not.
+                let before = lame.len();
+                lame.extend(group.healthy().filter(|d| !self.usable(*d)).map(|d| (group.index, d)));
+                if lame.len() == before {
+                    spare.push(group.index);
+                }
                 continue;
             }
             let overdue = staying().find(|(disk, member)| {
@@ -111,6 +119,14 @@ impl Owner {
         }
         self.repair_wanted.extend(wanted);
         self.trim_wanted.extend(spare);
+        for (chunk, disk) in lame {
+            self.member_failed(now.mono, chunk, disk);
+        }
+    }
+
+    /// Whether there is something now that another component of the record could be filled from.
+    fn can_fill(&self, index: ChunkIndex) -> bool {
+        self.resync_source(index).is_some() || self.can_decode(index)
     }
 
     /// The components of a chunk that are not on their way to another disk.
@@ -141,27 +157,26 @@ impl Owner {
     }
 
     /// A shard is made of the others only when none of its own components is in sync: one that is to go from a disk which is not
-    /// there would be waited for.
+    /// there would be waited for. It may be needed as long as it counts, so only where the others are there, and a few at a time.
     fn give_up_shards(&mut self, now: Now) {
         if self.leaving.is_empty() || now.mono < self.patient_until {
             return;
         }
         let away = |disk: &DiskId| {
-            let long = |link: &super::links::Link| !link.up && now.mono >= link.away_since + PATIENCE;
+            let long = |link: &super::links::Link| !link.up && now.mono >= link.away_since + SHARD_PATIENCE;
             self.leaving.contains(disk) && self.links.get(disk).is_some_and(long)
         };
-        let waits = |group: &&Group| {
-            let replaced = group.members.len() > 1 && matches!(group.phase, Phase::Serving);
-            replaced
-                && matches!(group.index.role(), Role::Shard(_))
-                && group.healthy().all(|disk| away(&disk))
+        let replaced = |group: &&Group| {
+            let shard = matches!(group.index.role(), Role::Shard(_));
+            shard && group.members.len() > 1 && matches!(group.phase, Phase::Serving)
         };
-        let gone: Vec<(ChunkIndex, DiskId)> = self
-            .groups
-            .values()
+        let shards = || self.groups.values().filter(replaced);
+        let under_way = shards().filter(|g| g.healthy().next().is_none()).count();
+        let waits = |g: &&Group| g.healthy().all(|disk| away(&disk)) && self.can_decode(g.index);
+        let gone: Vec<(ChunkIndex, DiskId)> = shards()
             .filter(waits)
             .flat_map(|g| g.healthy().map(|disk| (g.index, disk)))
-            .take(SHARDS_AT_ONCE)
+            .take((2 * self.config.resyncs_max).saturating_sub(under_way))
             .collect();
         for (chunk, disk) in gone {
             self.member_failed(now.mono, chunk, disk);

@@ -217,6 +217,10 @@ pub struct Owner {
     patient_until: Instant,
     proposal: Option<record::Proposal>,
     propose_after: Instant,
+    /// No chunk is placed before this time: there was no room.
+    place_after: Instant,
+    /// Nothing that no guest waits for is proposed before this time.
+    background_after: Instant,
     directory_silent: bool,
     next_id: u64,
     guest_io_at: Instant,
@@ -262,6 +266,8 @@ impl Owner {
             patient_until: now.mono + background::PATIENCE,
             proposal: None,
             propose_after: Instant(0),
+            place_after: Instant(0),
+            background_after: Instant(0),
             directory_silent: false,
             next_id: 1,
             guest_io_at: Instant(0),

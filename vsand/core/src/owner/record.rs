@@ -20,6 +20,10 @@ pub(super) struct Proposal {
     chunk: Option<ChunkIndex>,
     /// It begins the move of a component.
     moves: bool,
+    /// It trims a component, perhaps by the first of two steps.
+    trims: bool,
+    /// No guest waits for it.
+    background: bool,
 }
 
 impl Owner {
@@ -32,7 +36,14 @@ impl Owner {
         let chunk = proposal.as_ref().and_then(|p| p.chunk);
         self.directory_silent = result.is_none();
         match result {
-            Some(Ok(Outcome::Object(record))) => self.apply_record(now, &record),
+            Some(Ok(Outcome::Object(record))) => {
+                self.apply_record(now, &record);
+                if proposal.as_ref().is_some_and(|p| p.trims) {
+                    // Only the next step takes it out of the record.
+                    self.next_check = now.mono;
+                    self.check_stale(now);
+                }
+            }
             Some(Ok(_)) => {}
             Some(Err(Refused::Overtaken(record))) => {
                 if record.revision == self.record.revision {
@@ -51,14 +62,25 @@ impl Owner {
                     }
                     self.repair_wanted.remove(&chunk);
                 }
-                self.propose_after = now.mono + self.config.retry_after * 10;
+                // Guests that wait for a component to be taken out must not wait for this too, nor for a place because of a repair.
+                let after = now.mono + self.config.retry_after * 10;
+                if proposal.as_ref().is_some_and(|p| p.background) {
+                    self.background_after = after;
+                } else {
+                    self.place_after = after;
+                }
             }
             Some(Err(_)) => {
                 if let Some(chunk) = chunk {
                     self.repair_wanted.remove(&chunk);
                     self.trim_wanted.remove(&chunk);
                 }
-                self.propose_after = now.mono + self.config.retry_after;
+                let after = now.mono + self.config.retry_after;
+                if proposal.as_ref().is_some_and(|p| p.background) {
+                    self.background_after = after;
+                } else {
+                    self.propose_after = after;
+                }
             }
             None => {
                 self.troubles.insert(Trouble::NoDirectory);
@@ -249,8 +271,12 @@ impl Owner {
         let unix_s = now.unix_s;
         let (command, chunk) = if !changes.is_empty() {
             (Command::ChangeSync { basis, changes, unix_s }, None)
-        } else if let Some(chunk) = self.place_wanted.first().copied() {
+        } else if let Some(chunk) =
+            self.place_wanted.first().copied().filter(|_| now.mono >= self.place_after)
+        {
             (Command::PlaceChunk { basis, chunk, near: self.config.me }, Some(chunk))
+        } else if now.mono < self.background_after {
+            return;
         } else if let Some(chunk) = self.trim_wanted.first().copied() {
             (Command::Trim { basis, chunk }, Some(chunk))
         } else if let Some((chunk, drop)) = self.repair_wanted.first_key_value().map(|(c, d)| (*c, *d)) {
@@ -261,7 +287,10 @@ impl Owner {
             return;
         };
         let id = ProposalId(self.fresh_id());
-        self.proposal = Some(Proposal { id, chunk, moves: matches!(command, Command::Move { .. }) });
+        let (moves, trims) =
+            (matches!(command, Command::Move { .. }), matches!(command, Command::Trim { .. }));
+        let background = moves || trims || matches!(command, Command::Repair { .. });
+        self.proposal = Some(Proposal { id, chunk, moves, trims, background });
         self.effects.push_back(Effect::Propose { id, command });
     }
 

@@ -212,7 +212,7 @@ impl Owner {
     }
 
     /// Whom to ask what has changed: an in-sync component that answers.
-    fn resync_source(&self, index: ChunkIndex) -> Option<DiskId> {
+    pub(super) fn resync_source(&self, index: ChunkIndex) -> Option<DiskId> {
         if self.is_rebuilt(index) {
             return self.rebuild_sources(index).first().map(|(_, disk)| *disk);
         }

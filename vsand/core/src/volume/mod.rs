@@ -33,7 +33,7 @@ use ferro_protocol::ids::{DiskId, Epoch, ObjectId};
 use ferro_protocol::peer::{Refusal, Reply, RequestId};
 
 use crate::bugs::Bugs;
-use crate::directory::{Conversion, ObjectRecord, Outcome, Policy, Refused, State};
+use crate::directory::{Conversion, Departures, ObjectRecord, Outcome, Policy, Refused, State};
 use crate::lease::{Renewal, Standing};
 use crate::owner::guest::{GuestRequest, GuestTag, in_bounds};
 use crate::owner::{Config, Effect, Owner, ProposalId, ResyncView, Trouble};
@@ -299,16 +299,17 @@ impl VolumeOwner {
         self.settle();
     }
 
-    /// Disks are leaving the cluster, or in hosts that somebody works on, or the volume is to become something else, as the directory says.
-    pub fn handle_departures(&mut self, now: Now, state: &State) {
+    /// Disks are leaving the cluster, or in hosts that were given up or that somebody works on, or the volume is to become something
+    /// else, as the directory says.
+    pub fn handle_departures(&mut self, now: Now, departures: &mut Departures<'_>) {
         self.now = now;
-        let resting = state.resting();
+        let state = departures.state();
         if state.revision >= self.record().revision {
             self.wanted = state.conversions.of(self.object());
         }
         for part in self.parts() {
-            part.owner.handle_leaving(now, &state.emptied(part.owner.record().policy));
-            part.owner.handle_resting(now, &resting);
+            part.owner.handle_leaving(now, departures.emptied(part.owner.record().policy));
+            part.owner.handle_resting(now, departures.resting());
         }
         self.settle();
     }

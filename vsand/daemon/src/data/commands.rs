@@ -52,7 +52,7 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
                     owner.handle_disk_dead(now, disk);
                 }
             }
-            owner.handle_departures(now, &data.state);
+            owner.handle_departures(now, &mut data.state.departures());
             owner.handle_state(now, &data.state);
             data.own(now, owner, acquired, socket.map(|s| *s));
         }
@@ -157,9 +157,10 @@ impl DataLoop {
 
     fn state_changed(&mut self, now: Now, state: Arc<State>) {
         let old = std::mem::replace(&mut self.state, state);
+        let mut departures = self.state.departures();
         for volume in self.volumes.values_mut() {
             volume.owner.handle_state(now, &self.state);
-            volume.owner.handle_departures(now, &self.state);
+            volume.owner.handle_departures(now, &mut departures);
             volume.follow_size();
         }
         for disk in Arc::clone(&self.state).disks.values() {

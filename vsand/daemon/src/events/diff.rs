@@ -8,7 +8,7 @@ use ferro_protocol::api::{EventKind, EventLevel, format_size};
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId};
 use ferro_protocol::units::EXTENT_BYTES;
 use vsand_core::directory::conversion::lineage;
-use vsand_core::directory::{ChunkRecord, DiskHealth, DiskRecord, Lock, LockKind, ObjectRecord, State};
+use vsand_core::directory::{DiskHealth, DiskRecord, Lock, LockKind, ObjectRecord, State};
 
 use super::Draft;
 use crate::plane::maintenance::api_mode;
@@ -206,18 +206,22 @@ fn disks(before: &State, after: &State, found: &mut Vec<Draft>) {
     }
 }
 
-/// Which components of an object on each disk are not in sync and are missed: one more than is needed is about to go.
+/// Which components of an object on each disk are not in sync.
 pub fn stale(record: &ObjectRecord) -> BTreeMap<DiskId, BTreeSet<ChunkIndex>> {
     let mut stale: BTreeMap<DiskId, BTreeSet<_>> = BTreeMap::new();
-    let missed = |(index, chunk): &(&ChunkIndex, &ChunkRecord)| {
-        chunk.in_sync().count() < record.policy.components(**index)
-    };
-    for (index, chunk) in record.chunks.iter().filter(missed) {
+    for (index, chunk) in &record.chunks {
         for component in chunk.components.iter().filter(|c| !c.in_sync()) {
             stale.entry(component.disk).or_default().insert(*index);
         }
     }
     stale
+}
+
+/// Whether a component fell out of the in-sync set, and is missed there: one that the others do without is about to go.
+fn fell_out(known: &ObjectRecord, record: &ObjectRecord, index: ChunkIndex, disk: DiskId) -> bool {
+    let missed =
+        record.chunks.get(&index).is_some_and(|c| c.in_sync().count() < record.policy.components(index));
+    missed && known.chunks.get(&index).is_some_and(|c| c.in_sync().any(|d| d == disk))
 }
 
 fn volume(
@@ -260,11 +264,10 @@ fn volume(
         _ => {}
     }
     let (was, is) = (stale(known), stale(record));
-    let placed: BTreeSet<DiskId> =
-        known.chunks.values().flat_map(|c| &c.components).map(|c| c.disk).collect();
-    for (disk, chunks) in is {
-        // A new component begins empty, and one on a host that was given up is built elsewhere: those are no copies that fell behind.
-        if !was.contains_key(&disk) && placed.contains(&disk) && !after.is_given_up(disk) {
+    for (disk, mut chunks) in is {
+        chunks.retain(|index| fell_out(known, record, *index, disk));
+        // What was on a host that was given up is built elsewhere: that is told of the host.
+        if !was.contains_key(&disk) && !chunks.is_empty() && !after.is_given_up(disk) {
             let message = format!(
                 "volume {name}: copies of {} on {} have missed writes",
                 self::chunks(chunks.len()),

@@ -293,7 +293,11 @@ pub async fn watch(member: Arc<Member>) {
             .flat_map(|(view, _)| view.resyncs.iter().map(|r| (view.object, r.disk, r.chunk, r.blocks_done)))
             .collect();
         drafts.extend(ongoing.resyncs(now, &state, &running));
-        for (object, disk, good) in diff::resyncs_ended(&before, &state, me) {
+        // What goes, because there is one more than is needed, was no resync that was given up.
+        let told =
+            |(object, disk, good): &(_, _, bool)| *good || ongoing.resyncs.contains_key(&(*object, *disk));
+        let ended: Vec<_> = diff::resyncs_ended(&before, &state, me).into_iter().filter(told).collect();
+        for (object, disk, good) in ended {
             drafts.push(ongoing.resync_ended(now, &state, object, disk, good));
         }
         // Those of volumes that another host owns now.

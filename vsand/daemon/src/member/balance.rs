@@ -82,7 +82,8 @@ pub async fn balance(member: Arc<Member>) {
 /// Moves a component; false if nothing came of it.
 async fn carry_out(member: &Member, next: Move) -> bool {
     let Move { object, chunk, from, to } = next;
-    let closed = member.state().objects.get(&object).is_some_and(|record| record.lock.is_none());
+    let (state, me) = (member.state(), member.host());
+    let closed = state.objects.get(&object).is_some_and(|record| state.holder(record, me).is_none());
     if closed && !member.own_to_tend(object).await {
         return false;
     }

@@ -24,6 +24,7 @@ pub mod limits;
 pub mod network;
 pub mod ownership;
 pub mod pace;
+mod repair;
 pub mod scrub;
 
 use std::collections::HashMap;
@@ -348,7 +349,7 @@ impl Member {
         tokio::spawn(absence::watch(Arc::clone(member)));
         tokio::spawn(crate::events::watch::watch(Arc::clone(member)));
         tokio::spawn(ownership::reopen(Arc::clone(member)));
-        tokio::spawn(ownership::repair_closed(Arc::clone(member)));
+        tokio::spawn(repair::repair_closed(Arc::clone(member)));
         tokio::spawn(scrub::scrub(Arc::clone(member)));
         tokio::spawn(balance::balance(Arc::clone(member)));
         tokio::spawn(erring::watch(Arc::clone(member)));

@@ -1,4 +1,4 @@
-//! Which volumes this host owns: opening, closing, taking up again after a restart, and repairing those that nobody has open.
+//! Which volumes this host owns: opening, closing, and taking up again after a restart.
 //!
 //! ```text
 //!   closed ──Acquire──▶ owned, socket bound ──Disown, Release──▶ closed
@@ -10,21 +10,18 @@
 //!
 //! The directory's lock decides; what is kept here is only where the socket is. Opening and closing are done one at a time.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ferro_protocol::ids::{ChunkIndex, Epoch, HostId, ObjectId, Role, VolumeName};
+use ferro_protocol::ids::{Epoch, ObjectId, VolumeName};
 use ferro_transport::local::{self, LocalError};
 use ferro_vhost::SessionError;
 use ferro_vhost::blk::{BlkSettings, Sector};
 use ferro_vhost::server::ServerSettings;
 use vsand_core::directory::conversion::lineage;
-use vsand_core::directory::{
-    ChunkRecord, Command, Component, Content, LockKind, ObjectRecord, Outcome, Refused, State, Sync,
-};
+use vsand_core::directory::{Command, Content, LockKind, ObjectRecord, Outcome, Refused};
 use vsand_core::owner::Config as OwnerConfig;
 use vsand_directory::DirectoryError;
 
@@ -197,7 +194,7 @@ impl Member {
         same.map(|(object, volume)| (*object, volume.clone()))
     }
 
-    fn has_open(&self, object: ObjectId) -> bool {
+    pub(super) fn has_open(&self, object: ObjectId) -> bool {
         self.open_as(object).is_some()
     }
 
@@ -250,7 +247,7 @@ impl Member {
     pub(super) async fn own_to_tend(&self, object: ObjectId) -> bool {
         let _one_at_a_time = self.opening.lock().await;
         let Some(record) = self.state().objects.get(&object).cloned() else { return false };
-        if self.state().holder(&record).is_some() {
+        if self.state().holder(&record, self.host()).is_some() {
             return self.open_volumes().contains_key(&object);
         }
         match self.own(Arc::clone(&record), LockKind::Background, None).await {
@@ -390,199 +387,14 @@ async fn take_up(member: &Member, record: Arc<ObjectRecord>, read_only: bool) ->
     member.own(record, LockKind::Exclusive { read_only }, Some(socket)).await.map(|_| ())
 }
 
-/// Closed volumes with components that are not in sync, or on disks that are leaving or in hosts that were given up, are owned for as
-/// long as it takes to put that right, by the first of the hosts that have a good component.
-pub async fn repair_closed(member: Arc<Member>) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let state = member.state();
-        for record in state.volumes() {
-            match state.holder(record) {
-                None if !state.is_settled(record) && is_ours_to_repair(&member, record) => {
-                    let _one_at_a_time = member.opening.lock().await;
-                    if let Err(error) = member.own(Arc::clone(record), LockKind::Background, None).await {
-                        tracing::debug!(volume = %record.name, %error, "a closed volume is not repaired now");
-                    }
-                }
-                Some(lock)
-                    if lock.host == member.host()
-                        && lock.kind == LockKind::Background
-                        && (state.is_settled(record) && !is_tended(&member, record.id)
-                            || !member.has_open(record.id)) =>
-                {
-                    let released = if member.has_open(record.id) {
-                        member.release(record.id, &record.name).await
-                    } else {
-                        member.give_back(record.id, record.epoch).await
-                    };
-                    if let Err(error) = released {
-                        tracing::debug!(volume = %record.name, %error, "a repaired volume is not given back yet");
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-/// Whether a closed volume is owned here for something that its record does not show.
-fn is_tended(member: &Member, object: ObjectId) -> bool {
-    member.scrubs.is_at(object) || member.moves.is_at(object)
-}
-
-/// Whether something of this object can be put right now, and this host is the one to do it: the first live one with a good
-/// component of the first chunk where that is so. What is to become another object is made so by the one that would scrub it.
-fn is_ours_to_repair(member: &Member, record: &ObjectRecord) -> bool {
-    let state = member.state();
-    if state.conversions.of(record.id).is_some() {
-        let placed = record.chunks.values().any(|chunk| chunk.in_sync().next().is_some());
-        return if placed { is_ours_to_tend(member, record) } else { is_first(member) };
-    }
-    let alive = |host| member.hears_from(host);
-    let overdue = |since_unix_s| clock::unix_s().saturating_sub(since_unix_s) >= member.config.repair_delay_s;
-    repairer(&state, record, &alive, &overdue) == Some(member.host())
-}
-
 /// Whether this host is the one to scrub an object, or to move some of it: its owner, or of one that nobody has open the first
 /// live host with a good component.
 pub(super) fn is_ours_to_tend(member: &Member, record: &ObjectRecord) -> bool {
     let state = member.state();
-    if let Some(lock) = state.holder(record) {
+    if let Some(lock) = state.holder(record, member.host()) {
         return lock.host == member.host() && member.open_volumes().contains_key(&record.id);
     }
     let good = record.chunks.values().flat_map(|c| &c.components).filter(|c| c.in_sync());
     let hosts = good.filter_map(|c| state.disks.get(&c.disk)).map(|d| d.host);
     hosts.filter(|host| member.hears_from(*host)).min() == Some(member.host())
-}
-
-/// Whether this host is the first of those that are there: for what is nowhere.
-fn is_first(member: &Member) -> bool {
-    let state = member.state();
-    state.hosts.keys().filter(|host| member.hears_from(**host)).min() == Some(&member.host())
-}
-
-fn repairer(
-    state: &State,
-    record: &ObjectRecord,
-    alive: &dyn Fn(HostId) -> bool,
-    overdue: &dyn Fn(u64) -> bool,
-) -> Option<HostId> {
-    let live = |c: &Component| state.disks.get(&c.disk).map(|d| d.host).filter(|host| alive(*host));
-    let good = |chunk: &ChunkRecord| chunk.components.iter().filter(|c| c.in_sync()).filter_map(live).min();
-    let useful = |index: ChunkIndex, chunk: &ChunkRecord| {
-        let worth = |c: &Component| match c.sync {
-            Sync::InSync => state.is_emptied(record.policy, c.disk),
-            Sync::Stale { since_unix_s, .. } => {
-                state.is_emptied(record.policy, c.disk)
-                    || live(c).is_some()
-                    || (overdue(since_unix_s) && !state.is_resting(c.disk))
-            }
-        };
-        chunk.components.len() != record.policy.components(index) || chunk.components.iter().any(worth)
-    };
-    let from = |index: ChunkIndex, chunk: &ChunkRecord| match index.role() {
-        Role::Whole | Role::Log => good(chunk),
-        // A shard is made of the others, if enough of them answer.
-        Role::Shard(_) => {
-            let answering = record.shards(index).filter_map(|(_, shard)| good(shard));
-            let answering: BTreeSet<HostId> = answering.collect();
-            answering.first().filter(|_| answering.len() >= record.policy.sufficient()).copied()
-        }
-    };
-    record
-        .chunks
-        .iter()
-        .filter(|(index, chunk)| useful(**index, chunk))
-        .find_map(|(index, c)| from(*index, c))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ferro_protocol::ids::{DiskId, Seq};
-    use std::collections::BTreeMap;
-    use vsand_core::directory::{DiskHealth, DiskRecord, Policy};
-
-    fn host(n: u8) -> HostId {
-        HostId::from_bytes([n; 16])
-    }
-
-    fn disk(n: u8) -> DiskId {
-        DiskId::from_bytes([n; 16])
-    }
-
-    /// Hosts 1 to 6 with a disk each.
-    fn six() -> State {
-        let mut state = State::default();
-        for n in 1..=6 {
-            let record = DiskRecord {
-                id: disk(n),
-                host: host(n),
-                path: "/disk".to_owned(),
-                capacity_extents: 1_000,
-                used_extents: 10,
-                health: DiskHealth::Healthy,
-            };
-            state.disks.insert(disk(n), record);
-        }
-        state
-    }
-
-    fn component(n: u8, in_sync: bool) -> Component {
-        let stale = Sync::Stale { stale_seq: Seq(0), since_unix_s: 1_000 };
-        Component { disk: disk(n), sync: if in_sync { Sync::InSync } else { stale } }
-    }
-
-    fn object(policy: Policy, chunks: &[(ChunkIndex, &[Component])]) -> ObjectRecord {
-        let chunks = chunks.iter().map(|(index, c)| (*index, ChunkRecord { components: c.to_vec() }));
-        ObjectRecord {
-            id: ObjectId::from_bytes([7; 16]),
-            name: "v".parse().unwrap(),
-            size_bytes: 4 << 30,
-            policy,
-            content: Content::Whole,
-            epoch: Epoch(1),
-            lock: None,
-            chunks: chunks.collect::<BTreeMap<_, _>>(),
-            created_unix_s: 1,
-            revision: 1,
-        }
-    }
-
-    fn who(record: &ObjectRecord, dead: &[u8], late: bool) -> Option<HostId> {
-        repairer(&six(), record, &|h| !dead.iter().any(|n| host(*n) == h), &|_| late)
-    }
-
-    #[test]
-    fn the_first_live_host_with_a_good_copy_repairs() {
-        let mirror = Policy::Mirror { copies: 2 };
-        let (first, second) =
-            ([component(3, false), component(2, true)], [component(4, true), component(5, false)]);
-        let record = object(mirror, &[(ChunkIndex(0), &first), (ChunkIndex(1), &second)]);
-        assert_eq!(who(&record, &[], false), Some(host(2)));
-        assert_eq!(
-            who(&record, &[3], false),
-            Some(host(4)),
-            "the first chunk has to wait, the second has not"
-        );
-        assert_eq!(who(&record, &[3, 5], false), None);
-        assert_eq!(who(&record, &[3, 5], true), Some(host(2)), "the delay is over");
-        assert_eq!(who(&record, &[2, 4], false), None, "there is nothing to copy from");
-        let whole = object(mirror, &[(ChunkIndex(0), &[component(1, true), component(2, true)])]);
-        assert_eq!(who(&whole, &[], true), None);
-    }
-
-    #[test]
-    fn a_shard_is_made_again_where_enough_others_answer() {
-        let chunk = ChunkIndex(0);
-        let log = [component(5, true), component(4, true)];
-        let (a, b) = ([component(3, true)], [component(2, true)]);
-        for lost in [&[][..], &[component(1, false)]] {
-            let records =
-                [(chunk.shard(0), &a[..]), (chunk.shard(1), lost), (chunk.shard(2), &b), (chunk.log(), &log)];
-            let record = object(Policy::Parity { data: 2, parity: 1 }, &records);
-            assert_eq!(who(&record, &[], false), Some(host(2)));
-            assert_eq!(who(&record, &[2], false), None, "one shard is not enough");
-        }
-    }
 }

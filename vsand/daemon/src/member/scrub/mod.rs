@@ -112,7 +112,7 @@ async fn scrub_volume(member: &Member, record: &Arc<ObjectRecord>) -> Left {
     let Some(entry) = Book::of(&state).map(|book| book.entry(object)) else {
         return Left::PutOff(PUT_OFF_SHORT);
     };
-    if record.lock.is_none() && !member.own_to_tend(object).await {
+    if state.holder(record, member.host()).is_none() && !member.own_to_tend(object).await {
         return Left::PutOff(PUT_OFF_SHORT);
     }
     let mut work = Work { object, entry, written: clock::mono() };
