@@ -241,3 +241,39 @@ fn the_lock_of_a_volume_that_can_not_be_served_after_a_restart_is_given_back() {
         host.logs(&["a lock that this host did not use is released"])
     });
 }
+
+/// What is opened and closed again while the host is still taking up, one by one, what it had open before its restart stays closed.
+#[test]
+fn a_volume_that_is_closed_while_others_are_taken_up_stays_closed() {
+    const VOLUMES: usize = 40;
+    const CLOSED: usize = 4;
+    let name = |n: usize| format!("data{n}");
+    with_lab(LabOptions::default(), |lab| {
+        let (host, other) = (lab.host(1), lab.host(2));
+        for n in 0..VOLUMES {
+            host.create(&name(n), "64M", "mirror:2")?;
+        }
+        for round in 0..3 {
+            for n in 0..VOLUMES {
+                host.open(&name(n))?;
+            }
+            host.kill9()?;
+            host.start()?;
+            let close = |n| {
+                eventually("it is open", BREAK_MAX, || host.open(&name(n)))?;
+                host.ctl_ok(&["volume", "close", &name(n)])
+            };
+            std::thread::scope(|scope| {
+                let closing: Vec<_> = (0..CLOSED).map(|n| scope.spawn(move || close(n))).collect();
+                closing.into_iter().try_for_each(|it| it.join().expect("a thread that closes").map(drop))
+            })?;
+            // Long enough for all to be taken up.
+            std::thread::sleep(Duration::from_secs(3));
+            for n in 0..CLOSED {
+                other.open(&name(n)).with_context(|| format!("round {round}"))?;
+                other.ctl_ok(&["volume", "close", &name(n)])?;
+            }
+        }
+        Ok(())
+    });
+}

@@ -137,15 +137,19 @@ impl Member {
     pub async fn close_volume(&self, name: &VolumeName) -> Result<(), OwnError> {
         let record = self.volume(name)?;
         match self.open_as(record.id).map(|(object, open)| (object, open.kind)) {
-            Some((object, LockKind::Exclusive { .. })) => self.release(object, name).await,
+            Some((object, kind @ LockKind::Exclusive { .. })) => self.release(object, name, kind).await,
             Some((_, kind @ LockKind::Transfer)) => Err(OwnError::InUseHere { name: name.clone(), kind }),
             Some((_, LockKind::Background)) | None => Err(OwnError::NotOpen(name.clone())),
         }
     }
 
-    /// Gives an object up that this host owns, once nothing of it is under way.
-    pub async fn release(&self, object: ObjectId, name: &VolumeName) -> Result<(), OwnError> {
+    /// Gives an object up that this host owns for this, once nothing of it is under way. What it owns for something else by now it
+    /// keeps.
+    pub async fn release(&self, object: ObjectId, name: &VolumeName, kind: LockKind) -> Result<(), OwnError> {
         let _one_at_a_time = self.opening.lock().await;
+        if self.open_as(object).is_some_and(|(_, open)| open.kind != kind) {
+            return Ok(());
+        }
         let disowned = self.data.ask(|answer| DataCommand::Disown(object, answer));
         let mut owned = None;
         match tokio::time::timeout(DISOWN_MAX, disowned).await {
@@ -243,12 +247,17 @@ impl Member {
         Ok(record)
     }
 
-    /// Owns a volume that nobody has open, for as long as [`is_tended`]; one that is owned here already is fine as it is.
+    /// Owns a volume that nobody has open, for as long as something of it is to be put right; one that is owned here already is fine
+    /// as it is.
     pub(super) async fn own_to_tend(&self, object: ObjectId) -> bool {
         let _one_at_a_time = self.opening.lock().await;
+        // Asked first: the state may be from before it was opened here, and to own it once more would take it from its guest.
+        if self.open_volumes().contains_key(&object) {
+            return true;
+        }
         let Some(record) = self.state().objects.get(&object).cloned() else { return false };
-        if self.state().holder(&record, self.host()).is_some() {
-            return self.open_volumes().contains_key(&object);
+        if self.has_open(object) || self.state().holder(&record, self.host()).is_some() {
+            return false;
         }
         match self.own(Arc::clone(&record), LockKind::Background, None).await {
             Ok(_) => true,
@@ -334,11 +343,14 @@ async fn take_up_all(member: &Member) -> bool {
         }
         let name = record.name.clone();
         let result = match lock.kind {
-            LockKind::Exclusive { read_only } => take_up(member, Arc::clone(record), read_only).await,
-            LockKind::Transfer | LockKind::Background => member.give_back(record.id, record.epoch).await,
+            LockKind::Exclusive { .. } => take_up(member, record.id).await,
+            LockKind::Transfer | LockKind::Background => {
+                member.give_back(record.id, record.epoch).await.map(|()| false)
+            }
         };
         match result {
-            Ok(()) => {
+            Ok(false) => {}
+            Ok(true) => {
                 tracing::info!(volume = %name, kind = ?lock.kind, "a volume of before the restart is taken up again")
             }
             Err(OwnError::Directory(error)) => {
@@ -377,14 +389,21 @@ pub(super) async fn release_leftover_locks(member: Arc<Member>, leftovers: Vec<(
     }
 }
 
-async fn take_up(member: &Member, record: Arc<ObjectRecord>, read_only: bool) -> Result<(), OwnError> {
+/// Serves a volume again if it is still locked for this host and not served; whether it did.
+async fn take_up(member: &Member, object: ObjectId) -> Result<bool, OwnError> {
     let _one_at_a_time = member.opening.lock().await;
     // Somebody has asked for it meanwhile. To look whether its socket is in use would keep its guest from it for a moment.
-    if member.open_volumes().contains_key(&record.id) {
-        return Ok(());
+    if member.has_open(object) {
+        return Ok(false);
     }
-    let socket = member.bind(&record, read_only)?;
-    member.own(record, LockKind::Exclusive { read_only }, Some(socket)).await.map(|_| ())
+    // Or has closed it again.
+    let state = member.directory.linearizable_state().await?;
+    let Some(record) = state.objects.get(&object) else { return Ok(false) };
+    let ours = record.lock.filter(|lock| lock.host == member.host());
+    let Some(LockKind::Exclusive { read_only }) = ours.map(|lock| lock.kind) else { return Ok(false) };
+    let socket = member.bind(record, read_only)?;
+    let kind = LockKind::Exclusive { read_only };
+    member.own(Arc::clone(record), kind, Some(socket)).await.map(|_| true)
 }
 
 /// Whether this host is the one to scrub an object, or to move some of it: its owner, or of one that nobody has open the first

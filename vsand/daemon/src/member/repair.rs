@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! - a host owns no more than [`TURNS`] volumes for this: what each of them proposes goes through the one directory;
-//! - one that can't be helped keeps nobody from his turn.
+//! - one that can't be helped keeps nobody from his turn;
+//! - what is scrubbed, moved, or to become another object takes no turn and gives none up: it would begin anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -88,17 +89,21 @@ pub(super) async fn repair_closed(member: Arc<Member>) {
         let mine = |record: &ObjectRecord| {
             record.lock.is_some_and(|lock| lock.host == me && lock.kind == LockKind::Background)
         };
-        let owned = state.volumes().filter(|r| mine(r)).map(|r| (r.id, r.revision)).collect();
+        let apart = |record: &ObjectRecord| {
+            state.conversions.of(record.id).is_some() || is_tended(&member, record.id)
+        };
+        let repaired = state.volumes().filter(|record| mine(record) && !apart(record));
+        let owned = repaired.map(|record| (record.id, record.revision)).collect();
         turns.look(now, &owned);
         for record in state.volumes() {
             if mine(record) {
                 let open = member.has_open(record.id);
                 let done = state.is_settled(record) && !is_tended(&member, record.id);
-                if open && !done && !turns.is_over(record.id, now) {
+                if open && !done && (apart(record) || !turns.is_over(record.id, now)) {
                     continue;
                 }
                 let released = if open {
-                    member.release(record.id, &record.name).await
+                    member.release(record.id, &record.name, LockKind::Background).await
                 } else {
                     member.give_back(record.id, record.epoch).await
                 };
@@ -108,12 +113,9 @@ pub(super) async fn repair_closed(member: Arc<Member>) {
             } else if state.holder(record, me).is_none()
                 && !state.is_settled(record)
                 && is_ours_to_repair(&member, record)
-                && turns.take(record.id, record.revision, now)
+                && (apart(record) || turns.take(record.id, record.revision, now))
             {
-                let _one_at_a_time = member.opening.lock().await;
-                if let Err(error) = member.own(Arc::clone(record), LockKind::Background, None).await {
-                    tracing::debug!(volume = %record.name, %error, "a closed volume is not repaired now");
-                }
+                member.own_to_tend(record.id).await;
             }
         }
     }

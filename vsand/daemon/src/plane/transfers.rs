@@ -18,7 +18,7 @@ use ferro_protocol::units::{BLOCK_BYTES, CHUNK_BYTES, IO_BLOCKS_MAX};
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 use uuid::Uuid;
-use vsand_core::directory::{Command, Content};
+use vsand_core::directory::{Command, Content, LockKind};
 use vsand_core::owner::Trouble;
 use vsand_core::owner::guest::{GuestError, GuestRequest, GuestResult};
 
@@ -239,7 +239,7 @@ impl Transfers {
         if import && complete {
             session.set_content(&what, Content::Whole).await?;
         }
-        let released = session.member.release(session.object, name).await;
+        let released = session.member.release(session.object, name, LockKind::Transfer).await;
         released
             .map_err(|error| errors::own(&session.member.state(), session.member.host(), &what, &error))?;
         self.open().remove(&id);
@@ -363,7 +363,9 @@ impl Session {
 
     /// Gives the lock back; if that can't be done now, keeps trying in the background.
     async fn release_at_any_time(self: &Arc<Self>) {
-        let Err(error) = self.member.release(self.object, &self.name).await else { return };
+        let Err(error) = self.member.release(self.object, &self.name, LockKind::Transfer).await else {
+            return;
+        };
         tracing::warn!(volume = %self.name, %error, "a lock could not be given back; trying again");
         let session = Arc::clone(self);
         tokio::spawn(async move {
