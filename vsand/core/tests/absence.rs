@@ -8,35 +8,25 @@ use common::cluster::{Cluster, FIRST, mirror};
 use common::{disk, host};
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId};
 use vsand_core::directory::{
-    Absence, Command, Departure, FeatureLevel, MaintenanceMode, Policy, Refused, State, SyncChange,
+    Absence, Command, Departure, MaintenanceMode, Policy, Refused, State, SyncChange,
 };
 use vsand_core::lease::Watcher;
 use vsand_core::time::{Instant, Now};
 
 const DELAY_S: u64 = 60;
 
-fn raise(c: &mut Cluster) {
-    let hosts = c.state.hosts.keys().copied().collect();
-    c.ok(Command::RaiseLevel { from: FeatureLevel::OLDEST, to: FeatureLevel::NEWEST, hosts });
-}
-
 /// So many hosts, and the object's first chunk.
 fn placed(hosts: u8, policy: Policy) -> Cluster {
     let mut c = Cluster::placed(hosts, policy);
-    raise(&mut c);
+    c.raise();
     c
-}
-
-fn away(c: &Cluster, n: u8, given_up: bool) -> Command {
-    let lease = c.state.hosts[&host(n)].lease;
-    Command::HostAway { host: host(n), lease, absence: Absence { since_unix_s: 7, given_up } }
 }
 
 /// Gives up the host of one of the chunk's disks that is not the owner's.
 fn give_up(c: &mut Cluster, chunk: ChunkIndex) -> (u8, DiskId) {
     let gone = c.disks(chunk).into_iter().find(|d| *d != disk(1)).expect("a copy elsewhere");
     let n = common::cluster::number(gone);
-    let command = away(c, n, true);
+    let command = c.away(n, true);
     c.ok(command);
     (n, gone)
 }
@@ -44,16 +34,16 @@ fn give_up(c: &mut Cluster, chunk: ChunkIndex) -> (u8, DiskId) {
 #[test]
 fn who_has_renewed_its_lease_is_not_away() {
     let mut c = placed(4, mirror(3));
-    let late = away(&c, 2, true);
+    let late = c.away(2, true);
     c.ok(Command::RenewLease { host: host(2) });
     assert_eq!(c.apply(late), Err(Refused::LeaseAlive(host(2))));
-    let command = away(&c, 2, false);
+    let command = c.away(2, false);
     c.ok(command);
     assert_eq!(c.state.absences.of(host(2)), Some(Absence { since_unix_s: 7, given_up: false }));
     let lease = c.state.hosts[&host(2)].lease;
     let later = Absence { since_unix_s: 90, given_up: true };
     c.ok(Command::HostAway { host: host(2), lease, absence: later });
-    c.ok(away(&c, 2, false));
+    c.ok(c.away(2, false));
     assert_eq!(
         c.state.absences.of(host(2)),
         Some(Absence { since_unix_s: 7, given_up: true }),
@@ -103,7 +93,7 @@ fn a_copy_too_many_is_never_one_that_is_there_while_another_is_away() {
     c.ok(Command::Move { basis, chunk: FIRST, from: before[0], unix_s: 0 });
     let new = *c.disks(FIRST).last().expect("four");
     c.join(new);
-    let command = away(&c, common::cluster::number(before[1]), false);
+    let command = c.away(common::cluster::number(before[1]), false);
     c.ok(command);
     c.trim(FIRST).expect("one is not in sync any more");
     c.trim(FIRST).expect("and goes");
@@ -127,7 +117,7 @@ fn nothing_is_on_the_move_without_hosts_enough() {
 #[test]
 fn new_chunks_and_new_copies_are_placed_where_somebody_is() {
     let mut c = placed(5, mirror(2));
-    let command = away(&c, 4, false);
+    let command = c.away(4, false);
     c.ok(command);
     for chunk in 1..8 {
         c.place(ChunkIndex(chunk)).expect("four hosts are there");
@@ -140,7 +130,7 @@ fn new_chunks_and_new_copies_are_placed_where_somebody_is() {
     c.put_disk(11, n, 1 << 21, 0);
     c.change(vec![SyncChange::Remove { chunk: FIRST, disk: gone, stale_seq: ferro_protocol::ids::Seq(1) }])
         .expect("missed");
-    let command = away(&c, n, false);
+    let command = c.away(n, false);
     c.ok(command);
     c.repair(FIRST, Some(gone)).expect("the third host has room");
     assert!(!c.disks(FIRST).contains(&disk(11)) && !c.disks(FIRST).contains(&gone), "{:?}", c.disks(FIRST));

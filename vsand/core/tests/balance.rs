@@ -22,7 +22,12 @@ const EXTENTS: u64 = 1 << 20;
 
 /// Four hosts with a disk each, so full in percent, and an object whose only chunk has its copies on the first two.
 fn cluster(used_percent: [u64; 4]) -> Cluster {
-    let mut c = Cluster::placed(4, mirror(2));
+    cluster_of(4, used_percent)
+}
+
+/// The same with more hosts, whose disks are empty.
+fn cluster_of(hosts: u8, used_percent: [u64; 4]) -> Cluster {
+    let mut c = Cluster::placed(hosts, mirror(2));
     assert_eq!(c.disks(FIRST), [disk(1), disk(2)]);
     report(&mut c, used_percent);
     c
@@ -94,6 +99,33 @@ fn disks_that_leave_or_rest_take_no_part_and_repair_comes_first() {
     c.change(vec![SyncChange::Remove { chunk: FIRST, disk: disk(2), stale_seq }]).expect("one is left");
     assert_eq!(next(&c), None);
     assert!(matches!(begin(&mut c, 1), Err(Refused::TooMuch(_))));
+}
+
+/// Five hosts, of which the first is fuller than the third and the fifth is away, and another object that has this owner and a
+/// copy on the fifth.
+fn one_is_away(policy: Policy, owner: u8) -> Cluster {
+    let mut c = cluster_of(5, [30, 5, 1, 5]);
+    c.raise();
+    let object = ObjectId::from_bytes([10; 16]);
+    let name = "other".parse().expect("a name");
+    c.ok(Command::CreateObject { object, name, size_bytes: CHUNK_BYTES, policy, unix_s: 0 });
+    let (epoch, kind) = (Epoch(0), LockKind::Exclusive { read_only: false });
+    c.ok(Command::Acquire { object, epoch, host: host(owner), kind, unix_s: 0 });
+    let record = &c.state.objects[&object];
+    let basis = Basis { object, epoch: record.epoch, revision: record.revision };
+    c.ok(Command::PlaceChunk { basis, chunk: FIRST, near: host(5) });
+    assert!(c.state.objects[&object].chunks[&FIRST].in_sync().any(|d| d == disk(5)), "placed near it");
+    let away = c.away(5, true);
+    c.ok(away);
+    c
+}
+
+#[test]
+fn what_nobody_can_repair_keeps_nothing_from_moving() {
+    let next = |policy, owner| next(&one_is_away(policy, owner));
+    assert_eq!(next(mirror(2), 1), None, "it can be copied: repair comes first");
+    assert_eq!(next(mirror(1), 1), Some((1, 3)), "its only copy is there");
+    assert_eq!(next(mirror(2), 5), Some((1, 3)), "it is open there: nobody else can do it");
 }
 
 #[test]

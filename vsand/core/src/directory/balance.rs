@@ -24,7 +24,7 @@ use super::State;
 use super::apply::Applied;
 use super::command::{Basis, Refused};
 use super::placement;
-use super::records::{ChunkRecord, Component, DiskHealth, DiskRecord, ObjectRecord, Sync};
+use super::records::{ChunkRecord, Component, DiskHealth, DiskRecord, Lock, LockKind, ObjectRecord, Sync};
 
 /// So many components of a disk are tried at most in one look.
 const TRIES: usize = 64;
@@ -55,7 +55,8 @@ pub(super) fn fullness(disk: &DiskRecord) -> u64 {
 impl State {
     /// The component to move next, of those objects that may be moved now: from the fullest disk that has one to a disk that is
     /// emptier by so many percent of its size, or by a few if it is nearly full; rather not one of the host that has the volume
-    /// open, which reads it there. Nothing while any object is not settled: repair comes first, and moves come one after the other.
+    /// open, which reads it there. Nothing while any object is repaired or could be: that comes first, and moves come one after the
+    /// other.
     pub fn next_move(&self, spread_percent: u64, may: impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
         let spread = |disk: &DiskRecord| {
             let most = if fullness(disk) >= NEARLY_FULL { NEARLY_FULL_SPREAD } else { u64::MAX };
@@ -65,12 +66,32 @@ impl State {
         let emptiest = self.disks.values().filter(takes).map(fullness).min()?;
         let mut fullest: Vec<&DiskRecord> =
             self.disks.values().filter(takes).filter(|d| fullness(d) >= emptiest + spread(d)).collect();
-        if fullest.is_empty() || !self.objects.values().all(|object| self.is_settled(object)) {
+        if fullest.is_empty() || self.objects.values().any(|object| self.is_repairable(object)) {
             return None;
         }
         fullest.sort_unstable_by_key(|disk| (std::cmp::Reverse(fullness(disk)), disk.id));
         let promised = self.promised_by_disk();
         fullest.into_iter().find_map(|disk| self.move_from(disk, spread(disk), &promised, &may))
+    }
+
+    /// Whether there is something to be put right of an object that can be: nobody does it while the host is away that has it open,
+    /// or all that have what is missing.
+    fn is_repairable(&self, object: &ObjectRecord) -> bool {
+        let held = |lock: &Lock| lock.kind != LockKind::Background && self.absences.of(lock.host).is_some();
+        if self.is_settled(object) || object.lock.as_ref().is_some_and(held) {
+            return false;
+        }
+        let emptied = self.emptied(object.policy);
+        let there = |c: &Component| {
+            let disk = self.disks.get(&c.disk)?;
+            (disk.health == DiskHealth::Healthy && !self.is_away(disk.id)).then_some(disk.host)
+        };
+        let wrong = |(index, chunk): &(&ChunkIndex, &ChunkRecord)| {
+            chunk.components.len() != object.policy.components(**index)
+                || chunk.components.iter().any(|c| !c.in_sync() || emptied.contains(&c.disk))
+        };
+        self.conversions.of(object.id).is_some()
+            || object.chunks.iter().filter(wrong).any(|(index, _)| object.source(*index, &there).is_some())
     }
 
     /// Whether the disk takes part: it works, stays, and its host is there and not being worked on.

@@ -1,6 +1,6 @@
 //! What the directory holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq, VolumeName};
@@ -298,6 +298,25 @@ impl ObjectRecord {
     pub fn other_shards(&self, index: ChunkIndex) -> impl Iterator<Item = (ChunkIndex, &ChunkRecord)> {
         let is_shard = matches!(index.role(), Role::Shard(_));
         self.shards(index).filter(move |(other, _)| is_shard && *other != index)
+    }
+
+    /// The first host that a missing component of this record can be made from, of those that `host_of` names for the components
+    /// that are in sync: one with another copy, or for a shard one with another shard, if enough of them are left.
+    pub fn source(
+        &self,
+        index: ChunkIndex,
+        host_of: &dyn Fn(&Component) -> Option<HostId>,
+    ) -> Option<HostId> {
+        let good =
+            |chunk: &ChunkRecord| chunk.components.iter().filter(|c| c.in_sync()).filter_map(host_of).min();
+        match index.role() {
+            Role::Whole | Role::Log => self.chunks.get(&index).and_then(good),
+            Role::Shard(_) => {
+                let answering = self.shards(index).filter_map(|(_, shard)| good(shard));
+                let answering: BTreeSet<HostId> = answering.collect();
+                answering.first().filter(|_| answering.len() >= self.policy.sufficient()).copied()
+            }
+        }
     }
 
     /// How many extents a component of the record with this index may come to take: of the last chunk, what the object's size

@@ -3,7 +3,8 @@
 use ferro_protocol::ids::{ChunkIndex, DiskId, ObjectId};
 use ferro_protocol::units::CHUNK_BYTES;
 use vsand_core::directory::{
-    Basis, Command, HostRecord, LockKind, ObjectRecord, Outcome, Policy, Refused, State, SyncChange,
+    Absence, Basis, Command, FeatureLevel, HostRecord, LockKind, ObjectRecord, Outcome, Policy, Refused,
+    State, SyncChange,
 };
 
 use super::{OBJECT, disk, host};
@@ -71,6 +72,18 @@ impl Cluster {
 
     pub fn ok(&mut self, command: Command) {
         self.apply(command).expect("accepted");
+    }
+
+    /// To the newest feature level.
+    pub fn raise(&mut self) {
+        let hosts = self.state.hosts.keys().copied().collect();
+        self.ok(Command::RaiseLevel { from: FeatureLevel::OLDEST, to: FeatureLevel::NEWEST, hosts });
+    }
+
+    /// That a host is away, with the lease that it has now.
+    pub fn away(&self, n: u8, given_up: bool) -> Command {
+        let lease = self.state.hosts[&host(n)].lease;
+        Command::HostAway { host: host(n), lease, absence: Absence { since_unix_s: 7, given_up } }
     }
 
     pub fn put_disk(&mut self, n: u8, on: u8, capacity_extents: u64, used_extents: u64) {

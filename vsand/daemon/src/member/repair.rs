@@ -9,11 +9,11 @@
 //! - one that can't be helped keeps nobody from his turn;
 //! - what is scrubbed, moved, or to become another object takes no turn and gives none up: it would begin anew.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferro_protocol::ids::{ChunkIndex, HostId, ObjectId, Role};
+use ferro_protocol::ids::{ChunkIndex, HostId, ObjectId};
 use vsand_core::directory::{ChunkRecord, Component, LockKind, ObjectRecord, State, Sync};
 use vsand_core::time::Instant;
 
@@ -153,7 +153,6 @@ fn repairer(
 ) -> Option<HostId> {
     let emptied = state.emptied(record.policy);
     let live = |c: &Component| state.disks.get(&c.disk).map(|d| d.host).filter(|host| alive(*host));
-    let good = |chunk: &ChunkRecord| chunk.components.iter().filter(|c| c.in_sync()).filter_map(live).min();
     let useful = |index: ChunkIndex, chunk: &ChunkRecord| {
         let worth = |c: &Component| match c.sync {
             Sync::InSync => emptied.contains(&c.disk),
@@ -165,20 +164,8 @@ fn repairer(
         };
         chunk.components.len() != record.policy.components(index) || chunk.components.iter().any(worth)
     };
-    let from = |index: ChunkIndex, chunk: &ChunkRecord| match index.role() {
-        Role::Whole | Role::Log => good(chunk),
-        // A shard is made of the others, if enough of them answer.
-        Role::Shard(_) => {
-            let answering = record.shards(index).filter_map(|(_, shard)| good(shard));
-            let answering: BTreeSet<HostId> = answering.collect();
-            answering.first().filter(|_| answering.len() >= record.policy.sufficient()).copied()
-        }
-    };
-    record
-        .chunks
-        .iter()
-        .filter(|(index, chunk)| useful(**index, chunk))
-        .find_map(|(index, c)| from(*index, c))
+    let useful = record.chunks.iter().filter(|(index, chunk)| useful(**index, chunk));
+    useful.map(|(index, _)| *index).find_map(|index| record.source(index, &live))
 }
 
 #[cfg(test)]
