@@ -89,6 +89,9 @@ const fn large_sequential(name: &'static str, read_percent: u8) -> Workload {
 /// Fills the volume, so that no later request meets unallocated space.
 pub const PREFILL: Workload = large_sequential("prefill", 0);
 
+/// As much is read as is written: what a copy from a disk onto itself asks of it.
+pub const READ_AND_WRITE: Workload = large_sequential("readwrite_1m_qd8", 50);
+
 /// How many of its requests fill the volume.
 pub const PREFILL_REQUESTS: u64 = VOLUME_BYTES / LARGE_BYTES as u64;
 
