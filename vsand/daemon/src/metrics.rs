@@ -177,7 +177,7 @@ fn volumes(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
 }
 
 /// A latency histogram a stage: the ring as a whole; within it the network, the journal (a batch with its flush), and the
-/// flushes of the disks' data files, which large writes and checkpoints wait for.
+/// flushes of the disks' data files, which checkpoints wait for.
 fn stages(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     let mut ring = Histogram::default();
     for (_, stats) in &sample.snapshot.volumes {

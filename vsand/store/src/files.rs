@@ -236,6 +236,7 @@ impl<P> DiskFiles<P> {
         }
     }
 
+    /// `dsync`: it completes only when it is stable.
     pub(crate) fn write(
         &mut self,
         ring: &mut Ring,
@@ -243,8 +244,8 @@ impl<P> DiskFiles<P> {
         file: FileKind,
         offset: u64,
         bufs: Vec<Bytes>,
+        dsync: bool,
     ) {
-        let dsync = file == FileKind::Journal;
         let (index, verdict) = self.admit(purpose, &IoRequest::Write { file, offset, bufs: &bufs, dsync });
         if self.passes(index, verdict, &mut None) {
             ring.write(Token::new(self.owner, u64::from(index)), self.file(file), offset, bufs, dsync);

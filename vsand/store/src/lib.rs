@@ -11,12 +11,12 @@
 //!
 //!                       stable             in memory                       stable
 //! write ─► batch ─► journal ─► tables, overlay (block → bytes) ─► destage ─► data ─► flush ─► meta ─► tail moves
-//! large write ─► data ─► flush ─► batch ─► journal ─► tables
+//! large write ─► data, stable ─► batch ─► journal ─► tables
 //! ```
 //!
 //! **Why the order is right.** A change is answered when its batch is stable. What the journal holds beyond the checkpoint is
 //! replayed onto exactly the tables of that checkpoint, so it ends in the state of the crash. Data that a record names in place
-//! was flushed before the record was written. A block's place is overwritten only by destaging, with a newer version whose
+//! was stable before the record was written. A block's place is overwritten only by destaging, with a newer version whose
 //! record is still in the journal, so a torn write to it is repaired by replay. A place that was given up is used again only
 //! after a checkpoint that no longer knows its old use. Nothing relies on the order in which a file system writes.
 //!

@@ -170,7 +170,7 @@ impl Store {
             stable: false,
             changes,
         });
-        self.files.write(ring, Purpose::Batch(head.number), FileKind::Journal, offset, bufs);
+        self.files.write(ring, Purpose::Batch(head.number), FileKind::Journal, offset, bufs, true);
     }
 
     /// A batch is stable, or the disk is dead.

@@ -5,7 +5,7 @@
 //!
 //! - through the journal: one record a piece, with its data;
 //! - direct: at least [`DIRECT_BLOCKS_MIN`] blocks that are unmapped, or a whole extent, which then gets a fresh place. The data is
-//!   written there first, then flushed together with that of others, and only then a record names it.
+//!   written there first, through to the medium, and only then a record names it.
 //!
 //! Space is promised to an operation as a whole before any part begins, so that a full disk changes nothing.
 
@@ -26,7 +26,7 @@ use crate::journal::{Place, Record, block_crcs};
 use crate::ring::Ring;
 use crate::slots::ExtentKey;
 
-/// The smallest run that is worth a flush of its own instead of a second write.
+/// The smallest run that is worth a stable write of its own instead of a second write.
 const DIRECT_BLOCKS_MIN: u32 = 16;
 
 /// A change under way.
@@ -373,40 +373,20 @@ impl Store {
         let offset =
             u64::from(phys) * EXTENT_BYTES + u64::from(range.first() % EXTENT_BLOCKS) * BLOCK_BYTES as u64;
         let purpose = Purpose::DirectData { part: index, bytes: data.len() as u32 };
-        self.files.write(ring, purpose, FileKind::Data, offset, vec![data]);
+        self.files.write(ring, purpose, FileKind::Data, offset, vec![data], true);
         true
     }
 
-    pub(super) fn direct_written(&mut self, part: u32, bytes: u32, result: io::Result<u32>) {
+    /// The data of a direct write is stable: a record may name it.
+    pub(super) fn direct_written(&mut self, index: u32, bytes: u32, result: io::Result<u32>) {
         match result {
-            Ok(written) if written == bytes => self.direct_written.push(part),
+            Ok(written) if written == bytes => {
+                if let Some(record) = self.parts.get_mut(index).and_then(|part| part.direct.take()) {
+                    self.queue.push_back(Queued { record, data: None, target: Target::Part(index) });
+                }
+            }
             Ok(written) => self.die(format!("a write of {bytes} bytes wrote {written}")),
             Err(error) => self.die(format!("a write failed: {error}")),
-        }
-    }
-
-    /// One flush for all direct writes that have completed; the next begins when it has ended.
-    pub(super) fn issue_direct_sync(&mut self, ring: &mut Ring) {
-        if self.direct_sync_running || self.direct_written.is_empty() {
-            return;
-        }
-        self.direct_sync_running = true;
-        self.direct_syncing = std::mem::take(&mut self.direct_written);
-        self.stats.data_flushes += 1;
-        self.direct_sync_ns = self.now_ns;
-        self.files.sync(ring, Purpose::DirectSync, FileKind::Data);
-    }
-
-    pub(super) fn direct_synced(&mut self, result: io::Result<u32>) {
-        self.direct_sync_running = false;
-        if let Err(error) = result {
-            return self.die(format!("a flush failed: {error}"));
-        }
-        self.stats.flush.add_ns(self.now_ns.saturating_sub(self.direct_sync_ns));
-        for index in std::mem::take(&mut self.direct_syncing) {
-            if let Some(record) = self.parts.get_mut(index).and_then(|part| part.direct.take()) {
-                self.queue.push_back(Queued { record, data: None, target: Target::Part(index) });
-            }
         }
     }
 

@@ -166,7 +166,7 @@ impl Store {
             self.tables.alloc.pin(phys);
             let offset = u64::from(phys) * EXTENT_BYTES + (piece.first * BLOCK_BYTES) as u64;
             let purpose = Purpose::Destage { key, first: piece.first, batches: piece.batches, phys };
-            self.files.write(ring, purpose, FileKind::Data, offset, piece.data);
+            self.files.write(ring, purpose, FileKind::Data, offset, piece.data, false);
         }
     }
 

@@ -5,7 +5,7 @@
 //! ```text
 //! submit(op) ──► read ────────────────────────────────► data, overlay ──────────────────────► poll()
 //!            └─► change ─► object gate ─► extent gate ─► queue ─► batch ─► journal ─► tables ─► poll()
-//!                                             └─► direct: data ─► flush ──┘
+//!                                             └─► direct: data, stable ─┘
 //! checkpoint: freeze tables ─► destage overlay to data ─► flush ─► RocksDB ─► the journal's tail moves
 //! ```
 //!
@@ -164,7 +164,6 @@ enum Purpose {
     Batch(u64),
     Destage { key: ExtentKey, first: usize, batches: Vec<u64>, phys: u32 },
     DirectData { part: u32, bytes: u32 },
-    DirectSync,
     CheckpointSync,
     Meta,
     Read { op: u32, piece: usize },
@@ -197,11 +196,6 @@ pub struct Store {
     ready_parts: VecDeque<u32>,
     queue: VecDeque<Queued>,
     batches: Batches,
-    direct_written: Vec<u32>,
-    direct_syncing: Vec<u32>,
-    direct_sync_running: bool,
-    /// When it began.
-    direct_sync_ns: u64,
     checkpoint: Option<CheckpointRun>,
     checkpoint_wanted: bool,
     checkpoint_last_ns: u64,
@@ -271,10 +265,6 @@ impl Store {
             ready_parts: VecDeque::new(),
             queue: VecDeque::new(),
             batches: VecDeque::new(),
-            direct_written: Vec::new(),
-            direct_syncing: Vec::new(),
-            direct_sync_running: false,
-            direct_sync_ns: 0,
             checkpoint: None,
             checkpoint_wanted: false,
             checkpoint_last_ns: 0,
@@ -431,7 +421,6 @@ impl Store {
                 self.destaged(key, first, &batches, phys, result);
             }
             Purpose::DirectData { part, bytes } => self.direct_written(part, bytes, result),
-            Purpose::DirectSync => self.direct_synced(result),
             Purpose::CheckpointSync => self.checkpoint_synced(result),
             Purpose::Meta => self.meta_done(result),
             Purpose::Read { op, piece } => self.read_done(ring, op, piece, result, buf),
@@ -445,7 +434,6 @@ impl Store {
             self.settle(ring);
             if self.dead.is_none() {
                 self.issue_batches(ring);
-                self.issue_direct_sync(ring);
                 self.drive_checkpoint(ring);
             }
             let Some((purpose, result, buf)) = self.files.next_synthetic() else { return };
