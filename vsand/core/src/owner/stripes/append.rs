@@ -6,12 +6,12 @@
 
 use std::iter::successors;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use ferro_protocol::ids::{ChunkIndex, Seq};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
 
 use super::ring::{self, RECORD_BLOCKS_MAX, RECORD_ZEROS_MAX, Record, Written};
-use super::{Queued, Stripes, Wanted, Work};
+use super::{Queued, Stripes, Wanted, Work, buffer};
 use crate::owner::Owner;
 use crate::owner::guest::PieceKind;
 use crate::owner::io::{Fault, Got, PartId};
@@ -39,10 +39,10 @@ pub(super) struct Trim {
 }
 
 impl Stripes {
-    /// Whether a record that touches this row is under way.
-    pub(super) fn is_appending(&self, row: u32) -> bool {
-        let blocks = || self.geometry.data_shards().map(|shard| self.geometry.block(shard, row));
-        self.appends().any(|record| blocks().any(|block| record.touches(block)))
+    /// The rows that records under way touch.
+    pub(super) fn appending(&self) -> impl Iterator<Item = BlockRange> {
+        let written = self.appends().flat_map(Record::written);
+        written.flat_map(|w| self.geometry.spread(w.first, w.first + w.count)).map(|piece| piece.rows)
     }
 
     /// The records under way.
@@ -117,7 +117,7 @@ impl Owner {
         }
         let Ok(slots) = BlockRange::new(slot, blocks + 1) else { return false };
         let seq = self.take_seqs(chunk, 1);
-        let mut data = BytesMut::with_capacity(slots.bytes());
+        let mut data = buffer(slots.bytes());
         data.extend_from_slice(&ring::encode(slot, seq, &entries));
         for piece in payload {
             data.extend_from_slice(&piece);

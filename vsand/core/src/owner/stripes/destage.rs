@@ -7,6 +7,9 @@
 //!                  (bad or away: all of the rows, to decode)
 //! ```
 //!
+//! Jobs begin with what is oldest in the log, and leave what is newest alone while there is room: a guest that writes one block
+//! after the other is still filling the extents there, and a whole extent goes to its shard's disk in one write, part of one in two.
+//!
 //! Whole rows are counted anew, from all their data: with one block changed of four that reads as much as taking the old
 //! value out of the old parity would, and it mends what it passes.
 //!
@@ -22,7 +25,7 @@ use ferro_protocol::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 use super::decode::{Fetched, LogData};
 use super::recover::AGAIN;
 use super::ring::Entry;
-use super::{Stage, TaskId, Wanted, Work};
+use super::{Stage, Stripes, TaskId, Wanted, Work, buffer, zeroed_buffer};
 use crate::bugs::Bug;
 use crate::owner::io::{Fault, Got};
 use crate::owner::locks::Mode;
@@ -36,6 +39,8 @@ const QUIET: std::time::Duration = std::time::Duration::from_millis(200);
 /// Jobs of a chunk at once: when the log is as full as that, and when it is full.
 const JOBS_MIN: usize = 4;
 const JOBS_MAX: usize = 64;
+/// From this fullness of the log on, in thousandths, jobs take what there is.
+const FULL: u32 = 750;
 
 /// Rows whose jobs could not read what they need.
 #[derive(Debug, Default)]
@@ -109,6 +114,30 @@ pub(super) struct Job {
     bad: Vec<u8>,
     /// By data shard, then row: what the row will be. `None` is not known yet.
     cells: Vec<Vec<Option<Bytes>>>,
+    /// The same once all is known: each data shard's rows as they follow each other. Empty if all of them become zeros.
+    columns: Vec<Bytes>,
+}
+
+/// The rows that no job may begin with now.
+struct Taken<'a> {
+    stripes: &'a Stripes,
+    appending: Vec<BlockRange>,
+}
+
+impl Taken<'_> {
+    /// Up to before which row they go on, if the row is one of them.
+    fn until(&self, row: u32) -> Option<u32> {
+        let before = self.stripes.jobs.range(..=row).next_back().map(|(_, rows)| rows);
+        let rows = before.into_iter().chain(&self.appending).find(|rows| rows.contains(row));
+        let waits = || self.stripes.put_off.waiting.contains(&row).then_some(row + 1);
+        rows.map(|rows| rows.end()).or_else(waits)
+    }
+
+    /// The same for a block: up to before which block those behind it are in such rows.
+    fn until_block(&self, block: u32) -> Option<u32> {
+        let geometry = self.stripes.geometry;
+        Some(geometry.follows(block, self.until(geometry.locate(block).1)?))
+    }
 }
 
 /// What of a job's rows could not be read; the worse is the greater.
@@ -147,7 +176,9 @@ impl Owner {
             if stripes.jobs.len() >= most.min(JOBS_MAX) {
                 return;
             }
-            let Some(rows) = self.next_rows(chunk) else { return };
+            let hurry = quiet || full >= FULL || !stripes.is_healed();
+            let behind = if hurry { 0 } else { low / 2 };
+            let Some(rows) = self.next_rows(chunk, behind) else { return };
             let job = Job {
                 rows,
                 step: Step::Rows,
@@ -158,10 +189,11 @@ impl Owner {
                 fetched: Fetched::default(),
                 bad: Vec::new(),
                 cells: Vec::new(),
+                columns: Vec::new(),
             };
             let id = self.begin_task(chunk, Work::Job(Box::new(job)));
             if let Some(stripes) = self.stripes.get_mut(&chunk) {
-                stripes.jobs.insert(id, rows);
+                stripes.jobs.insert(rows.first(), rows);
             }
             if self.take_rows(id, chunk, rows, Mode::Exclusive) {
                 self.ready_tasks.push_back(id);
@@ -170,13 +202,12 @@ impl Owner {
     }
 
     /// The rows around the oldest block of the log that no job has and no record under way touches, with those beside them.
-    fn next_rows(&self, chunk: ChunkIndex) -> Option<BlockRange> {
+    /// `behind`: the part of the log, in thousandths, that is behind the block at least.
+    fn next_rows(&self, chunk: ChunkIndex, behind: u32) -> Option<BlockRange> {
         let stripes = self.stripes.get(&chunk)?;
         let geometry = stripes.geometry;
-        let has_job = |row: u32| stripes.jobs.values().any(|rows| rows.contains(row));
-        let waits = |row: u32| stripes.put_off.waiting.contains(&row);
-        let taken = |row: u32| has_job(row) || waits(row) || stripes.is_appending(row);
-        let block = stripes.ring.oldest(|block| taken(geometry.locate(block).1))?;
+        let taken = Taken { stripes, appending: stripes.appending().collect() };
+        let block = stripes.ring.oldest(behind, |block| taken.until_block(block))?;
         let row = geometry.locate(block).1;
         let in_log =
             |row: u32| geometry.data_shards().any(|s| stripes.ring.latest(geometry.block(s, row)).is_some());
@@ -184,13 +215,13 @@ impl Owner {
         if alone(row) {
             return BlockRange::one(row).ok();
         }
-        let taken = |row: u32| taken(row) || alone(row);
+        let goes = |row: u32| in_log(row) && taken.until(row).is_none() && !alone(row);
         let extent = row / ROWS_MAX * ROWS_MAX;
         let (mut first, mut end) = (row, row + 1);
-        while first > extent && in_log(first - 1) && !taken(first - 1) {
+        while first > extent && goes(first - 1) {
             first -= 1;
         }
-        while end < (extent + ROWS_MAX).min(geometry.rows()) && in_log(end) && !taken(end) {
+        while end < (extent + ROWS_MAX).min(geometry.rows()) && goes(end) {
             end += 1;
         }
         BlockRange::new(first, end - first).ok()
@@ -227,9 +258,9 @@ impl Owner {
         let Some(stripes) = self.stripes.get(&chunk) else { return };
         let geometry = stripes.geometry;
         let first = job.rows.first();
-        if job.rows.blocks().any(|row| stripes.is_appending(row)) {
+        if stripes.appending().any(|rows| rows.overlaps(job.rows)) {
             // It would be neither before nor after this job. The oldest blocks are looked for again.
-            return self.end_job(chunk, id);
+            return self.end_job(chunk, id, &job);
         }
         let rows = job.rows.count() as usize;
         job.cells = vec![vec![None; rows]; usize::from(geometry.data)];
@@ -261,7 +292,7 @@ impl Owner {
             }
         }
         if job.changes.is_empty() {
-            return self.end_job(chunk, id);
+            return self.end_job(chunk, id, &job);
         }
         let versions = u64::from(geometry.parity) + job.changes.len() as u64;
         job.seq = self.take_seqs(chunk, versions);
@@ -284,7 +315,7 @@ impl Owner {
             }
         }
         self.set_floors(chunk);
-        self.end_job(chunk, id);
+        self.end_job(chunk, id, job);
     }
 
     /// Takes what was answered; says what failed.
@@ -386,8 +417,13 @@ impl Owner {
         } else {
             let columns: Option<Vec<Bytes>> = job.cells.iter().map(|cells| column(cells)).collect();
             let Some(columns) = columns else { return self.job_recovers(now, id, chunk, job) };
-            let data: Vec<&[u8]> = columns.iter().map(AsRef::as_ref).collect();
-            stripes.code.encode(&data).into_iter().map(|block| Some(Bytes::from(block))).collect()
+            job.columns = columns;
+            let data: Vec<&[u8]> = job.columns.iter().map(AsRef::as_ref).collect();
+            let mut parities: Vec<BytesMut> =
+                geometry.parity_shards().map(|_| zeroed_buffer(job.rows.bytes())).collect();
+            let mut out: Vec<&mut [u8]> = parities.iter_mut().map(AsMut::as_mut).collect();
+            stripes.code.encode_into(&data, &mut out);
+            parities.into_iter().map(|parity| Some(parity.freeze())).collect()
         };
         let change = |(n, (shard, block))| {
             Wanted::change(chunk.shard(shard), job.rows, block, Seq(job.seq.0 + n as u64))
@@ -409,9 +445,10 @@ impl Owner {
         let first = job.rows.first();
         let after = job.seq.0 + u64::from(stripes.geometry.parity);
         let change = |(n, change): (usize, &Change)| {
-            let (from, to) = (change.rows.first() - first, change.rows.end() - first);
-            let cells = &job.cells[usize::from(change.shard)][from as usize..to as usize];
-            let data = if change.zero { None } else { Some(column(cells)?) };
+            let from = (change.rows.first() - first) as usize * BLOCK_BYTES;
+            let column = || job.columns.get(usize::from(change.shard));
+            let data =
+                if change.zero { None } else { Some(column()?.slice(from..from + change.rows.bytes())) };
             Some(Wanted::change(chunk.shard(change.shard), change.rows, data, Seq(after + n as u64)))
         };
         job.changes.iter().enumerate().filter_map(change).collect()
@@ -435,7 +472,7 @@ impl Owner {
             stripes.jobs_open.remove(&job.seq);
         }
         self.set_floors(chunk);
-        self.end_job(chunk, id);
+        self.end_job(chunk, id, job);
     }
 
     fn job_settled(&mut self, chunk: ChunkIndex, job: &Job) {
@@ -451,9 +488,9 @@ impl Owner {
         }
     }
 
-    fn end_job(&mut self, chunk: ChunkIndex, id: TaskId) {
+    fn end_job(&mut self, chunk: ChunkIndex, id: TaskId, job: &Job) {
         if let Some(stripes) = self.stripes.get_mut(&chunk) {
-            stripes.jobs.remove(&id);
+            stripes.jobs.remove(&job.rows.first());
         }
         self.give_rows_back(chunk, id);
         self.stripes_busy.insert(chunk);
@@ -480,7 +517,7 @@ fn column(cells: &[Option<Bytes>]) -> Option<Bytes> {
     if let [Some(one)] = cells {
         return Some(one.clone());
     }
-    let mut all = BytesMut::with_capacity(cells.len() * BLOCK_BYTES);
+    let mut all = buffer(cells.len() * BLOCK_BYTES);
     for cell in cells {
         all.extend_from_slice(cell.as_ref()?);
     }

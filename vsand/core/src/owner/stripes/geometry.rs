@@ -57,6 +57,12 @@ impl Geometry {
         (row / UNIT_BLOCKS * k + u32::from(shard)) * UNIT_BLOCKS + row % UNIT_BLOCKS
     }
 
+    /// The block behind those that follow this one on its shard, up to before row `end`, without one of another shard in between.
+    pub(super) fn follows(self, block: u32, end: u32) -> u32 {
+        let (row, unit) = (self.locate(block).1, block / UNIT_BLOCKS);
+        (block + end.saturating_sub(row)).min((unit + 1) * UNIT_BLOCKS)
+    }
+
     /// Rows in a chunk.
     pub(super) fn rows(self) -> u32 {
         CHUNK_BLOCKS / u32::from(self.data)
@@ -103,6 +109,14 @@ mod tests {
                 assert!(seen.insert((shard, row)));
             }
         }
+    }
+
+    #[test]
+    fn what_follows_a_block_on_its_shard_ends_with_the_unit_or_the_row() {
+        let shape = Geometry { data: 4, parity: 2 };
+        // Block 70 is the seventh of its unit: row 22 of shard 0.
+        assert_eq!((shape.locate(70), shape.follows(70, 24), shape.follows(70, 4_000)), ((0, 22), 72, 80));
+        assert_eq!(shape.follows(70, 22), 70);
     }
 
     #[test]

@@ -43,10 +43,10 @@ mod ring;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use ferro_protocol::ids::{ChunkIndex, DiskId, Role, Seq, Version};
 use ferro_protocol::peer::Run;
-use ferro_protocol::units::BlockRange;
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
 use vsand_code::Code;
 
 use super::group::{Group, Holder, Phase};
@@ -103,8 +103,8 @@ pub(super) struct Stripes {
     log_open: BTreeSet<Seq>,
     /// The first versions of jobs that are under way.
     jobs_open: BTreeSet<Seq>,
-    /// The rows of jobs under way.
-    jobs: BTreeMap<TaskId, BlockRange>,
+    /// The rows of jobs under way, by the first of them; no row has two.
+    jobs: BTreeMap<u32, BlockRange>,
     put_off: destage::PutOff,
     rows: RangeLocks<TaskId>,
     /// What is older and in the log was found there by this owner: its rows' parities may be of different generations.
@@ -489,4 +489,19 @@ impl Owner {
 /// The runs of a range that are mapped, with their versions, one block at a time.
 fn versions(runs: &[Run]) -> impl Iterator<Item = (u32, Version, bool)> + '_ {
     runs.iter().flat_map(|run| run.range.blocks().map(move |block| (block, run.version, run.mapped)))
+}
+
+/// An empty buffer for so many bytes at an address that a block's size divides: a disk takes it as it is, and would copy any other.
+fn buffer(len: usize) -> BytesMut {
+    let mut all = BytesMut::with_capacity(len + BLOCK_BYTES);
+    let before = all.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
+    all.resize(before, 0);
+    all.split_off(before)
+}
+
+/// The same, of zeros.
+fn zeroed_buffer(len: usize) -> BytesMut {
+    let mut all = buffer(len);
+    all.resize(len, 0);
+    all
 }

@@ -110,8 +110,8 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn touches(&self, block: u32) -> bool {
-        self.entries.iter().any(|e| (e.first..e.first + e.count).contains(&block))
+    pub(super) fn written(&self) -> &[Written] {
+        &self.entries
     }
 }
 
@@ -152,8 +152,13 @@ impl Ring {
 
     /// How full it is, in thousandths.
     pub(super) fn fullness(&self) -> u32 {
-        let Some(tail) = self.records.front().map(|r| r.first) else { return 0 };
-        let used = if self.head > tail { self.head - tail } else { self.slots + self.head - tail };
+        self.records.front().map_or(0, |tail| self.behind(tail))
+    }
+
+    /// The part of the log, in thousandths, from a record on to the head.
+    fn behind(&self, record: &Record) -> u32 {
+        let first = record.first;
+        let used = if self.head > first { self.head - first } else { self.slots + self.head - first };
         (u64::from(used) * 1_000 / u64::from(self.slots)) as u32
     }
 
@@ -234,15 +239,26 @@ impl Ring {
         self.blocks.range(from..).next().map(|(block, _)| *block)
     }
 
-    /// A block of the oldest record that is not in the shards; those that `busy` names are passed over.
-    pub(super) fn oldest(&self, busy: impl Fn(u32) -> bool) -> Option<u32> {
-        let waiting = self.records.iter().filter(|r| r.stable && r.pending > 0);
+    /// A block of the oldest record that is not in the shards. Records with less than `behind` thousandths of the log from them on
+    /// to the head are passed over, and blocks that are `busy`, which says up to where those behind it are, too.
+    pub(super) fn oldest(&self, behind: u32, busy: impl Fn(u32) -> Option<u32>) -> Option<u32> {
+        let old = self.records.iter().take_while(|r| self.behind(r) >= behind);
+        let waiting = old.filter(|r| r.stable && r.pending > 0);
         waiting.take(OLDEST_LOOK).find_map(|record| {
-            let blocks = record.entries.iter().flat_map(|e| e.first..e.first + e.count);
-            let here = |block: &u32| {
-                self.blocks.get(block).is_some_and(|v| v.iter().any(|e| e.seq == record.seq)) && !busy(*block)
-            };
-            blocks.into_iter().find(here)
+            let is_here =
+                |block: &u32| self.blocks.get(block).is_some_and(|v| v.iter().any(|e| e.seq == record.seq));
+            record.entries.iter().find_map(|entry| {
+                let end = entry.first + entry.count;
+                let mut block = entry.first;
+                while block < end {
+                    match busy(block) {
+                        Some(free) => block = free.max(block + 1),
+                        None if is_here(&block) => return Some(block),
+                        None => block += 1,
+                    }
+                }
+                None
+            })
         })
     }
 

@@ -168,3 +168,25 @@ fn records_across_each_other_are_no_log() {
     }
     assert!(slots.scan(64).is_err());
 }
+
+#[test]
+fn the_oldest_block_is_looked_for_where_jobs_may_begin() {
+    let mut ring = Ring::new(100);
+    let mut slots = Slots::default();
+    for (seq, first) in [(1, 0), (2, 50), (3, 20)] {
+        assert!(slots.write(&mut ring, seq, &[data(first, 9)]));
+    }
+    let none = |_: u32| None;
+    assert_eq!(ring.oldest(0, none), Some(0));
+    // From the first record on 30 of 100 slots are taken, from the second on 20, from the last on 10.
+    assert_eq!((ring.oldest(300, none), ring.oldest(301, none)), (Some(0), None));
+    let first = |block: u32| (block < 9).then_some(9);
+    assert_eq!((ring.oldest(200, first), ring.oldest(201, first)), (Some(50), None));
+    // Part of a run is busy: the block behind that part is the oldest.
+    assert_eq!(ring.oldest(0, |block| (block < 4).then_some(4)), Some(4));
+    // Whoever says that a run ends where it begins passes over one block, and is asked again.
+    assert_eq!(ring.oldest(0, |block| (block < 3).then_some(block)), Some(3));
+    assert_eq!(ring.oldest(0, |block| (block < 59).then_some(u32::MAX)), None);
+    ring.settled(4, Seq(2));
+    assert_eq!(ring.oldest(0, |block| (block < 4).then_some(4)), Some(5));
+}
