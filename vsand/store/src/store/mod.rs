@@ -170,7 +170,6 @@ enum Purpose {
 }
 
 /// An open disk.
-#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, none a state")]
 pub struct Store {
     dir: PathBuf,
     superblock_file: File,

@@ -491,8 +491,15 @@ fn versions(runs: &[Run]) -> impl Iterator<Item = (u32, Version, bool)> + '_ {
     runs.iter().flat_map(|run| run.range.blocks().map(move |block| (block, run.version, run.mapped)))
 }
 
-/// An empty buffer for so many bytes at an address that a block's size divides: a disk takes it as it is, and would copy any other.
+/// From this size on a buffer is worth the block that it takes to begin where a disk wants it.
+const ALIGNED_MIN: usize = 16 * BLOCK_BYTES;
+
+/// An empty buffer for so many bytes. A large one is at an address that a block's size divides: a disk takes it as it is, and copies
+/// any other.
 fn buffer(len: usize) -> BytesMut {
+    if len < ALIGNED_MIN {
+        return BytesMut::with_capacity(len);
+    }
     let mut all = BytesMut::with_capacity(len + BLOCK_BYTES);
     let before = all.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
     all.resize(before, 0);
