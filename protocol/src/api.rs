@@ -20,6 +20,7 @@ mod health;
 mod limits;
 mod maintenance;
 mod object;
+mod placement;
 mod policy;
 mod scrub;
 mod size;
@@ -53,6 +54,7 @@ pub use object::{
     BrokenLock, CHUNKS_PAGE_MAX, ChunkInfo, ChunkPart, ComponentInfo, ComponentState, LockInfo, LockList,
     ObjectDetails, ObjectInfo, ObjectList,
 };
+pub use placement::{BadPlacement, PLACE_BYTES_MAX, PLACES_MAX, VolumePlacement};
 pub use policy::{BadPolicy, MIRROR_COPIES_MAX, Policy, PolicySpec};
 pub use scrub::{ScrubAction, ScrubInfo, ScrubList, ScrubRequest, ScrubState};
 pub use size::{BadSize, format_size, parse_size};

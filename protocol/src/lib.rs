@@ -8,6 +8,7 @@
 pub mod api;
 pub mod bugs;
 pub mod document;
+pub mod fault_domain;
 pub mod frame;
 pub mod ids;
 mod name;

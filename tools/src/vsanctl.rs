@@ -12,6 +12,7 @@ mod image;
 mod leaving;
 pub mod limits;
 mod maintenance;
+pub mod place;
 pub mod policy;
 mod resolve;
 mod scrub;

@@ -37,6 +37,7 @@ fn a_volume_from_its_making_to_its_end() {
 
     assert_eq!(served.done(&["volume", "resize", "web", "--size", "20G"]), "volume web has 20 GiB now\n");
     limits_come_and_go(&served);
+    places_come_and_go(&served);
     room_is_kept(&served);
     served.run(&["volume", "resize", "web", "--size", "5G"]).refused(5, &["web", "shrunk", "only grow"]);
 
@@ -87,6 +88,42 @@ fn room_is_kept(served: &Served) {
     for name in ["few", "fat", "thin"] {
         served.done(&["volume", "delete", name, "--yes"]);
     }
+}
+
+/// Of volume `web`, which may be anywhere.
+fn places_come_and_go(served: &Served) {
+    fn place<'a>(options: &[&'a str]) -> Vec<&'a str> {
+        [&["volume", "place", "web"][..], options].concat()
+    }
+    assert!(served.done(&["volume", "show", "web"]).contains("place    anywhere\n"));
+    let said = served.done(&place(&["--prefer", "lyon", "--prefer", "brest/r3"]));
+    assert!(
+        said.starts_with("volume web: rather in lyon or brest/r3; 2 parts move there by and by"),
+        "{said}"
+    );
+    let shown = served.done(&["volume", "show", "web"]);
+    assert!(shown.contains("place    rather in lyon or brest/r3; 2 parts could be nearer\n"), "{shown}");
+    // What is left out does not count any more.
+    let across = serde_json::json!({"across_sites": true});
+    assert_eq!(served.json(&place(&["--across-sites"]))["placement"], across);
+    let nine = ["--prefer", "a"].repeat(9);
+    let cases: [(&[&str], &[&str]); 4] = [
+        (&["--prefer", "lyon/"], &["\"lyon/\" is no site and no fault domain", "host list"]),
+        (&nine, &["it names 9 places, and 8 are the most"]),
+        (&["--prefer", "lyon", "--anywhere"], &["--anywhere"]),
+        (&[], &["it is not said", "--anywhere takes back"]),
+    ];
+    for (options, words) in cases {
+        served.run(&place(options)).refused(2, words);
+    }
+    assert_eq!(served.json(&["volume", "show", "web"])["placement"], across, "a refusal changed something");
+    assert_eq!(served.done(&place(&["--anywhere"])), "volume web: anywhere\n");
+
+    served.done(&["policy", "create", "two-sites", "--method", "mirror", "--across-sites"]);
+    assert!(served.done(&["policy", "show", "two-sites"]).contains("place          spread over sites\n"));
+    let made = served.done(&["volume", "create", "wide", "--size", "1G", "--policy", "two-sites"]);
+    assert_eq!(made, "created volume wide of 1 GiB (mirror:2), spread over sites\n");
+    served.done(&["volume", "delete", "wide", "--yes"]);
 }
 
 /// Of volume `web`, which has none.

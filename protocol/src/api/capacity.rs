@@ -71,23 +71,25 @@ pub struct PolicyCapacity {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LossKind {
+    /// A site with all its hosts.
+    Site,
     /// A host with all its disks.
     Host,
     /// A disk.
     Disk,
 }
 
-/// What it would mean to lose one host or one disk now, with what is away already.
+/// What it would mean to lose one site, host or disk now, with what is away already.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LossForecast {
     /// What is lost.
     pub kind: LossKind,
-    /// The host, or that of the disk.
+    /// The host, or that of the disk, or one of those of the site.
     pub host: HostId,
     /// The disk, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskId>,
-    /// It for people: a host's name, or a disk's path and host.
+    /// It for people: a site's or a host's name, or a disk's path and host.
     pub name: String,
     /// How many volumes have something there.
     pub volumes: u32,
@@ -116,6 +118,6 @@ pub struct CapacityReport {
     pub hosts: Vec<HostCapacity>,
     /// By policy.
     pub policies: Vec<PolicyCapacity>,
-    /// What each loss would mean: hosts by name, then disks.
+    /// What each loss would mean: sites of several hosts where there are several sites, then hosts by name, then disks.
     pub losses: Vec<LossForecast>,
 }

@@ -92,6 +92,8 @@ pub enum ErrorCode {
     BadPolicy,
     /// Limits that would stop a guest, or are none.
     BadLimits,
+    /// Not a place where a volume's data could rather be.
+    BadPlacement,
     /// Not a path that a disk can be at.
     BadPath,
     /// The network can't be configured like this. `faults` has all that is wrong.
@@ -257,6 +259,7 @@ impl ErrorCode {
             | Self::BadSize
             | Self::BadPolicy
             | Self::BadLimits
+            | Self::BadPlacement
             | Self::BadPath
             | Self::InvalidNetwork
             | Self::BadAttachment

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::limits::VolumeLimits;
+use super::placement::VolumePlacement;
 use super::policy::{Policy, PolicySpec};
 use crate::ids::{Epoch, HostId, ObjectId, VolumeName};
 
@@ -26,6 +27,9 @@ pub struct CreateVolumeRequest {
     /// What its guest may ask for at most.
     #[serde(default)]
     pub limits: VolumeLimits,
+    /// Where it is rather kept.
+    #[serde(default, skip_serializing_if = "VolumePlacement::is_none")]
+    pub placement: VolumePlacement,
 }
 
 /// Open a volume on this host and serve it on a vhost-user socket.
@@ -116,6 +120,12 @@ pub struct VolumeInfo {
     /// What its guest may ask for at most.
     #[serde(default)]
     pub limits: VolumeLimits,
+    /// Where it is rather kept.
+    #[serde(default)]
+    pub placement: VolumePlacement,
+    /// How many of its copies and shards could be nearer to that: they move there, one after the other, as there is room.
+    #[serde(default)]
+    pub misplaced: u32,
     /// Who has it open.
     pub owner: Option<VolumeOwner>,
     /// How often it has changed hands.

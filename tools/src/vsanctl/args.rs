@@ -1,21 +1,22 @@
 //! The arguments: noun, then verb. The doc comments are the help texts and the man pages.
 
+mod volume;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueHint};
 use ferro_protocol::api::{
     EVENTS_MAX, MUTE_SECONDS_MAX, MUTE_SECONDS_MIN, SOCKET_DEFAULT, TOKEN_SECONDS_MAX, parse_size,
 };
-use ferro_protocol::ids::VolumeName;
 
-use super::limits::LimitOptions;
 use super::maintenance::{MaintenanceVerb, SafetyOf};
-use super::policy::{PolicyChoice, PolicyVerb};
+use super::policy::PolicyVerb;
 use super::scrub::ScrubVerb;
 use crate::common::Options;
 use crate::docs::CompletionShell;
 use crate::failure::EXIT_CODES_HELP;
 use crate::terminal::WatchOptions;
+pub use volume::{ExportOptions, ImageFormat, ImportOptions, VolumeVerb};
 
 /// Administer a Ferrosphere storage cluster.
 ///
@@ -282,7 +283,7 @@ pub struct MemberOptions {
     /// What the host is called [default: its host name]
     #[arg(long, value_name = "NAME")]
     pub host_name: Option<String>,
-    /// What fails together with this host, such as a rack [default: the host alone]
+    /// What fails together with this host, such as a rack, or with its site before it, as in lyon/rack3 [default: the host alone]
     #[arg(long, value_name = "NAME")]
     pub fault_domain: Option<String>,
 }
@@ -308,7 +309,7 @@ pub enum HostVerb {
         /// What it is called from now on
         #[arg(long, value_name = "NAME", group = "change")]
         name: Option<String>,
-        /// What fails together with it from now on, such as a rack
+        /// What fails together with it from now on, such as a rack, or with its site before it, as in lyon/rack3
         #[arg(long, value_name = "NAME", group = "change")]
         fault_domain: Option<String>,
     },
@@ -401,141 +402,6 @@ pub enum ObjectVerb {
         /// Its volume's name, its id or the beginning of its id
         object: String,
     },
-}
-
-/// The verbs of `volume`.
-#[derive(Subcommand, Debug)]
-pub enum VolumeVerb {
-    /// Make a volume
-    Create {
-        /// Its name: 1 to 63 of a-z, 0-9, '-', '_' and '.'
-        name: VolumeName,
-        /// Its size, as in 10G
-        #[arg(short, long, value_name = "SIZE", value_parser = parse_bytes)]
-        size: u64,
-        /// How its data is kept: mirror:N has N copies, 1 to 4, and survives N-1 failures; raid5:2+1 and raid5:4+1 survive
-        /// one, raid6:2+2 and raid6:4+2 two, each on as many hosts as its numbers add up to. raid5 is raid5:2+1, raid6 is
-        /// raid6:4+2. Or the name of one of `policy list`
-        #[arg(short, long, value_name = "POLICY")]
-        policy: PolicyChoice,
-        /// How much of it is kept for it on the disks from the beginning, in percent: 0 (thin), to 100 (thick) [default: 0, or what
-        /// the policy of that name says]
-        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
-        reserve: Option<u8>,
-        /// Make it although there is no place for all copies of a mirror now: the others are made once there is
-        #[arg(long)]
-        force_provisioning: bool,
-        /// Its limits
-        #[command(flatten)]
-        limits: LimitOptions,
-    },
-    /// Keep room on the disks for a volume, in use or not, so that its guest can write whatever others take
-    ///
-    /// All its parts get their places at once. What it has written counts; what it may come to write beyond that nobody else gets.
-    Reserve {
-        /// Its name
-        name: VolumeName,
-        /// How much of its size, in percent: 0 (thin) to 100 (thick)
-        #[arg(value_parser = clap::value_parser!(u8).range(0..=100))]
-        percent: u8,
-    },
-    /// Limit what a volume's guest may ask for, in use or not
-    ///
-    /// What is given is all that counts from then on. Imports, exports, resyncs and scrubs are not limited by it.
-    Limit {
-        /// Its name
-        name: VolumeName,
-        /// Its limits
-        #[command(flatten)]
-        limits: LimitOptions,
-        /// Take all limits away
-        #[arg(long, conflicts_with_all = ["iops", "bandwidth", "burst"])]
-        none: bool,
-    },
-    /// List the volumes
-    List,
-    /// Show one volume
-    Show {
-        /// Its name
-        name: VolumeName,
-    },
-    /// Serve a volume on a vhost-user socket of this host, for one virtual machine
-    Open {
-        /// Its name
-        name: VolumeName,
-        /// The guest may only read
-        #[arg(long)]
-        read_only: bool,
-        /// The guest's memory, for the QEMU arguments that are printed
-        #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = parse_bytes)]
-        memory: u64,
-    },
-    /// Stop serving a volume and give it back
-    Close {
-        /// Its name
-        name: VolumeName,
-    },
-    /// Grow a volume, in use or not; volumes don't shrink
-    Resize {
-        /// Its name
-        name: VolumeName,
-        /// Its new size, as in 20G
-        #[arg(short, long, value_name = "SIZE", value_parser = parse_bytes)]
-        size: u64,
-    },
-    /// Delete a volume and its data; asks for its name, or takes --yes
-    Delete {
-        /// Its name
-        name: VolumeName,
-    },
-    /// Fill a volume with an image
-    Import(ImportOptions),
-    /// Write a volume to an image
-    Export(ExportOptions),
-}
-
-/// A format of images.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub enum ImageFormat {
-    /// The bytes of the disk.
-    Raw,
-    /// QEMU's format.
-    Qcow2,
-}
-
-/// Options of `volume import`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct ImportOptions {
-    /// The volume's name
-    pub name: VolumeName,
-    /// The image, or a block device
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-    /// The image's format [default: told from its first bytes]
-    #[arg(short, long, value_enum)]
-    pub format: Option<ImageFormat>,
-    /// Make the volume first, as large as the image or as --size says
-    #[arg(long, requires = "policy")]
-    pub create: bool,
-    /// With --create: how its data is kept, as in mirror:3, or the name of a policy
-    #[arg(short, long, value_name = "POLICY", requires = "create")]
-    pub policy: Option<PolicyChoice>,
-    /// With --create: its size [default: the image's]
-    #[arg(short, long, value_name = "SIZE", value_parser = parse_bytes, requires = "create")]
-    pub size: Option<u64>,
-}
-
-/// Options of `volume export`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct ExportOptions {
-    /// The volume's name
-    pub name: VolumeName,
-    /// The image to write
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-    /// The image's format [default: qcow2 if the file is called so, else raw]
-    #[arg(short, long, value_enum)]
-    pub format: Option<ImageFormat>,
 }
 
 /// The verbs of `lock`.

@@ -55,7 +55,7 @@ fn shown(report: &CapacityReport, paint: Paint, disks: bool) -> String {
         }
         let _ = write!(out, "\n{}", policies.render(paint, 0));
     }
-    let wanted = |loss: &&LossForecast| disks || loss.kind == LossKind::Host;
+    let wanted = |loss: &&LossForecast| disks || loss.kind != LossKind::Disk;
     let mut losses = Table::new(&["IF LOST", ">VOLUMES", ">TO REBUILD", ">USED AFTER", "THEN"]);
     for loss in report.losses.iter().filter(wanted) {
         let (style, then) = outcome(loss);

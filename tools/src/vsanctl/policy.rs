@@ -12,7 +12,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use clap::Subcommand;
 use ferro_protocol::api::{
-    Document, DocumentList, Policy, PolicySpec, PutDocument, VolumeLimits, format_size,
+    Document, DocumentList, Policy, PolicySpec, PutDocument, VolumeLimits, VolumePlacement, format_size,
 };
 use ferro_protocol::ids::VolumeName;
 use hyper::Method;
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Context;
 use super::limits::LimitOptions;
+use super::place::{PlaceOptions, placement_text};
 use super::volume::{force_text, reserve_text};
 use crate::failure::{Exit, Failure, Result};
 use crate::text::{Table, count, facts, printable};
@@ -150,6 +151,9 @@ pub struct NewPolicy {
     /// Limits of the volumes that get it
     #[command(flatten)]
     pub limits: LimitOptions,
+    /// Where volumes that get it are rather kept
+    #[command(flatten)]
+    pub place: PlaceOptions,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     pub about: Option<String>,
@@ -171,6 +175,9 @@ struct Stored {
     /// What guests of volumes that get it may ask for at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<VolumeLimits>,
+    /// Where volumes that get it are rather kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    placement: Option<VolumePlacement>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     about: Option<String>,
 }
@@ -190,6 +197,8 @@ struct Named {
     force_provisioning: bool,
     /// What guests of volumes that get it may ask for at most.
     limits: Option<VolumeLimits>,
+    /// Where volumes that get it are rather kept, if it says.
+    placement: Option<VolumePlacement>,
     about: Option<String>,
     revision: u64,
 }
@@ -211,9 +220,12 @@ impl Named {
         }
         let policy = Policy::try_from(stored.policy).map_err(|error| bad(error.to_string()))?;
         let (failures, fault_domains) = (policy.failures_to_tolerate(), policy.domains());
-        let Stored { reserve_percent, force_provisioning, limits, about, .. } = stored;
+        let Stored { reserve_percent, force_provisioning, limits, placement, about, .. } = stored;
         if reserve_percent.is_some_and(|percent| percent > 100) {
             return Err(bad("it keeps more than 100 % of a volume".to_owned()));
+        }
+        if let Some(Err(why)) = placement.as_ref().map(VolumePlacement::check) {
+            return Err(bad(why.to_string()));
         }
         let revision = document.revision;
         Ok(Self {
@@ -224,6 +236,7 @@ impl Named {
             reserve_percent,
             force_provisioning,
             limits,
+            placement,
             about,
             revision,
         })
@@ -250,7 +263,7 @@ pub(super) async fn policy(context: &Context, verb: PolicyVerb) -> Result<()> {
 }
 
 /// What a choice stands for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Meant {
     pub policy: Policy,
     /// How much is kept, in percent: only of a policy with a name, if it says.
@@ -259,18 +272,21 @@ pub(super) struct Meant {
     pub force: bool,
     /// Only of a policy with a name, if it says any.
     pub limits: Option<VolumeLimits>,
+    /// The same.
+    pub placement: Option<VolumePlacement>,
 }
 
 /// The policy that was meant.
 pub(super) async fn resolve(context: &Context, choice: &PolicyChoice) -> Result<Meant> {
     match choice {
         PolicyChoice::Policy(policy) => {
-            Ok(Meant { policy: *policy, reserve: None, force: false, limits: None })
+            Ok(Meant { policy: *policy, reserve: None, force: false, limits: None, placement: None })
         }
         PolicyChoice::Name(name) => {
             let named = named(context, name).await?;
-            let Named { policy, reserve_percent: reserve, force_provisioning: force, limits, .. } = named;
-            Ok(Meant { policy, reserve, force, limits })
+            let Named { policy, reserve_percent: reserve, force_provisioning: force, .. } = named;
+            let Named { limits, placement, .. } = named;
+            Ok(Meant { policy, reserve, force, limits, placement })
         }
     }
 }
@@ -339,15 +355,23 @@ async fn create(context: &Context, new: NewPolicy) -> Result<()> {
             format!("policy {name} can't be made: its description has over {ABOUT_BYTES_MAX} bytes");
         return Err(Failure::usage(message, "say less"));
     }
-    let limits = new.limits.asked(&format!("policy {name}"))?;
+    let what = format!("policy {name}");
+    let (limits, placement) = (new.limits.asked(&what)?, new.place.asked(&what)?);
     let NewPolicy { reserve: reserve_percent, force_provisioning, .. } = new;
     if force_provisioning && !matches!(new.method, PolicyMethod::Mirror) {
         let why = "only a mirror can be made where there is no place for all of it";
         return Err(Failure::usage(format!("policy {name} can't be made: {why}"), next));
     }
     let (version, spec) = (VERSION, policy.into());
-    let stored =
-        Stored { version, policy: spec, reserve_percent, force_provisioning, limits, about: new.about };
+    let stored = Stored {
+        version,
+        policy: spec,
+        reserve_percent,
+        force_provisioning,
+        limits,
+        placement,
+        about: new.about,
+    };
     let content = serde_json::to_vec(&stored)
         .map_err(|error| Failure::usage(format!("policy {name} can't be written: {error}"), next))?;
     let path = format!("/v1/documents/{PREFIX}{name}?basis=0");
@@ -371,6 +395,7 @@ async fn create(context: &Context, new: NewPolicy) -> Result<()> {
         reserve_percent,
         force_provisioning,
         limits,
+        placement: stored.placement,
         about: stored.about,
         revision,
     };
@@ -421,6 +446,7 @@ fn one(named: &Named) -> String {
         ("kept", named.reserve_percent.map_or("as the volume says".to_owned(), reserve_text)),
         ("forced", force_text(named.force_provisioning).to_owned()),
         ("limits", named.limits.unwrap_or_default().to_string()),
+        ("place", placement_text(&named.placement.clone().unwrap_or_default())),
         ("about", printable(named.about.as_deref().unwrap_or("-"))),
     ])
 }
@@ -455,6 +481,7 @@ mod tests {
             reserve: None,
             force_provisioning: false,
             limits: LimitOptions::default(),
+            place: PlaceOptions::default(),
             about: None,
         };
         let text = |new: NewPolicy| asked(&new).map(|policy| policy.to_string());

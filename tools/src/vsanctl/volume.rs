@@ -11,21 +11,24 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::args::VolumeVerb;
+use super::place::placement_text;
 use super::policy::Meant;
-use super::{Context, limits, policy, transfer};
+use super::{Context, limits, place, policy, transfer};
 use crate::failure::{Exit, Failure, Result};
 use crate::text::{Cell, Paint, Style, Table, facts, printable, shell_word};
 
 pub(super) async fn volume(context: &Context, verb: VolumeVerb) -> Result<()> {
     let terminal = context.terminal;
     match verb {
-        VolumeVerb::Create { name, size, policy, reserve, force_provisioning, limits } => {
-            let asked = limits.asked(&format!("volume {name}"))?;
+        VolumeVerb::Create { name, size, policy, reserve, force_provisioning, limits, place } => {
+            let what = format!("volume {name}");
+            let (asked, placement) = (limits.asked(&what)?, place.asked(&what)?);
             let meant = policy::resolve(context, &policy).await?;
             let meant = Meant {
                 limits: asked.or(meant.limits),
                 reserve: reserve.or(meant.reserve),
                 force: force_provisioning || meant.force,
+                placement: placement.or(meant.placement),
                 ..meant
             };
             let made = create(context, &name, size, meant).await?;
@@ -41,6 +44,9 @@ pub(super) async fn volume(context: &Context, verb: VolumeVerb) -> Result<()> {
                 if !made.limits.is_none() {
                     let _ = write!(line, ", limited to {}", made.limits);
                 }
+                if !made.placement.is_none() {
+                    let _ = write!(line, ", {}", placement_text(&made.placement));
+                }
                 line
             })
         }
@@ -51,6 +57,9 @@ pub(super) async fn volume(context: &Context, verb: VolumeVerb) -> Result<()> {
                 0 => format!("nothing is kept for volume {} beyond what it has written", kept.name),
                 percent => format!("{percent} % of volume {} are kept for it now", kept.name),
             })
+        }
+        VolumeVerb::Place { name, place: options, anywhere } => {
+            place::place(context, &name, options, anywhere).await
         }
         VolumeVerb::Limit { name, limits, none } => limits::limit(context, &name, limits, none).await,
         VolumeVerb::List => {
@@ -104,8 +113,16 @@ pub(super) async fn create(
     let (policy, limits) = (meant.policy.into(), meant.limits.unwrap_or_default());
     let reserve_percent = meant.reserve.unwrap_or_default();
     let (name, force_provisioning) = (name.to_string(), meant.force);
-    let request =
-        CreateVolumeRequest { name, size_bytes, policy, reserve_percent, force_provisioning, limits };
+    let placement = meant.placement.unwrap_or_default();
+    let request = CreateVolumeRequest {
+        name,
+        size_bytes,
+        policy,
+        reserve_percent,
+        force_provisioning,
+        limits,
+        placement,
+    };
     context.client.post("/v1/volumes", &request).await
 }
 
@@ -292,6 +309,7 @@ fn one_volume(volume: &VolumeInfo, paint: Paint) -> String {
         ("kept", reserve_text(volume.reserve_percent)),
         ("forced", force_text(volume.force_provisioning).to_owned()),
         ("limits", volume.limits.to_string()),
+        ("place", place_text(volume)),
         ("open on", owner),
         ("epoch", volume.epoch.0.to_string()),
     ];
@@ -305,6 +323,15 @@ fn one_volume(volume: &VolumeInfo, paint: Paint) -> String {
         lines.push(("import", paint.text(Style::Warn, "not completed: repeat it, or delete the volume")));
     }
     facts(&lines)
+}
+
+/// Where a volume is rather kept, and how much of it is not there.
+fn place_text(volume: &VolumeInfo) -> String {
+    let placement = placement_text(&volume.placement);
+    match volume.misplaced {
+        0 => placement,
+        n => format!("{placement}; {} could be nearer", crate::text::count(u64::from(n), "part")),
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use ferro_protocol::api::{
     OperationCounters, Policy, ProvisionRequest, PutDocument, Redundancy, Removal, ResyncList, Safety,
     ScrubList, ScrubRequest, SetHostRequest, Status, SupportFile, TokenInfo, TopSample, Transfer,
     TransferDirection, TransferEnded, TransferOutcome, UpgradeReport, UpgradeRequest, VolumeCounters,
-    VolumeInfo, VolumeLimits,
+    VolumeInfo, VolumeLimits, VolumePlacement,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Seq, TransferId, VolumeName};
@@ -406,6 +406,8 @@ impl ControlPlane for Memory {
             reserve_percent: volume.reserve_percent,
             force_provisioning: volume.force_provisioning,
             limits: volume.limits,
+            placement: volume.placement,
+            misplaced: 0,
             owner: None,
             epoch: Epoch(0),
             read_only: false,
@@ -477,6 +479,15 @@ impl ControlPlane for Memory {
         let mut state = self.state();
         let info = &mut state.find(name)?.info;
         info.limits = limits;
+        Ok(info.clone())
+    }
+
+    async fn place_volume(&self, name: &VolumeName, placement: VolumePlacement) -> Result<VolumeInfo> {
+        let mut state = self.state();
+        let info = &mut state.find(name)?.info;
+        // As if one copy were elsewhere already.
+        info.misplaced = u32::from(!placement.is_none()) * 2;
+        info.placement = placement;
         Ok(info.clone())
     }
 

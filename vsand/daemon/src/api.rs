@@ -93,6 +93,7 @@ ferro_transport::routes! {
     post "/v1/volumes/{name}/resize" => volumes::resize,
     post "/v1/volumes/{name}/policy" => volumes::set_policy,
     put "/v1/volumes/{name}/limits" => volumes::limit,
+    put "/v1/volumes/{name}/placement" => volumes::place,
     put "/v1/volumes/{name}/provisioning" => volumes::provision,
     post "/v1/volumes/{name}/transfers" => transfers::begin,
     delete "/v1/volumes/{name}/transfers/{id}" => transfers::end,

@@ -6,7 +6,8 @@
 //! - 3: what is kept for objects. Written as long as the cluster is at feature level 1, for hosts that read nothing later;
 //! - 4: the feature level, and disks that were removed. Written at feature level 2;
 //! - 5: conversions. Written at feature level 3;
-//! - 6: hosts that are away.
+//! - 6: hosts that are away. Written at feature level 4;
+//! - 7: what volumes prefer.
 //!
 //! What a version adds stands after all that there was before.
 
@@ -19,7 +20,7 @@ use ferro_protocol::ids::{DiskId, HostId, ObjectId, VolumeName};
 use serde::Deserialize;
 use vsand_core::directory::{
     Absences, Command, Conversions, Departure, DiskRecord, Document, FeatureLevel, HostRecord, ObjectRecord,
-    Outcome, Provisioning, Refused, RemovedDisks, State, TokenEntry,
+    Outcome, Preferences, Provisioning, Refused, RemovedDisks, State, TokenEntry,
 };
 
 use crate::machine::{DecodeError, StateMachine};
@@ -47,6 +48,8 @@ type Fourth = (FeatureLevel, RemovedDisks);
 type Fifth = Conversions;
 /// What version 6 adds.
 type Sixth = Absences;
+/// What version 7 adds.
+type Seventh = Preferences;
 
 fn together(
     second: Second,
@@ -54,6 +57,7 @@ fn together(
     (level, removed_disks): Fourth,
     conversions: Fifth,
     absences: Sixth,
+    preferences: Seventh,
 ) -> State {
     let Second { hosts, disks, objects, names, tokens, documents, revision, .. } = second;
     let Second { leaving_hosts, leaving_disks, documents_revision, .. } = second;
@@ -73,6 +77,7 @@ fn together(
         removed_disks,
         conversions,
         absences,
+        preferences,
     }
 }
 
@@ -85,7 +90,7 @@ impl StateMachine for State {
     type Command = Command;
     type Response = Result<Outcome, Refused>;
 
-    const SNAPSHOTS: RangeInclusive<u8> = 2..=6;
+    const SNAPSHOTS: RangeInclusive<u8> = 2..=7;
 
     fn apply(&mut self, index: u64, command: Command) -> Self::Response {
         Self::apply(self, index, command)
@@ -108,7 +113,11 @@ impl StateMachine for State {
         if self.level < FeatureLevel::ABSENCES {
             return Ok((5, postcard::to_allocvec(&(second, third, fourth, fifth))?));
         }
-        Ok((6, postcard::to_allocvec(&(second, third, fourth, fifth, &self.absences))?))
+        let sixth = &self.absences;
+        if self.level < FeatureLevel::PREFERENCES {
+            return Ok((6, postcard::to_allocvec(&(second, third, fourth, fifth, sixth))?));
+        }
+        Ok((7, postcard::to_allocvec(&(second, third, fourth, fifth, sixth, &self.preferences))?))
     }
 
     fn read(version: u8, bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
@@ -122,7 +131,9 @@ impl StateMachine for State {
             if version < 5 { (Fifth::default(), rest) } else { postcard::take_from_bytes(rest)? };
         let (sixth, rest) =
             if version < 6 { (Sixth::default(), rest) } else { postcard::take_from_bytes(rest)? };
-        Ok((together(second, third, fourth, fifth, sixth), rest))
+        let (seventh, rest) =
+            if version < 7 { (Seventh::default(), rest) } else { postcard::take_from_bytes(rest)? };
+        Ok((together(second, third, fourth, fifth, sixth, seventh), rest))
     }
 
     fn check(command: &Command) -> Result<(), DecodeError> {
@@ -164,7 +175,8 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_one_that_all_hosts_of_the_level_read() {
-        let levels = [FeatureLevel(1), FeatureLevel(2), FeatureLevel(3), FeatureLevel::NEWEST];
+        let levels =
+            [FeatureLevel(1), FeatureLevel(2), FeatureLevel(3), FeatureLevel(4), FeatureLevel::NEWEST];
         for (level, version) in levels.into_iter().zip(3..) {
             let state = state(level);
             let (written, bytes) = StateMachine::write(&state).unwrap();
@@ -180,7 +192,8 @@ mod tests {
         let bytes = StateMachine::write(&state).unwrap().1;
         // The first fields of the state, in their order, and what is kept for objects: as the former release wrote it.
         let whole = postcard::to_allocvec(&state).unwrap();
-        let later = (state.level, &state.removed_disks, &state.conversions, &state.absences);
+        let later = (&state.removed_disks, &state.conversions, &state.absences, &state.preferences);
+        let later = (state.level, later);
         let later = postcard::to_allocvec(&later).unwrap();
         assert_eq!(bytes, whole[..whole.len() - later.len()]);
         // Without that, the version before.

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 
+use ferro_protocol::fault_domain::site;
 use ferro_protocol::ids::HostId;
 
 /// One host that may vote.
@@ -29,9 +30,9 @@ pub struct Candidate {
 
 /// The hosts that should vote.
 ///
-/// - 1, 3 or 5 of them, the most that the hosts allow; spread over as many fault domains as possible.
-/// - A present voter stays unless it is long absent and a live host can take over, unless its fault domain has another
-///   voter and a live host could bring a new domain, or unless there are too few hosts for the larger number.
+/// - 1, 3 or 5 of them, the most that the hosts allow; spread over as many fault domains as possible, and these over sites.
+/// - A present voter stays unless it is long absent and a live host can take over, unless its fault domain or its site has another
+///   voter and a live host could bring a new domain or a site with fewer, or unless there are too few hosts for the larger number.
 /// - A host that is not alive is never added, and an absence alone never shrinks the set.
 /// - A set that differs from the present one has a majority that is alive; otherwise the present one stays.
 /// - Doing it twice changes nothing.
@@ -53,8 +54,12 @@ fn pick(candidates: &[Candidate], size: usize) -> Option<BTreeSet<HostId>> {
     let mut domains = BTreeSet::new();
     let mut chosen = BTreeSet::new();
     while chosen.len() < size {
-        let rank =
-            |c: &Candidate| (c.long_absent, domains.contains(&c.fault_domain), !c.voter, !is_live(c), c.host);
+        let rank = |c: &Candidate| {
+            let in_site =
+                domains.iter().filter(|other: &&&String| site(other) == site(&c.fault_domain)).count();
+            let shared = domains.contains(&c.fault_domain);
+            (c.long_absent, shared, in_site, !c.voter, !is_live(c), c.host)
+        };
         let best = pool.swap_remove((0..pool.len()).min_by_key(|&at| rank(pool[at]))?);
         domains.insert(&best.fault_domain);
         chosen.insert(best.host);
@@ -147,13 +152,38 @@ mod tests {
         }
     }
 
+    /// Hosts in these fault domains, the first so many of which vote: which do afterwards, by their fault domains.
+    fn voting(domains: &[&str], voters: usize) -> Vec<String> {
+        let one = |(n, domain): (usize, &&str)| Candidate {
+            host: host(n as u8),
+            address: String::new(),
+            fault_domain: (*domain).to_owned(),
+            alive: true,
+            long_absent: false,
+            voter: n < voters,
+        };
+        let all: Vec<Candidate> = domains.iter().enumerate().map(one).collect();
+        let chosen = choose_voters(&all);
+        all.into_iter().filter(|c| chosen.contains(&c.host)).map(|c| c.fault_domain).collect()
+    }
+
+    #[test]
+    fn no_site_has_more_voters_than_it_must() {
+        let sites = ["a/1", "a/2", "a/3", "b/1", "b/2", "b/3", "c/1"];
+        for voters in 0..=5 {
+            assert_eq!(voting(&sites, voters), ["a/1", "a/2", "b/1", "b/2", "c/1"], "{voters}");
+        }
+        // A rack that two hosts share counts once, whatever its site.
+        assert_eq!(voting(&["a/1", "a/1", "a/2", "b/1"], 1), ["a/1", "a/2", "b/1"]);
+    }
+
     fn any_hosts() -> impl Strategy<Value = Vec<Candidate>> {
         let one = (0u8..6, 0u8..3, any::<bool>());
         prop::collection::vec(one, 0..10).prop_map(|all| {
             let each = |(n, (domain, absence, voter)): (usize, (u8, u8, bool))| Candidate {
                 host: host(n as u8),
                 address: String::new(),
-                fault_domain: domain.to_string(),
+                fault_domain: ["a/0", "a/1", "b/2", "b/3", "4", "5"][usize::from(domain)].to_owned(),
                 alive: absence == 0,
                 long_absent: absence == 2,
                 voter,
@@ -176,7 +206,8 @@ mod tests {
                 let live = chosen.iter().filter(|h| is_live(by_host(h))).count();
                 prop_assert!(present.is_empty() || live * 2 > chosen.len(), "a change leaves a live majority");
                 for lost in present.difference(&chosen).filter(|h| is_live(by_host(h))) {
-                    let twin = chosen.iter().any(|h| by_host(h).fault_domain == by_host(lost).fault_domain);
+                    let of = |h: &HostId| site(&by_host(h).fault_domain);
+                    let twin = chosen.iter().any(|h| of(h) == of(lost));
                     prop_assert!(twin || chosen.len() < present.len(), "a live voter gives way only for a better spread");
                 }
             }

@@ -162,6 +162,7 @@ impl World {
             self.scrub_early();
             self.even_out();
             self.keep_room();
+            self.place_elsewhere();
             return self.after(100 * MS, Event::Check);
         }
         let gone_at = self.departed.gone.map_or(0, |(_, at)| at);

@@ -29,6 +29,7 @@ mod leaving;
 mod maintenance;
 mod net;
 mod operator;
+mod places;
 mod provision;
 mod rot;
 mod scrub;

@@ -23,6 +23,7 @@ use super::host::Host;
 use super::leaving::Leaving;
 use super::maintenance::Maintenance;
 use super::net::Net;
+use super::places::Places;
 use super::provision::Provisions;
 use super::scrub::Scrubs;
 
@@ -98,6 +99,7 @@ pub(super) struct World {
     pub scrubs: Scrubs,
     pub moves: Moves,
     pub provisions: Provisions,
+    pub places: Places,
     pub parity: Dice,
     /// Of each log.
     pub log_slots: u32,
@@ -242,6 +244,7 @@ impl World {
             scrubs: Scrubs::new(seed),
             moves: Moves::new(seed),
             provisions: Provisions::new(seed),
+            places: Places::new(seed),
             parity: Dice::new(seed ^ 0x9a91_7e5a),
             log_slots: 0,
             maintenance: Maintenance::new(seed),
@@ -284,7 +287,7 @@ impl World {
                     id: host_id(n),
                     name: format!("h{n}"),
                     address: std::net::SocketAddr::from(([10, 0, 0, n as u8], 7_000)),
-                    fault_domain: format!("h{n}"),
+                    fault_domain: self.places.fault_domain(n),
                     joined_unix_s: 0,
                     lease: 0,
                 },

@@ -12,7 +12,7 @@ use crate::vsanctl::Context;
 use crate::vsanctl::leaving::{LOOK_EVERY, progress, speed};
 use crate::vsanctl::limits::put;
 use crate::vsanctl::transfer::interrupted;
-use crate::vsanctl::volume;
+use crate::vsanctl::{place, volume};
 
 pub(super) async fn apply(
     context: &Context,
@@ -20,7 +20,7 @@ pub(super) async fn apply(
     names: &[VolumeName],
     no_wait: bool,
 ) -> Result<()> {
-    let Meant { policy, reserve, force, limits } = resolve(context, choice).await?;
+    let Meant { policy, reserve, force, limits, placement } = resolve(context, choice).await?;
     // A name that is wrong is seen before anything changes.
     for name in names {
         volume::show(context, name).await?;
@@ -45,6 +45,9 @@ pub(super) async fn apply(
         }
         if let Some(limits) = limits {
             volume = put(context, name, limits).await?;
+        }
+        if let Some(placement) = &placement {
+            volume = place::put(context, name, placement).await?;
         }
         changed.push(volume);
     }

@@ -11,6 +11,7 @@ use super::command::{Basis, Command, Outcome, Refused, SyncChange, TokenRefused}
 use super::conversion::kin;
 use super::level::FeatureLevel;
 use super::placement;
+use super::preference::Preference;
 use super::provision::Provision;
 use super::records::{
     ChunkRecord, Component, Content, Departure, DiskHealth, DiskRecord, HostRecord, Lock, LockKind,
@@ -20,6 +21,15 @@ use super::records::{
 pub(super) type Applied = Result<Outcome, Refused>;
 
 const TOKENS_MAX: usize = 1_024;
+
+/// What any new object has.
+struct NewObject {
+    object: ObjectId,
+    name: VolumeName,
+    size_bytes: u64,
+    policy: Policy,
+    unix_s: u64,
+}
 
 impl State {
     /// Carries out the command that stands at `index` in the log.
@@ -49,11 +59,18 @@ impl State {
             Command::DiskDied { disk, reason } => self.disk_died(disk, reason),
             Command::RemoveDisk { disk, unix_s: _ } => self.remove_disk(index, disk),
             Command::CreateObject { object, name, size_bytes, policy, unix_s } => {
-                self.create(index, object, name, size_bytes, policy, Provision::default(), unix_s)
+                let made = NewObject { object, name, size_bytes, policy, unix_s };
+                self.create(index, made, Provision::default(), Preference::default())
             }
             Command::CreateProvisioned { object, name, size_bytes, policy, provision, unix_s } => {
-                self.create(index, object, name, size_bytes, policy, provision, unix_s)
+                let made = NewObject { object, name, size_bytes, policy, unix_s };
+                self.create(index, made, provision, Preference::default())
             }
+            Command::CreatePreferred { object, name, size_bytes, policy, provision, preference, unix_s } => {
+                let made = NewObject { object, name, size_bytes, policy, unix_s };
+                self.create(index, made, provision, preference)
+            }
+            Command::Prefer { object, preference } => self.prefer(index, object, preference),
             Command::RaiseLevel { from, to, hosts } => self.raise_level(from, to, &hosts),
             Command::ReturnDisk { disk, removed } => self.return_disk(disk, removed),
             Command::Provision { object, provision } => self.provision(index, object, provision),
@@ -254,17 +271,14 @@ impl State {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "what a new object has")]
     fn create(
         &mut self,
         index: u64,
-        object: ObjectId,
-        name: VolumeName,
-        size_bytes: u64,
-        policy: Policy,
+        new: NewObject,
         provision: Provision,
-        unix_s: u64,
+        preference: Preference,
     ) -> Applied {
+        let NewObject { object, name, size_bytes, policy, unix_s } = new;
         if let Some(by) = self.names.get(&name) {
             return Err(Refused::NameTaken { name, by: *by });
         }
@@ -281,6 +295,7 @@ impl State {
         }
         policy.check()?;
         provision.check(policy)?;
+        self.check_preference(&preference)?;
         // What has nothing kept for it is placed when it is written; that it could be is checked now.
         placement::place(self, policy, ChunkIndex(0), None, provision.forced)?;
         let record = Arc::new(ObjectRecord {
@@ -297,10 +312,12 @@ impl State {
         });
         self.names.insert(name.clone(), object);
         self.objects.insert(object, record);
+        self.prefer_from_the_beginning(object, preference);
         let made = self.provision(index, object, provision);
         if made.is_err() {
             self.names.remove(&name);
             self.objects.remove(&object);
+            self.preferences.forget(object);
         }
         made
     }
@@ -317,6 +334,7 @@ impl State {
         self.names.remove(&name);
         self.objects.remove(&object);
         self.provisioning.forget(object);
+        self.preferences.forget(object);
         Ok(Outcome::Done)
     }
 
@@ -422,8 +440,7 @@ impl State {
         if record.policy.records(chunk).any(|index| record.chunks.contains_key(&index)) {
             return Err(Refused::Overtaken(Arc::clone(record)));
         }
-        let forced = self.provisioning.of(record.id).forced;
-        let placed = placement::place(self, record.policy, chunk, Some(near), forced)?;
+        let placed = placement::place_chunk(self, record, chunk, near)?;
         self.change(index, basis.object, |record| record.put(placed))
     }
 

@@ -1,4 +1,5 @@
-//! Disks that are much fuller than others give components to them.
+//! Components that are to be on other disks: those that could be nearer to what their volumes prefer ([`super::preference`]), and those of
+//! disks that are much fuller than others.
 //!
 //! ```text
 //!   even ──a disk is fuller by the spread──▶ Move (one more component elsewhere) ─▶ resync ─▶ ChangeSync Add ─▶ Trim (that of
@@ -11,8 +12,10 @@
 //! the move has not been. Fullness is what disks last reported to be in use, not what volumes may still come to take:
 //! thin ones are only moved once they weigh something.
 //!
-//! Invariant: a move goes from a fuller disk to one that is emptier by the spread, so what was moved is never moved back
-//! before somebody writes or deletes.
+//! Invariants:
+//! - a move for preference comes first, and makes its component's rank less; none makes it more;
+//! - any other goes from a fuller disk to one that is emptier by the spread, so what was moved is never moved back before somebody
+//!   writes, deletes or prefers something else.
 //!
 //! What it must not know: when it is looked, who copies.
 
@@ -45,6 +48,8 @@ pub struct Move {
     pub from: DiskId,
     /// Where it would go, as things are.
     pub to: DiskId,
+    /// Whether that is nearer to what its volume prefers; if not, it is emptier.
+    pub nearer: bool,
 }
 
 /// How full a disk is, in thousandths.
@@ -53,11 +58,50 @@ pub(super) fn fullness(disk: &DiskRecord) -> u64 {
 }
 
 impl State {
-    /// The component to move next, of those objects that may be moved now: from the fullest disk that has one to a disk that is
-    /// emptier by so many percent of its size, or by a few if it is nearly full; rather not one of the host that has the volume
-    /// open, which reads it there. Nothing while any object is repaired or could be: that comes first, and moves come one after the
-    /// other.
+    /// The component to move next, of those objects that may be moved now: one that could be nearer to what its volume prefers, or
+    /// else, unless the percentage is 0, one from the fullest disk that has one to a disk that is emptier by so many percent of its size, or
+    /// by a few if it is nearly full; rather not one of the host that has the volume open, which reads it there. Nothing while any object is
+    /// repaired or could be: that comes first, and moves come one after the other.
     pub fn next_move(&self, spread_percent: u64, may: impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
+        self.next_to_preferred(&may)
+            .or_else(|| (spread_percent > 0).then(|| self.next_by_fullness(spread_percent, &may)).flatten())
+    }
+
+    /// A component for which there is room nearer to what its volume prefers.
+    fn next_to_preferred(&self, may: &impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
+        if self.preferences.is_empty() || self.objects.values().any(|object| self.is_repairable(object)) {
+            return None;
+        }
+        let preferring = self.objects.values().filter_map(|o| Some((o, self.preferences.of(o.id)?)));
+        let components = preferring.filter(|(o, _)| may(o)).flat_map(|(object, preference)| {
+            object.chunks.iter().flat_map(move |(index, chunk)| {
+                chunk.components.iter().map(move |c| (object, preference, *index, c.disk))
+            })
+        });
+        let better = components.filter(|(o, preference, chunk, from)| {
+            self.disks.get(from).is_some_and(|disk| self.is_balanced(disk))
+                && self.better_domain(preference, o, *chunk, *from)
+        });
+        let mut better = better.take(TRIES).peekable();
+        better.peek()?;
+        let promised = self.promised_by_disk();
+        better.find_map(|(object, preference, chunk, from)| {
+            let to = placement::place_one_more(self, object, chunk, Some(from)).ok()?;
+            let target = self.disks.get(&to).filter(|target| self.is_balanced(target))?;
+            let size = self.likely_extents(object, object.policy, chunk, from, &promised);
+            let nearer = self.rank(preference, object, chunk, to, Some(from))
+                < self.rank(preference, object, chunk, from, None);
+            (nearer && placement::holds(target, size)).then_some(Move {
+                object: object.id,
+                chunk,
+                from,
+                to,
+                nearer,
+            })
+        })
+    }
+
+    fn next_by_fullness(&self, spread_percent: u64, may: &impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
         let spread = |disk: &DiskRecord| {
             let most = if fullness(disk) >= NEARLY_FULL { NEARLY_FULL_SPREAD } else { u64::MAX };
             spread_percent.saturating_mul(10).min(most)
@@ -71,7 +115,7 @@ impl State {
         }
         fullest.sort_unstable_by_key(|disk| (std::cmp::Reverse(fullness(disk)), disk.id));
         let promised = self.promised_by_disk();
-        fullest.into_iter().find_map(|disk| self.move_from(disk, spread(disk), &promised, &may))
+        fullest.into_iter().find_map(|disk| self.move_from(disk, spread(disk), &promised, may))
     }
 
     /// Whether there is something to be put right of an object that can be: nobody does it while the host is away that has it open,
@@ -95,7 +139,7 @@ impl State {
     }
 
     /// Whether the disk takes part: it works, stays, and its host is there and not being worked on.
-    fn is_balanced(&self, disk: &DiskRecord) -> bool {
+    pub(super) fn is_balanced(&self, disk: &DiskRecord) -> bool {
         let gone = self.is_leaving(disk.id) || self.is_resting(disk.id) || self.is_away(disk.id);
         disk.health == DiskHealth::Healthy && !gone
     }
@@ -121,13 +165,22 @@ impl State {
             let size = self.likely_extents(object, object.policy, chunk, disk.id, promised);
             let after = size.saturating_mul(1_000) / target.capacity_extents.max(1);
             let gap = fullness(disk).saturating_sub(fullness(target));
-            let fits = placement::holds(target, size);
+            let fits = placement::holds(target, size) && !self.is_farther(object, chunk, disk.id, to);
             (size > 0 && fits && gap >= spread && after < gap).then_some(Move {
                 object: object.id,
                 chunk,
                 from: disk.id,
                 to,
+                nearer: false,
             })
+        })
+    }
+
+    /// Whether a component would be farther from what its volume prefers on the other disk.
+    fn is_farther(&self, object: &ObjectRecord, chunk: ChunkIndex, from: DiskId, to: DiskId) -> bool {
+        self.preferences.of(object.id).is_some_and(|preference| {
+            self.rank(preference, object, chunk, to, Some(from))
+                > self.rank(preference, object, chunk, from, None)
         })
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::absence::Absence;
 use super::level::FeatureLevel;
+use super::preference::Preference;
 use super::provision::Provision;
 use super::records::{Content, Departure, HostRecord, LockKind, ObjectRecord, Policy, TokenEntry};
 pub use super::refused::{Refused, TokenRefused};
@@ -365,6 +366,31 @@ pub enum Command {
         lease: u64,
         /// How it is away; of what was said before, the earlier time counts.
         absence: Absence,
+    },
+    /// A volume's components are rather to be elsewhere. Those that could be nearer to it move, one after the other. Refused if no host is
+    /// where it says.
+    Prefer {
+        /// The object.
+        object: ObjectId,
+        /// Where they are to be; all that counts from then on.
+        preference: Preference,
+    },
+    /// A new, empty object as [`Self::CreateProvisioned`] makes it, with where its components are rather to be.
+    CreatePreferred {
+        /// Its id, chosen by the proposer.
+        object: ObjectId,
+        /// Its name.
+        name: VolumeName,
+        /// Its size.
+        size_bytes: u64,
+        /// How it is kept.
+        policy: Policy,
+        /// How room is found for it.
+        provision: Provision,
+        /// Where.
+        preference: Preference,
+        /// When, in seconds since 1970.
+        unix_s: u64,
     },
 }
 

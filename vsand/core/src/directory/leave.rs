@@ -30,8 +30,7 @@ use super::command::{Basis, Outcome, Refused};
 use super::level::FeatureLevel;
 use super::placement::has_room;
 use super::records::{
-    ChunkRecord, Component, Departure, DiskHealth, DiskRecord, LockKind, MaintenanceMode, ObjectRecord,
-    Policy, Sync,
+    Component, Departure, DiskHealth, DiskRecord, LockKind, MaintenanceMode, ObjectRecord, Policy, Sync,
 };
 use super::room::Lacking;
 
@@ -225,10 +224,7 @@ impl State {
 
     pub(super) fn trim(&mut self, index: u64, basis: Basis, chunk: ChunkIndex) -> Applied {
         let record = self.owned(basis)?;
-        let now = record.chunks.get(&chunk).ok_or(Refused::NoComponent(chunk))?;
-        let spare = self
-            .spare(now, record.policy, record.policy.components(chunk))
-            .ok_or(Refused::NothingSpare(chunk))?;
+        let spare = self.spare(record, chunk)?;
         let in_steps = self.level >= FeatureLevel::TRIMMED_IN_STEPS;
         self.change(index, basis.object, |record| {
             let since_unix_s = record.lock.map_or(0, |lock| lock.since_unix_s);
@@ -243,8 +239,13 @@ impl State {
     }
 
     /// A component that the others can do without, and those are there: first of a disk that leaves, then one that is not in sync, then
-    /// one whose host is away, then one whose host is in maintenance and may be, then the one on the fullest disk.
-    fn spare(&self, chunk: &ChunkRecord, policy: Policy, needed: usize) -> Option<DiskId> {
+    /// one whose host is away, then one whose host is in maintenance and may be, then the one that is farthest from what the volume prefers,
+    /// then the one on the fullest disk.
+    fn spare(&self, object: &ObjectRecord, index: ChunkIndex) -> Result<DiskId, Refused> {
+        let (policy, needed) = (object.policy, object.policy.components(index));
+        let chunk = object.chunks.get(&index).ok_or(Refused::NoComponent(index))?;
+        let preference = self.preferences.of(object.id);
+        let rank = |disk| preference.map(|preference| self.rank(preference, object, index, disk, None));
         let good = |c: &&Component| {
             let works = self.disks.get(&c.disk).is_some_and(|d| d.health == DiskHealth::Healthy);
             c.in_sync() && works && !self.is_emptied(policy, c.disk) && !self.is_away(c.disk)
@@ -263,8 +264,10 @@ impl State {
             .min_by_key(|c| {
                 let fullness = Reverse(self.disks.get(&c.disk).map(balance::fullness));
                 let waits = (!self.is_away(c.disk), !self.is_resting(c.disk));
-                (!self.is_emptied(policy, c.disk), c.in_sync(), waits, fullness, c.disk)
+                let far = Reverse(rank(c.disk));
+                (!self.is_emptied(policy, c.disk), c.in_sync(), waits, far, fullness, c.disk)
             })
             .map(|c| c.disk)
+            .ok_or(Refused::NothingSpare(index))
     }
 }

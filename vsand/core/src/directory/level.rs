@@ -19,6 +19,7 @@
 //! | 2 | the level itself; disks that were removed are remembered, and come back only if they are given to the cluster again |
 //! | 3 | conversions between mirrors and shards |
 //! | 4 | hosts that are away are known as such, and what they hold is built elsewhere also where nobody writes; a component that is in sync goes in two steps |
+//! | 5 | what volumes prefer: sites and other places |
 //!
 //! Invariants:
 //! - the level only grows, one command after the other, and only while the hosts are those that were asked;
@@ -47,7 +48,7 @@ impl FeatureLevel {
     /// The first level that this release knows.
     pub const OLDEST: Self = Self(1);
     /// The last one.
-    pub const NEWEST: Self = Self(4);
+    pub const NEWEST: Self = Self(5);
     /// Disks that were removed are remembered.
     pub const REMOVED_DISKS: Self = Self(2);
     /// Mirrors become shards, and shards mirrors or others.
@@ -56,6 +57,8 @@ impl FeatureLevel {
     pub const ABSENCES: Self = Self(4);
     /// A component that is in sync leaves the in-sync set before it goes.
     pub const TRIMMED_IN_STEPS: Self = Self(4);
+    /// Volumes prefer places.
+    pub const PREFERENCES: Self = Self(5);
 
     /// Whether this release can be in a cluster of this level.
     pub fn is_known(self) -> bool {
@@ -83,6 +86,7 @@ impl Command {
             Self::ReturnDisk { .. } => FeatureLevel::REMOVED_DISKS,
             Self::Convert { .. } => FeatureLevel::CONVERSIONS,
             Self::HostAway { .. } => FeatureLevel::ABSENCES,
+            Self::Prefer { .. } | Self::CreatePreferred { .. } => FeatureLevel::PREFERENCES,
             // Who proposes it has made sure.
             _ => FeatureLevel(1),
         }

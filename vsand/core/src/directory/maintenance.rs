@@ -26,12 +26,13 @@ use super::State;
 use super::command::Refused;
 use super::records::{ChunkRecord, Departure, DiskHealth, MaintenanceMode, ObjectRecord, Policy};
 
-/// [`State::resting`] and [`State::emptied`], reckoned once for all owners that are told.
+/// [`State::resting`], [`State::emptied`] and [`State::disks_near`], reckoned once for all owners that are told.
 #[derive(Debug)]
 pub struct Departures<'a> {
     state: &'a State,
     resting: BTreeSet<DiskId>,
     emptied: Vec<(Policy, BTreeSet<DiskId>)>,
+    near: Option<(HostId, BTreeSet<DiskId>)>,
 }
 
 impl<'a> Departures<'a> {
@@ -43,6 +44,13 @@ impl<'a> Departures<'a> {
     /// The disks in hosts that are in maintenance.
     pub fn resting(&self) -> &BTreeSet<DiskId> {
         &self.resting
+    }
+
+    /// The disks in this host's site.
+    pub fn near(&mut self, host: HostId) -> &BTreeSet<DiskId> {
+        let state = self.state;
+        let known = self.near.take().filter(|(of, _)| *of == host);
+        &self.near.insert(known.unwrap_or_else(|| (host, state.disks_near(host)))).1
     }
 
     /// The disks that components of objects with this policy are to go from.
@@ -118,7 +126,7 @@ impl State {
 
     /// What owners must know of disks that components are to go from, or are waited for on.
     pub fn departures(&self) -> Departures<'_> {
-        Departures { state: self, resting: self.resting(), emptied: Vec::new() }
+        Departures { state: self, resting: self.resting(), emptied: Vec::new(), near: None }
     }
 
     fn keeps_access(&self, disk: DiskId) -> bool {

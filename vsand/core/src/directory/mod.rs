@@ -28,6 +28,7 @@ pub mod leave;
 pub mod level;
 pub mod maintenance;
 pub mod placement;
+pub mod preference;
 pub mod provision;
 pub mod records;
 mod refused;
@@ -47,6 +48,7 @@ pub use conversion::{Conversion, Conversions};
 pub use forecast::Forecast;
 pub use level::{FeatureLevel, RemovedDisks};
 pub use maintenance::Departures;
+pub use preference::{Preference, Preferences};
 pub use provision::{Provision, Provisioning};
 pub use records::{
     ChunkRecord, Component, Content, Departure, DiskHealth, DiskRecord, HostRecord, Lock, LockKind,
@@ -95,6 +97,8 @@ pub struct State {
     pub conversions: Conversions,
     /// Hosts that are away; none below [`FeatureLevel::ABSENCES`].
     pub absences: Absences,
+    /// What volumes prefer; nothing below [`FeatureLevel::PREFERENCES`].
+    pub preferences: Preferences,
 }
 
 impl State {

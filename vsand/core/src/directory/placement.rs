@@ -2,7 +2,8 @@
 //!
 //! A record's components are in different fault domains, and so are the shards of a chunk. Among the disks of a domain, and
 //! among the domains, the one that is least full goes first, counted by what is placed there, not by what is used: thin
-//! volumes fill up later. Hosts that are away, or that somebody works on, come last.
+//! volumes fill up later. Hosts that are away, or that somebody works on, come last; of the others, what the volume prefers comes
+//! first ([`super::preference`]).
 //!
 //! A chunk with parity: the owner's host gets the first data shard, where there is room, so that part of the reads stays
 //! there; the other shards take turns from chunk to chunk, so that parity, which nobody reads, is not always on the same
@@ -15,6 +16,7 @@ use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, Role};
 
 use super::State;
 use super::command::Refused;
+use super::preference::Preference;
 use super::provision::{Provision, share};
 use super::records::{DiskHealth, DiskRecord, ObjectRecord, Policy};
 
@@ -45,7 +47,23 @@ pub fn place(
     forced: bool,
 ) -> Result<Placed, Refused> {
     let (nothing, promised) = (BTreeMap::new(), state.promised_by_disk());
-    Search { state, policy, promised, kept: &nothing, near, forced, present: false }.chunk(chunk, |_| 0)
+    let prefers = &Preference::default();
+    let kept = &nothing;
+    Search { state, policy, promised, prefers, kept, near, forced, present: false }.chunk(chunk, |_| 0)
+}
+
+/// The same for a chunk of an object that there is, as the object has it: where it prefers to be, and whether it may have fewer copies.
+pub(super) fn place_chunk(
+    state: &State,
+    object: &ObjectRecord,
+    chunk: ChunkIndex,
+    near: HostId,
+) -> Result<Placed, Refused> {
+    let (nothing, none) = (BTreeMap::new(), Preference::default());
+    let prefers = state.preferences.of(object.id).unwrap_or(&none);
+    let forced = state.provisioning.of(object.id).forced;
+    let (policy, promised, kept, near) = (object.policy, state.promised_by_disk(), &nothing, Some(near));
+    Search { state, policy, promised, prefers, kept, near, forced, present: false }.chunk(chunk, |_| 0)
 }
 
 /// Disks for all chunks of an object that have no place yet, with room for this share of each component; what is taken for it is
@@ -58,6 +76,8 @@ pub(super) fn place_rest(
     kept: &mut BTreeMap<DiskId, u64>,
 ) -> Result<Option<Placed>, Refused> {
     let (policy, Provision { percent, forced }) = (object.policy, provision);
+    let none = Preference::default();
+    let prefers = state.preferences.of(object.id).unwrap_or(&none);
     // Whether the hosts can hold it at all is another question.
     place(state, policy, ChunkIndex(0), None, forced)?;
     let mut promised = state.promised_by_disk();
@@ -67,7 +87,7 @@ pub(super) fn place_rest(
             continue;
         }
         let size = |index| u64::from(share(object, index, percent));
-        let search = Search { state, policy, promised, kept, near, forced, present: false };
+        let search = Search { state, policy, promised, prefers, kept, near, forced, present: false };
         let placed = search.chunk(chunk, size);
         promised = search.promised;
         let Ok(placed) = placed else { return Ok(None) };
@@ -93,18 +113,18 @@ pub fn place_one_more(
     let own = object.chunks.get(&index).into_iter().flat_map(|c| &c.components).map(|c| c.disk);
     let kept = own.filter(|d| Some(*d) != drop && !state.is_emptied(object.policy, *d));
     let others = object.other_shards(index).flat_map(|(_, shard)| &shard.components).map(|c| c.disk);
-    let taken: BTreeSet<&str> = kept.chain(others).filter_map(|d| state.fault_domain(d)).collect();
-    let nothing = BTreeMap::new();
-    let promised = state.promised_by_disk();
-    let policy = object.policy;
-    let search = Search { state, policy, promised, kept: &nothing, near: None, forced: false, present: true };
+    let taken: Vec<&str> = kept.chain(others).filter_map(|d| state.fault_domain(d)).collect();
+    let (nothing, none) = (BTreeMap::new(), Preference::default());
+    let prefers = state.preferences.of(object.id).unwrap_or(&none);
+    let (policy, promised, kept) = (object.policy, state.promised_by_disk(), &nothing);
+    let search = Search { state, policy, promised, prefers, kept, near: None, forced: false, present: true };
     let size = u64::from(state.kept_extents(object, index));
     search.best(&taken, &BTreeSet::new(), drop, size).map(|(disk, _)| disk).ok_or_else(|| Refused::NoRoom {
         needed: match index.role() {
             Role::Shard(_) => object.policy.domains(),
             Role::Whole | Role::Log => object.policy.components(index),
         },
-        found: taken.len(),
+        found: taken.iter().collect::<BTreeSet<_>>().len(),
     })
 }
 
@@ -114,6 +134,8 @@ struct Search<'a> {
     policy: Policy,
     /// How many extents each disk has promised.
     promised: BTreeMap<DiskId, u64>,
+    /// Where that is rather to be.
+    prefers: &'a Preference,
     /// How many of each disk are to be kept by the same command, beyond what it has in use.
     kept: &'a BTreeMap<DiskId, u64>,
     /// The host that comes first.
@@ -155,7 +177,7 @@ impl<'a> Search<'a> {
     /// domains `busy`.
     fn spread(&self, needed: usize, busy: &BTreeSet<&str>, size: u64) -> Result<Vec<DiskId>, Refused> {
         let mut chosen = Vec::with_capacity(needed);
-        let mut taken = BTreeSet::new();
+        let mut taken = Vec::with_capacity(needed);
         while chosen.len() < needed {
             let Some((disk, domain)) = self.best(&taken, busy, None, size) else {
                 if self.forced && !chosen.is_empty() && matches!(self.policy, Policy::Mirror { .. }) {
@@ -163,7 +185,7 @@ impl<'a> Search<'a> {
                 }
                 return Err(Refused::NoRoom { needed, found: chosen.len() });
             };
-            taken.insert(domain);
+            taken.push(domain);
             chosen.push(disk);
         }
         Ok(chosen)
@@ -171,7 +193,7 @@ impl<'a> Search<'a> {
 
     fn best(
         &self,
-        taken: &BTreeSet<&str>,
+        taken: &[&str],
         busy: &BTreeSet<&str>,
         avoid: Option<DiskId>,
         size: u64,
@@ -196,13 +218,14 @@ impl<'a> Search<'a> {
             .values()
             .filter(|disk| has_room(disk) && Some(disk.id) != avoid && !goes(disk))
             .filter_map(|disk| Some((disk, self.state.hosts.get(&disk.host)?.fault_domain.as_str())))
-            .filter(|(_, domain)| !taken.contains(*domain))
+            .filter(|(_, domain)| !taken.contains(domain))
             .min_by_key(|(disk, domain)| {
                 let elsewhere = near.is_some() && Some(disk.host) != near;
                 let rests = self.state.maintenance(disk.host).is_some();
                 (
                     self.state.is_away(disk.id),
                     rests,
+                    self.prefers.rank(domain, taken.iter().copied()),
                     elsewhere,
                     busy.contains(*domain),
                     fullness(disk),

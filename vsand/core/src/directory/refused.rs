@@ -238,6 +238,12 @@ pub enum Refused {
     /// A component of the target is missing or not in sync.
     #[error("object {0} has not all its components in sync")]
     NotWhole(ObjectId),
+    /// No host is in the place that is preferred.
+    #[error("no host has the fault domain {0:?}, or one in it")]
+    NoSuchPlace(String),
+    /// All hosts are in one site, so nothing can be spread over several.
+    #[error("all hosts are in one site, {0:?}")]
+    OneSite(String),
 }
 
 /// Why a join token is refused.

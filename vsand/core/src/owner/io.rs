@@ -194,7 +194,9 @@ impl Owner {
             })
             .filter_map(|(disk, _)| Some((*disk, self.links.get(disk)?)))
             .filter(|(_, link)| link.usable())
-            .min_by_key(|(disk, link)| (!link.trusted(), !link.local, link.outstanding, *disk));
+            .min_by_key(|(disk, link)| {
+                (!link.trusted(), !link.local, !self.near.contains(disk), link.outstanding, *disk)
+            });
         let Some((disk, _)) = best else {
             let untried = group.in_sync().any(|disk| !part.tried.contains(&disk));
             if matches!(chunk.role(), Role::Shard(_)) {

@@ -211,6 +211,8 @@ pub struct Owner {
     leaving: BTreeSet<DiskId>,
     /// The disks of hosts in maintenance.
     resting: BTreeSet<DiskId>,
+    /// The disks in this host's site.
+    near: BTreeSet<DiskId>,
     /// What is being moved from a disk that stays.
     moving: Option<background::Moving>,
     /// Until then no component is given up for its disk's silence ([`background::PATIENCE`]).
@@ -262,6 +264,7 @@ impl Owner {
             trim_wanted: BTreeSet::new(),
             leaving: BTreeSet::new(),
             resting: BTreeSet::new(),
+            near: BTreeSet::new(),
             moving: None,
             patient_until: now.mono + background::PATIENCE,
             proposal: None,
@@ -411,6 +414,13 @@ impl Owner {
         self.resting.clone_from(resting);
         self.next_check = now.mono;
         self.tick(now);
+    }
+
+    /// These disks are in this host's site: they are read from before others.
+    pub fn handle_near(&mut self, near: &BTreeSet<DiskId>) {
+        if self.near != *near {
+            self.near.clone_from(near);
+        }
     }
 
     /// The directory says that this owner's lock is gone ([`crate::lease::Standing::Lost`]).

@@ -299,17 +299,18 @@ impl VolumeOwner {
         self.settle();
     }
 
-    /// Disks are leaving the cluster, or in hosts that were given up or that somebody works on, or the volume is to become something
-    /// else, as the directory says.
+    /// Disks are leaving the cluster, or in hosts that were given up or that somebody works on, or in this host's site, or the volume is to
+    /// become something else, as the directory says.
     pub fn handle_departures(&mut self, now: Now, departures: &mut Departures<'_>) {
         self.now = now;
-        let state = departures.state();
+        let (state, me) = (departures.state(), self.config.me);
         if state.revision >= self.record().revision {
             self.wanted = state.conversions.of(self.object());
         }
         for part in self.parts() {
             part.owner.handle_leaving(now, departures.emptied(part.owner.record().policy));
             part.owner.handle_resting(now, departures.resting());
+            part.owner.handle_near(departures.near(me));
         }
         self.settle();
     }

@@ -19,7 +19,7 @@ use ferro_protocol::api::{
     LockInfo, MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy,
     ProvisionRequest, PutDocument, Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest,
     Status, TokenInfo, TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, UpgradeReport,
-    UpgradeRequest, VolumeInfo, VolumeLimits,
+    UpgradeRequest, VolumeInfo, VolumeLimits, VolumePlacement,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -42,6 +42,8 @@ pub struct NewVolume {
     pub force_provisioning: bool,
     /// What its guest may ask for at most.
     pub limits: VolumeLimits,
+    /// Where it is rather kept.
+    pub placement: VolumePlacement,
 }
 
 /// A disk to add.
@@ -159,6 +161,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn set_volume_policy(&self, name: &VolumeName, policy: Policy) -> Result<VolumeInfo>;
     /// Have the volume's guest ask for no more than this, from now on, open or not.
     async fn limit_volume(&self, name: &VolumeName, limits: VolumeLimits) -> Result<VolumeInfo>;
+    /// Have the volume's data rather kept there, open or not.
+    async fn place_volume(&self, name: &VolumeName, placement: VolumePlacement) -> Result<VolumeInfo>;
     /// Find room for the volume in another way, open or not. A percentage is at most 100.
     async fn provision_volume(&self, name: &VolumeName, request: ProvisionRequest) -> Result<VolumeInfo>;
     /// Grow the volume; whole blocks, at most the limit. The implementation refuses to shrink it.

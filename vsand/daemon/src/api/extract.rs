@@ -3,7 +3,9 @@
 use std::path::{Component, PathBuf};
 use std::str::FromStr;
 
-use ferro_protocol::api::{ApiError, ErrorCode, Policy, PolicySpec, VolumeLimits, format_size};
+use ferro_protocol::api::{
+    ApiError, ErrorCode, Policy, PolicySpec, VolumeLimits, VolumePlacement, format_size,
+};
 use ferro_protocol::ids::VolumeName;
 use ferro_protocol::units::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 use ferro_transport::http::bad_request;
@@ -58,6 +60,18 @@ pub(super) fn limits(name: &VolumeName, limits: VolumeLimits) -> Result<VolumeLi
             ErrorCode::BadLimits,
             format!("volume {name} can't have these limits: {bad}"),
             "choose others; leave both out for none",
+        )),
+    }
+}
+
+/// Where a volume is rather kept.
+pub(super) fn placement(name: &VolumeName, placement: VolumePlacement) -> Result<VolumePlacement, ApiError> {
+    match placement.check() {
+        Ok(()) => Ok(placement),
+        Err(bad) => Err(ApiError::new(
+            ErrorCode::BadPlacement,
+            format!("volume {name} can't be placed like this: {bad}"),
+            "name sites or fault domains as `vsanctl host list` shows them, such as lyon or lyon/rack3",
         )),
     }
 }

@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::{
     AddDiskRequest, AddedDisk, ApiError, BootstrapRequest, BrokenLock, CHUNKS_PAGE_MAX, ChangedHost,
     ClusterInfo, DiskInfo, DiskList, ErrorCode, HostList, JoinRequest, LockList, ObjectDetails, ObjectList,
-    Removal, ResyncList, SetHostRequest, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
-    UpgradeReport, UpgradeRequest,
+    PLACE_BYTES_MAX, Removal, ResyncList, SetHostRequest, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest,
+    TopSample, UpgradeReport, UpgradeRequest,
 };
 use ferro_protocol::ids::ChunkIndex;
 use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, Path, bad_request};
@@ -19,7 +19,7 @@ use super::Api;
 use super::control::NewDisk;
 use super::extract::{disk_path, id};
 
-/// The longest name of a host or a fault domain.
+/// The longest name of a host, or of a part of a fault domain.
 const LABEL_BYTES_MAX: usize = 63;
 
 /// The cluster at a glance.
@@ -44,7 +44,7 @@ pub(super) async fn bootstrap(
     Body(request): Body<BootstrapRequest>,
 ) -> Answer<ClusterInfo> {
     label(request.host_name.as_deref(), "host name")?;
-    label(request.fault_domain.as_deref(), "fault domain")?;
+    fault_domain(request.fault_domain.as_deref())?;
     Ok(Json(api.control.bootstrap(request).await?))
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn create_token(
     responses((status = 200, body = ClusterInfo), (status = "default", body = ApiError)))]
 pub(super) async fn join(State(api): State<Api>, Body(request): Body<JoinRequest>) -> Answer<ClusterInfo> {
     label(request.host_name.as_deref(), "host name")?;
-    label(request.fault_domain.as_deref(), "fault domain")?;
+    fault_domain(request.fault_domain.as_deref())?;
     Ok(Json(api.control.join(request).await?))
 }
 
@@ -96,6 +96,19 @@ fn label(text: Option<&str>, what: &str) -> Result<(), ApiError> {
     ))
 }
 
+/// A path of such names: `lyon/rack3` is in the site `lyon`.
+fn fault_domain(text: Option<&str>) -> Result<(), ApiError> {
+    let Some(path) = text else { return Ok(()) };
+    if path.len() <= PLACE_BYTES_MAX && path.split('/').all(|part| label(Some(part), "").is_ok()) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        ErrorCode::BadName,
+        format!("{path:?} is not a fault domain"),
+        "use 1 to 63 characters of a-z, A-Z, 0-9, '-', '_' and '.', or several such names with slashes between them, as in site/rack",
+    ))
+}
+
 /// All hosts.
 #[utoipa::path(get, path = "/v1/hosts", tag = "hosts",
     responses((status = 200, body = HostList), (status = "default", body = ApiError)))]
@@ -119,7 +132,7 @@ pub(super) async fn set_host(
         return Err(bad_request(message, "give a name, a fault domain or both").into());
     }
     label(request.name.as_deref(), "host name")?;
-    label(request.fault_domain.as_deref(), "fault domain")?;
+    fault_domain(request.fault_domain.as_deref())?;
     Ok(Json(api.control.set_host(host, request).await?))
 }
 

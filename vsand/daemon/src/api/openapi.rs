@@ -65,6 +65,7 @@ use super::{
         volumes::resize,
         volumes::set_policy,
         volumes::limit,
+        volumes::place,
         volumes::provision,
         transfers::begin,
         transfers::end,

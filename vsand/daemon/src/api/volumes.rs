@@ -5,13 +5,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use ferro_protocol::api::{
     ApiError, CreateVolumeRequest, OpenVolumeRequest, OpenedVolume, ProvisionRequest, ResizeVolumeRequest,
-    SetPolicyRequest, VolumeInfo, VolumeLimits, VolumeList,
+    SetPolicyRequest, VolumeInfo, VolumeLimits, VolumeList, VolumePlacement,
 };
 use ferro_transport::http::{Answer, Body, Failure, Path};
 
 use super::Api;
 use super::control::NewVolume;
-use super::extract::{limits, policy, reserve_percent, volume_name, volume_size};
+use super::extract::{limits, placement, policy, reserve_percent, volume_name, volume_size};
 
 /// All volumes.
 #[utoipa::path(get, path = "/v1/volumes", tag = "volumes",
@@ -32,8 +32,10 @@ pub(super) async fn create(
     let policy = policy(&name, request.policy)?;
     let limits = limits(&name, request.limits)?;
     let reserve_percent = reserve_percent(&name, request.reserve_percent)?;
+    let placement = placement(&name, request.placement)?;
     let force_provisioning = request.force_provisioning;
-    let volume = NewVolume { name, size_bytes, policy, reserve_percent, force_provisioning, limits };
+    let volume =
+        NewVolume { name, size_bytes, policy, reserve_percent, force_provisioning, limits, placement };
     let made = api.control.create_volume(volume).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
@@ -101,6 +103,21 @@ pub(super) async fn limit(
     let name = volume_name(&name)?;
     let limits = limits(&name, request)?;
     Ok(Json(api.control.limit_volume(&name, limits).await?))
+}
+
+/// Have a volume's data rather kept in some places, or spread over sites, open or not. It is all that counts from then on; what is
+/// elsewhere and could be nearer moves there, one part after the other.
+#[utoipa::path(put, path = "/v1/volumes/{name}/placement", tag = "volumes", request_body = VolumePlacement,
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeInfo), (status = "default", body = ApiError)))]
+pub(super) async fn place(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Body(request): Body<VolumePlacement>,
+) -> Answer<VolumeInfo> {
+    let name = volume_name(&name)?;
+    let placement = placement(&name, request)?;
+    Ok(Json(api.control.place_volume(&name, placement).await?))
 }
 
 /// Say how room is found for a volume, open or not: how much is kept for it, so that its guest can write whatever others take, and

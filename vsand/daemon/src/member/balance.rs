@@ -1,9 +1,10 @@
-//! Rebalancing: data moves from disks that are much fuller than others, one component after the other, until they are about even
-//! (`vsand_core::directory::balance` says what goes where, docs/decisions/0026-rebalancing.md why).
+//! Rebalancing: data moves to where its volumes rather are, and from disks that are much fuller than others, one component after the
+//! other, until nothing is out of place and they are about even (`vsand_core::directory::balance` says what goes where,
+//! docs/decisions/0026-rebalancing.md and 0032-places.md why).
 //!
 //! Each host moves of the volumes that it owns, and of closed ones where it is the first with a good component: those it owns
-//! as long as it takes, as for a scrub. Copying is the owner's resync, with its rate: guests come first. After a move it is waited
-//! until disks have said how full they are now.
+//! as long as it takes, as for a scrub. Copying is the owner's resync, with its rate: guests come first. After a move to an emptier disk it
+//! is waited until disks have said how full they are now.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,13 +49,11 @@ impl Moves {
 /// Moves what is to be moved, for as long as the daemon runs.
 pub async fn balance(member: Arc<Member>) {
     let spread = member.config.rebalance.spread_percent;
-    if spread == 0 {
-        return;
-    }
     let mut not_before: BTreeMap<ObjectId, Instant> = BTreeMap::new();
     let mut moved = 0_u64;
+    let mut pause = LOOK_EVERY;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(std::mem::replace(&mut pause, LOOK_EVERY)).await;
         if !member.taken_up.load(Ordering::Relaxed) {
             continue;
         }
@@ -72,7 +71,8 @@ pub async fn balance(member: Arc<Member>) {
         member.moves.at.set(None);
         if done {
             moved += 1;
-            tokio::time::sleep(SETTLE).await;
+            // What is nearer does not depend on how full disks are.
+            pause = if next.nearer { MOVE_LOOK_EVERY } else { SETTLE + LOOK_EVERY };
         } else {
             not_before.insert(next.object, clock::mono() + PUT_OFF);
         }
@@ -81,13 +81,13 @@ pub async fn balance(member: Arc<Member>) {
 
 /// Moves a component; false if nothing came of it.
 async fn carry_out(member: &Member, next: Move) -> bool {
-    let Move { object, chunk, from, to } = next;
+    let Move { object, chunk, from, to, nearer } = next;
     let (state, me) = (member.state(), member.host());
     let closed = state.objects.get(&object).is_some_and(|record| state.holder(record, me).is_none());
     if closed && !member.own_to_tend(object).await {
         return false;
     }
-    tracing::info!(%object, %chunk, %from, %to, "a component moves to an emptier disk");
+    tracing::info!(%object, %chunk, %from, %to, nearer, "a component moves to an emptier disk, or nearer to where its volume rather is");
     if member.data.send(DataCommand::Move { object, chunk, from }).is_err() {
         return false;
     }
@@ -112,7 +112,8 @@ async fn carry_out(member: &Member, next: Move) -> bool {
 async fn tell(member: &Member, moved: u64) {
     if moved > 0 {
         let parts = if moved == 1 { "part of a volume was" } else { "parts of volumes were" };
-        let message = format!("{moved} {parts} moved from fuller disks to emptier ones");
+        let message =
+            format!("{moved} {parts} moved to emptier disks, or to where the volumes are rather kept");
         let subject = format!("host {}", member.host());
         member.events.add(vec![Draft::new(EventKind::Rebalanced, EventLevel::Info, subject, message)]).await;
     }

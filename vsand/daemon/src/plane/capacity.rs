@@ -1,4 +1,4 @@
-//! The room there is, what takes it, and what the loss of each host and each disk would mean. Pure.
+//! The room there is, what takes it, and what the loss of each site, host and disk would mean. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,8 @@ use ferro_protocol::api::{
     CapacityReport, CapacityTotals, DiskState, HostCapacity, LOSS_VOLUMES_MAX, LossForecast, LossKind,
     PolicyCapacity,
 };
-use ferro_protocol::ids::{DiskId, ObjectId, VolumeName};
+use ferro_protocol::fault_domain::site;
+use ferro_protocol::ids::{DiskId, HostId, ObjectId, VolumeName};
 use ferro_protocol::units::{CHUNK_BYTES, EXTENT_BYTES};
 use vsand_core::directory::{DiskRecord, Forecast, ObjectRecord, State};
 
@@ -131,6 +132,15 @@ fn losses(view: &View) -> Vec<LossForecast> {
     let away = away(view);
     let now = view.state.without(&away);
     let mut losses = Vec::new();
+    for (site, hosts) in sites(view) {
+        let disks: Vec<DiskId> = hosts.iter().flat_map(|host| view.state.disks_in(*host)).collect();
+        let Some(host) = hosts.first().filter(|_| !disks.iter().all(|disk| away.contains(disk))) else {
+            continue;
+        };
+        let forecast = loss(&view.state, &away, &now, &disks);
+        let of = LossForecast { kind: LossKind::Site, name: format!("site {site}"), ..blank(*host) };
+        losses.push(filled(view, of, &forecast, &away, &disks));
+    }
     for host in view.hosts() {
         let disks = view.state.disks_in(host.id);
         // What is away already is no further loss.
@@ -156,7 +166,18 @@ fn losses(view: &View) -> Vec<LossForecast> {
     losses
 }
 
-fn blank(host: ferro_protocol::ids::HostId) -> LossForecast {
+/// The sites that have several hosts, where there are several sites.
+fn sites(view: &View) -> BTreeMap<&str, Vec<HostId>> {
+    let mut sites: BTreeMap<&str, Vec<HostId>> = BTreeMap::new();
+    for host in view.state.hosts.values().filter(|host| host.fault_domain.contains('/')) {
+        sites.entry(site(&host.fault_domain)).or_default().push(host.id);
+    }
+    let others = |of: usize| of < view.state.hosts.len();
+    sites.retain(|_, hosts| hosts.len() > 1 && others(hosts.len()));
+    sites
+}
+
+fn blank(host: HostId) -> LossForecast {
     LossForecast {
         kind: LossKind::Host,
         host,
@@ -213,7 +234,7 @@ pub(super) fn names(state: &State, objects: &BTreeSet<ObjectId>) -> Vec<VolumeNa
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::tests::{healthy, kill};
+    use super::super::view::tests::{healthy, host_id, kill};
     use super::*;
 
     #[test]
@@ -264,5 +285,23 @@ mod tests {
         kill(&mut view, 2);
         let last = host(&view, "host1").unwrap();
         assert!(last.unavailable == 1 && !last.rebuilt, "{last:?}");
+    }
+
+    #[test]
+    fn a_site_is_lost_with_all_its_hosts() {
+        let mut view = healthy();
+        let sites = |view: &View| -> Vec<LossForecast> {
+            report(view).losses.into_iter().filter(|l| l.kind == LossKind::Site).collect()
+        };
+        assert!(sites(&view).is_empty(), "each host is by itself");
+        for (n, domain) in [(1, "lyon/a"), (2, "lyon/b"), (3, "brest/a")] {
+            let state = std::sync::Arc::make_mut(&mut view.state);
+            state.hosts.get_mut(&host_id(n)).unwrap().fault_domain = domain.to_owned();
+        }
+        let lost = sites(&view);
+        assert_eq!((lost.len(), lost[0].name.as_str()), (1, "site lyon"), "brest is one host");
+        assert!(lost[0].unavailable == 0 && lost[0].unplaced == 1, "one copy is left: {lost:?}");
+        kill(&mut view, 3);
+        assert_eq!(sites(&view)[0].unavailable, 1);
     }
 }

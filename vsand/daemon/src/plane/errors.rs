@@ -83,6 +83,16 @@ pub(super) fn refused(state: &State, refused: &Refused) -> ApiError {
         Refused::OtherHosts => conflict("repeat it with the hosts that there are now"),
         Refused::DiskRemoved(_) => conflict("`vsanctl disk add` gives it to the cluster again"),
         Refused::CantForce => fail::cant_force(),
+        Refused::NoSuchPlace(_) => ApiError::new(
+            ErrorCode::PolicyUnsatisfiable,
+            refused.to_string(),
+            "`vsanctl host list` shows the fault domains that there are; `vsanctl host set` changes that of a host",
+        ),
+        Refused::OneSite(_) => ApiError::new(
+            ErrorCode::PolicyUnsatisfiable,
+            format!("{refused}, so nothing can be spread over several"),
+            "say where hosts are: `vsanctl host set HOST --fault-domain SITE/RACK`",
+        ),
         Refused::LastInSync(_) | Refused::TooFewShards { .. } => {
             fail::would_lose_data("the component", refused)
         }

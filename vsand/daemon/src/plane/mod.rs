@@ -41,7 +41,7 @@ use ferro_protocol::api::{
     MaintenanceMode, MuteRequest, ObjectDetails, ObjectInfo, OpenedVolume, Policy, ProvisionRequest,
     PutDocument, Removal, ResyncList, Safety, ScrubList, ScrubRequest, SetHostRequest, Status, TokenInfo,
     TopSample, Transfer, TransferDirection, TransferEnded, TransferOutcome, UpgradeReport, UpgradeRequest,
-    VolumeInfo, VolumeLimits,
+    VolumeInfo, VolumeLimits, VolumePlacement,
 };
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId, TransferId, VolumeName};
@@ -304,6 +304,10 @@ impl ControlPlane for Plane {
 
     async fn limit_volume(&self, name: &VolumeName, limits: VolumeLimits) -> Result<VolumeInfo> {
         volumes::limit(&*self.member()?, name, limits).await
+    }
+
+    async fn place_volume(&self, name: &VolumeName, placement: VolumePlacement) -> Result<VolumeInfo> {
+        volumes::place(&*self.member()?, name, placement).await
     }
 
     async fn provision_volume(&self, name: &VolumeName, request: ProvisionRequest) -> Result<VolumeInfo> {

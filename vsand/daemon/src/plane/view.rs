@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use ferro_protocol::api::{
     Capacity, ChunkInfo, ComponentInfo, ComponentState, ConversionInfo, DiskInfo, DiskState, HostInfo,
-    HostRole, HostState, ObjectInfo, Policy as ApiPolicy, VolumeInfo, VolumeOwner,
+    HostRole, HostState, ObjectInfo, Policy as ApiPolicy, VolumeInfo, VolumeOwner, VolumePlacement,
 };
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId};
 use ferro_protocol::units::EXTENT_BYTES;
 use vsand_core::directory::{
     ChunkRecord, Component, Content, DiskHealth, DiskRecord, HostRecord, LockKind, ObjectRecord, Policy,
-    State, Sync,
+    Preference, State, Sync,
 };
 
 use super::errors::host_name;
@@ -61,6 +61,12 @@ pub(super) fn core_policy(policy: ApiPolicy) -> Policy {
         ApiPolicy::Mirror { copies } => Policy::Mirror { copies },
         ApiPolicy::Parity { data, parity } => Policy::Parity { data, parity },
     }
+}
+
+/// The directory's preference.
+pub(super) fn core_preference(placement: VolumePlacement) -> Preference {
+    let VolumePlacement { prefer: places, across_sites } = placement;
+    Preference { places, across_sites }
 }
 
 impl View {
@@ -279,6 +285,8 @@ impl View {
             reserve_percent: self.state.provisioning.of(record.id).percent,
             force_provisioning: self.state.provisioning.of(record.id).forced,
             limits: self.limits.get(record.id),
+            placement: self.placement(record),
+            misplaced: u32::try_from(self.state.misplaced(record)).unwrap_or(u32::MAX),
             owner: self.owner(record),
             epoch: record.epoch,
             read_only,
@@ -286,6 +294,13 @@ impl View {
             incomplete: record.content == Content::Importing,
             conversion: self.conversion(record),
         }
+    }
+
+    /// Where the volume is rather kept.
+    pub(super) fn placement(&self, record: &ObjectRecord) -> VolumePlacement {
+        let Preference { places: prefer, across_sites } =
+            self.state.preferences.of(record.id).cloned().unwrap_or_default();
+        VolumePlacement { prefer, across_sites }
     }
 
     /// What the volume is being made into.

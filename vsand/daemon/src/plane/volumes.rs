@@ -6,7 +6,7 @@ use std::time::Duration;
 use ferro_protocol::api::{
     ApiError, BrokenLock, DiskCounters, ErrorCode, EventKind, EventLevel, LockInfo, ObjectDetails,
     OpenedVolume, OperationCounters, Policy, ProvisionRequest, TopSample, VolumeCounters, VolumeInfo,
-    VolumeLimits, VolumeOwner,
+    VolumeLimits, VolumeOwner, VolumePlacement,
 };
 use ferro_protocol::ids::{ChunkIndex, HostId, ObjectId, VolumeName};
 use ferro_protocol::units::EXTENT_BYTES;
@@ -19,7 +19,7 @@ use vsand_core::directory::{
 use super::capacity::USABLE_PERCENT;
 use super::cluster::{latest, propose, settle, view};
 use super::errors::{self, host_name};
-use super::view::core_policy;
+use super::view::{core_policy, core_preference};
 use crate::api::control::{NewVolume, Result};
 use crate::api::fail;
 use crate::data::clock;
@@ -52,16 +52,27 @@ fn domains(state: &State) -> (u32, u32) {
 }
 
 pub(super) async fn create(member: &Member, volume: NewVolume) -> Result<VolumeInfo> {
-    let NewVolume { name, size_bytes, policy, reserve_percent, force_provisioning, limits } = volume;
+    let NewVolume { name, size_bytes, policy, reserve_percent, force_provisioning, limits, placement } =
+        volume;
     let what = format!("making volume {name}");
     let (object, unix_s) = (ObjectId(Uuid::new_v4()), clock::unix_s());
     let provision = Provision { percent: reserve_percent, forced: force_provisioning };
-    let (named, kept) = (name.clone(), core_policy(policy));
-    // Hosts of a release before this one understand the first.
-    let command = if provision == Provision::default() {
+    let (named, kept, preference) = (name.clone(), core_policy(policy), core_preference(placement));
+    // Hosts of releases before this one understand the first, or the first two.
+    let command = if provision == Provision::default() && preference.is_none() {
         Command::CreateObject { object, name: named, size_bytes, policy: kept, unix_s }
-    } else {
+    } else if preference.is_none() {
         Command::CreateProvisioned { object, name: named, size_bytes, policy: kept, provision, unix_s }
+    } else {
+        Command::CreatePreferred {
+            object,
+            name: named,
+            size_bytes,
+            policy: kept,
+            provision,
+            preference,
+            unix_s,
+        }
     };
     let record = match propose(member, &what, &command).await? {
         Ok(Outcome::Object(record)) => record,
@@ -221,6 +232,26 @@ pub(super) async fn limit(member: &Member, name: &VolumeName, limits: VolumeLimi
     tracing::info!(volume = %name, %limits, "a volume has other limits");
     settle(member).await;
     show(member, name).await
+}
+
+pub(super) async fn place(
+    member: &Member,
+    name: &VolumeName,
+    placement: VolumePlacement,
+) -> Result<VolumeInfo> {
+    let record = find(member, name).await?;
+    let said = placement.to_string();
+    let command = Command::Prefer { object: record.id, preference: core_preference(placement) };
+    match propose(member, &format!("placing volume {name}"), &command).await? {
+        Ok(Outcome::Object(record)) => {
+            tracing::info!(volume = %name, placement = said, "a volume is rather kept elsewhere");
+            settle(member).await;
+            Ok(view(member).await.volume(&record))
+        }
+        Ok(_) => show(member, name).await,
+        Err(Refused::NoObject(_)) => Err(fail::volume_not_found(name)),
+        Err(refused) => Err(errors::refused(&member.state(), &refused)),
+    }
 }
 
 pub(super) async fn delete(member: &Member, name: &VolumeName) -> Result<()> {

@@ -170,6 +170,13 @@ pub(super) const CHECKS: &[Check] = &[
         "A volume holds part of an image: its import was broken off. It can't be opened.",
     ),
     check(
+        "volume_misplaced",
+        "volumes are where they are to be",
+        "A volume is rather to be kept in some places, or spread over sites (`vsanctl volume place`), and parts of it are elsewhere: it was \
+         placed before that was said, or there was no room, or hosts there were away. It is complete and safe as it is. Parts that could be \
+         nearer move, one after the other, when nothing is repaired.",
+    ),
+    check(
         "volume_resyncing",
         "no copies are being brought up to date",
         "Copies of a volume are behind and are being filled. Until they are, it stands fewer failures.",

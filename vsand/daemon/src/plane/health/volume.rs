@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use ferro_protocol::api::{HealthLevel, HealthReason, Redundancy};
+use ferro_protocol::fault_domain::is_within;
 use vsand_core::directory::{Content, LockKind, ObjectRecord, Policy};
 
 use super::{Findings, reason, span};
@@ -54,6 +55,7 @@ pub(super) fn look_at(view: &View, record: &ObjectRecord, reasons: &mut Findings
     if let Some(shared) = view.shared_domain(record) {
         reasons.push(shares_domain(view, record, &shared));
     }
+    misplaced(view, record, reasons);
     if let Some(lock) = record.lock.filter(|l| l.kind != LockKind::Background && !view.is_online(l.host)) {
         let host = host_name(&view.state, lock.host);
         reasons.push(reason(
@@ -116,6 +118,32 @@ fn shares_domain(view: &View, record: &ObjectRecord, shared: &SharedDomain) -> H
             "move one: `vsanctl disk remove {one}` empties that disk into other fault domains, then add it again; or set the fault domain of its host back with `vsanctl host set`"
         ),
     )
+}
+
+/// Data that is not where its volume is rather kept.
+fn misplaced(view: &View, record: &ObjectRecord, reasons: &mut Findings) {
+    let (name, placement) = (&record.name, view.placement(record));
+    let domains = || view.state.hosts.values().map(|host| host.fault_domain.as_str());
+    let gone = |place: &&String| !domains().any(|domain| is_within(domain, place));
+    if let Some(place) = placement.prefer.iter().find(gone) {
+        reasons.push(reason(
+            HealthLevel::Warning,
+            "volume_misplaced",
+            format!("volume {name} is rather to be in {place}, and no host is there any more"),
+            format!("name other places, or none: `vsanctl volume place {name} --anywhere`"),
+        ));
+    }
+    let parts = match view.state.misplaced(record) {
+        0 => return,
+        1 => "a part".to_owned(),
+        n => format!("{n} parts"),
+    };
+    reasons.push(reason(
+        HealthLevel::Warning,
+        "volume_misplaced",
+        format!("{parts} of volume {name} could be nearer to where it is to be: {placement}"),
+        "wait: they move by themselves, one after the other, when nothing is repaired and there is room; if that does not go on, add disks there",
+    ));
 }
 
 fn degraded_next_step(view: &View, record: &ObjectRecord) -> String {
@@ -189,7 +217,7 @@ mod tests {
     use super::*;
     use crate::plane::remote::{ConversionReport, VolumeReport};
     use std::sync::Arc;
-    use vsand_core::directory::Command;
+    use vsand_core::directory::{Command, Preference};
 
     #[test]
     fn a_conversion_that_does_not_go_on_says_why() {
@@ -214,5 +242,41 @@ mod tests {
         let said = &health.reasons[0];
         assert!(said.message.contains("raid5:2+1") && said.message.contains("there is no room"), "{said:?}");
         assert!(said.next_step.contains("policy apply mirror:3 root"), "{said:?}");
+    }
+
+    #[test]
+    fn what_is_not_where_it_is_to_be_is_named() {
+        let mut view = healthy();
+        let record = Arc::clone(view.state.volumes().next().unwrap());
+        let domain = |view: &mut View, n: u8, domain: &str| {
+            let hosts = &mut Arc::make_mut(&mut view.state).hosts;
+            hosts.get_mut(&host_id(n)).unwrap().fault_domain = domain.to_owned();
+        };
+        for (n, at) in [(1, "lyon/a"), (2, "lyon/b"), (3, "lyon/c")] {
+            domain(&mut view, n, at);
+        }
+        let preference = Preference { places: vec!["lyon".to_owned()], across_sites: false };
+        let command = Command::Prefer { object: record.id, preference };
+        Arc::make_mut(&mut view.state).apply(2, command).expect("they are there");
+        assert_eq!(codes(&shown(&view)), Vec::<&str>::new());
+        // A fourth disk in the site, while one copy is out of it.
+        domain(&mut view, 3, "brest/a");
+        assert_eq!(codes(&shown(&view)), Vec::<&str>::new(), "there is no better place");
+        let disks = &mut Arc::make_mut(&mut view.state).disks;
+        let mut fourth = disks.values().next().unwrap().clone();
+        (fourth.id, fourth.host) = (ferro_protocol::ids::DiskId::from_bytes([99; 16]), host_id(4));
+        disks.insert(fourth.id, fourth);
+        let mut host = view.state.hosts[&host_id(1)].clone();
+        (host.id, host.fault_domain) = (host_id(4), "lyon/d".to_owned());
+        Arc::make_mut(&mut view.state).hosts.insert(host.id, host);
+        let health = shown(&view);
+        let said = health.reasons.iter().find(|r| r.code == "volume_misplaced").expect("said");
+        assert!(said.message.contains("a part of volume root") && said.message.contains("lyon"), "{said:?}");
+        for n in [1, 2, 4] {
+            domain(&mut view, n, &format!("nice/{n}"));
+        }
+        let health = shown(&view);
+        let said = health.reasons.iter().find(|r| r.code == "volume_misplaced").expect("said");
+        assert!(said.message.contains("no host is there any more"), "{said:?}");
     }
 }
