@@ -1,4 +1,4 @@
-//! Data moves from a disk that is much fuller than others, under clients that write, and stays where it is even.
+//! Data moves from a disk that is much fuller than others, or has much more to serve, under clients that write, and stays where it is even.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,14 +40,22 @@ fn holds(host: &Host, volume: usize) -> Result<()> {
     Ok(())
 }
 
-/// Which host has the one copy of each volume.
-fn places(host: &Host) -> Result<BTreeMap<&'static str, String>> {
-    let place = |volume| {
+/// Which host has the one copy of each of these volumes.
+fn places(host: &Host, volumes: &[&'static str]) -> Result<BTreeMap<&'static str, String>> {
+    let place = |volume: &&'static str| {
         let all = host.components(volume)?;
         ensure!(all.len() == 1, "{volume} is being moved: {all:?}");
-        Ok((volume, all.into_iter().next().context("nowhere")?.host_name))
+        Ok((*volume, all.into_iter().next().context("nowhere")?.host_name))
     };
-    VOLUMES.into_iter().map(place).collect()
+    volumes.iter().map(place).collect()
+}
+
+fn healthy(host: &Host, volumes: &[&'static str]) -> Result<()> {
+    for volume in volumes {
+        let info = host.volume(volume)?;
+        ensure!(info.redundancy == Redundancy::Healthy, "moved data is not all there: {info:?}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -68,17 +76,10 @@ fn a_full_disk_gives_to_empty_ones_under_clients() {
         let load = |volume, seed| Workload::start(&owner.open(volume)?, Checker::new(), options(seed));
         let mut loads = [load("busy-1", 5)?, load("busy-2", 6)?];
         let even = while_holding(
-            || {
-                let all = VOLUMES.map(|volume| owner.volume(volume));
-                for info in all {
-                    let info = info?;
-                    ensure!(info.redundancy == Redundancy::Healthy, "moved data is not all there: {info:?}");
-                }
-                Ok(())
-            },
+            || healthy(owner, &VOLUMES),
             || {
                 eventually("each host has one of the volumes", EVEN_MAX, || {
-                    let places = places(owner)?;
+                    let places = places(owner, &VOLUMES)?;
                     let hosts: std::collections::BTreeSet<_> = places.values().collect();
                     ensure!(hosts.len() == 3, "{places:?}");
                     Ok(places)
@@ -96,10 +97,58 @@ fn a_full_disk_gives_to_empty_ones_under_clients() {
         })?;
         // Even is even.
         std::thread::sleep(Duration::from_secs(25));
-        ensure!(places(owner)? == even, "it was {even:?}");
+        ensure!(places(owner, &VOLUMES)? == even, "it was {even:?}");
         for load in loads {
             load.finish()?;
         }
         (0..VOLUMES.len()).try_for_each(|volume| holds(owner, volume))
+    });
+}
+
+#[test]
+fn a_busy_disk_gives_to_idle_ones_under_clients() {
+    const HOT: [&str; 2] = ["hot-1", "hot-2"];
+    // Averages that follow within seconds, and nothing moves by fullness.
+    let config = "[rebalance]\nspread_percent = 0\nload_percent = 20\nload_window_s = 2\n".to_owned();
+    with_lab(LabOptions { config, disk: "1G", ..LabOptions::default() }, |lab| {
+        let owner = lab.host(1);
+        let load = |volume, seed| {
+            owner.create(volume, "256M", "mirror:1")?;
+            let mut options = WorkloadOptions::new(seed);
+            options.regions.truncate(1);
+            // About as much of each.
+            options.per_second = 300;
+            Workload::start(&owner.open(volume)?, Checker::new(), options)
+        };
+        let mut loads = [load("hot-1", 7)?, load("hot-2", 8)?];
+        for load in &mut loads {
+            load.progress(100, Duration::from_secs(10))?;
+        }
+        let before = places(owner, &HOT)?;
+        ensure!(before["hot-1"] == before["hot-2"], "both are where they are written: {before:?}");
+        let after = while_holding(
+            || healthy(owner, &HOT),
+            || {
+                eventually("one of them is elsewhere", EVEN_MAX, || {
+                    let places = places(owner, &HOT)?;
+                    ensure!(places["hot-1"] != places["hot-2"], "{places:?}");
+                    Ok(places)
+                })
+            },
+        )?;
+        ensure!(after.values().any(|host| *host == before["hot-1"]), "one stays: {before:?}, {after:?}");
+        for load in &mut loads {
+            load.progress(100, Duration::from_secs(10))?;
+            load.verify()?;
+        }
+        let told = eventually("it is told", Duration::from_secs(60), || owner.saw(EventKind::Rebalanced))?;
+        ensure!(told.message.contains("busier"), "{told:?}");
+        // Either is all that its disk has to serve by now. Averages settle, and again they are looked at.
+        std::thread::sleep(Duration::from_secs(80));
+        ensure!(places(owner, &HOT)? == after, "it was {after:?}");
+        for load in &mut loads {
+            load.verify()?;
+        }
+        loads.into_iter().try_for_each(|load| load.finish().map(drop))
     });
 }

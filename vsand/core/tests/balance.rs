@@ -180,7 +180,7 @@ fn an_owner_moves_a_copy_while_the_guest_writes() {
         let [from, stays] = before[..] else { panic!("{before:?}") };
         lab.command(Command::ReportUsage { used_extents: vec![(from, EXTENTS / 2), (stays, 1)] })
             .expect("known");
-        lab.owner.move_component(lab.now, CHUNK.index, from);
+        lab.owner.move_component(lab.now, CHUNK.index, from, None);
         assert!(lab.owner.is_moving());
         let mut written = Vec::new();
         for block in 0..20 {
@@ -200,7 +200,7 @@ fn an_owner_moves_a_copy_while_the_guest_writes() {
 fn a_move_that_has_no_place_or_no_target_any_more_ends() {
     let mut lab = Lab::new(2);
     lab.write(0, 8);
-    lab.owner.move_component(lab.now, CHUNK.index, disk(1));
+    lab.owner.move_component(lab.now, CHUNK.index, disk(1), None);
     lab.pass(WHILE);
     assert!(!lab.owner.is_moving() && lab.record().settled(), "two hosts, two copies");
     // The disk that it would go to is away: another owner takes it back.
@@ -213,7 +213,7 @@ fn a_move_that_has_no_place_or_no_target_any_more_ends() {
     let before = copies(&lab);
     let free = (1..=3).find(|n| !before.contains(&disk(*n))).expect("three");
     lab.away(free);
-    lab.owner.move_component(lab.now, CHUNK.index, before[0]);
+    lab.owner.move_component(lab.now, CHUNK.index, before[0], None);
     lab.pass(WHILE);
     assert_eq!(copies(&lab).len(), 3, "waits for it");
     lab.take_over();

@@ -59,11 +59,12 @@ fn settle(c: &mut Cluster) -> Vec<(u8, u8)> {
     let mut moves = Vec::new();
     while let Some(next) = c.state.next_move(0, |_| true) {
         let basis = c.basis();
-        c.ok(Command::Move { basis, chunk: next.chunk, from: next.from, unix_s: 0 });
-        c.change(vec![SyncChange::Add { chunk: next.chunk, disk: next.to }])
-            .expect("the one that was chosen");
-        while c.disks(next.chunk).len() > c.record().policy.components(next.chunk) {
-            c.trim(next.chunk).expect("one too many");
+        let (chunk, from, to) = (next.chunk, next.from, next.to);
+        c.ok(Command::MoveTo { basis, chunk, from, to, unix_s: 0 });
+        c.change(vec![SyncChange::Add { chunk, disk: to }]).expect("copied");
+        while c.disks(chunk).len() > c.record().policy.components(chunk) {
+            // As a next owner does, which does not know what was copied for which.
+            c.trim(chunk).expect("one too many");
         }
         moves.push((number(next.from), number(next.to)));
         assert!(moves.len() < 100, "it does not end: {moves:?}");

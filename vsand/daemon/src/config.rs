@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ferro_transport::startup::{ConfigError, read_config};
 use serde::Deserialize;
@@ -42,7 +43,7 @@ pub struct Config {
     /// Looking for blocks that have gone bad.
     #[serde(default)]
     pub scrub: Scrub,
-    /// Moving data from fuller disks to emptier ones.
+    /// Moving data from fuller disks to emptier ones, and from busier ones to idler ones.
     #[serde(default)]
     pub rebalance: Rebalance,
     /// Whether disk faults may be played on request. For tests only.
@@ -75,16 +76,32 @@ impl Default for Scrub {
 pub struct Rebalance {
     /// From disks that are fuller than the emptiest one by so many percent of their size. 0: never.
     pub spread_percent: u64,
+    /// From disks that have so many percent more to serve than the others on average. 0: never.
+    pub load_percent: u64,
+    /// Averages of what disks have to serve forget half of what was in so many seconds.
+    pub load_window_s: u64,
 }
 
 impl Default for Rebalance {
     fn default() -> Self {
-        Self { spread_percent: 30 }
+        Self { spread_percent: 30, load_percent: 50, load_window_s: 300 }
+    }
+}
+
+impl Rebalance {
+    /// In which averages of load forget half of what was.
+    pub fn load_half_life(self) -> Duration {
+        Duration::from_secs(self.load_window_s)
     }
 }
 
 /// Below it what guests write and delete would be followed by moves; above it none would ever come.
 const SPREAD_PERCENT: std::ops::RangeInclusive<u64> = 2..=90;
+
+/// Below it every guest that begins would be followed by a move; above it none would ever come.
+const LOAD_PERCENT: std::ops::RangeInclusive<u64> = 20..=1_000;
+/// Load that was an hour ago says little of what comes.
+const LOAD_WINDOW_S: std::ops::RangeInclusive<u64> = 1..=3_600;
 
 /// The longest time between scrubs that makes sense, in days.
 const SCRUB_DAYS_MAX: u64 = 3_650;
@@ -161,6 +178,17 @@ impl Config {
             let problem = format!("is {spread}: use {least} to {most}, or 0 for never");
             return bad("rebalance.spread_percent", problem);
         }
+        let load = self.rebalance.load_percent;
+        if load != 0 && !LOAD_PERCENT.contains(&load) {
+            let (least, most) = (LOAD_PERCENT.start(), LOAD_PERCENT.end());
+            let problem = format!("is {load}: use {least} to {most}, or 0 for never");
+            return bad("rebalance.load_percent", problem);
+        }
+        let window = self.rebalance.load_window_s;
+        if !LOAD_WINDOW_S.contains(&window) {
+            let (least, most) = (LOAD_WINDOW_S.start(), LOAD_WINDOW_S.end());
+            return bad("rebalance.load_window_s", format!("is {window}: use {least} to {most}"));
+        }
         for (key, dir) in [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)] {
             if !dir.is_absolute() {
                 return bad(key, format!("is {}, which is not an absolute path", dir.display()));
@@ -229,6 +257,10 @@ mod tests {
             ("listen = \"127.0.0.1:7400\"\n[scrub]\nevery_day = 1", "every_day"),
             ("listen = \"127.0.0.1:7400\"\n[rebalance]\nspread_percent = 1", "rebalance.spread_percent"),
             ("listen = \"127.0.0.1:7400\"\n[rebalance]\nspread_percent = 91", "rebalance.spread_percent"),
+            ("listen = \"127.0.0.1:7400\"\n[rebalance]\nload_percent = 19", "rebalance.load_percent"),
+            ("listen = \"127.0.0.1:7400\"\n[rebalance]\nload_percent = 1001", "rebalance.load_percent"),
+            ("listen = \"127.0.0.1:7400\"\n[rebalance]\nload_window_s = 0", "rebalance.load_window_s"),
+            ("listen = \"127.0.0.1:7400\"\n[rebalance]\nload_window_s = 3601", "rebalance.load_window_s"),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

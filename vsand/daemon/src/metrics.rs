@@ -211,6 +211,12 @@ fn disks(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
     counter(out, "disk_bytes", "Bytes that its files took or gave", sample.files(|io| io.bytes))?;
     let latency = sample.files(|io| Seconds(&io.latency));
     histogram(out, "disk_latency_seconds", "How long each of them took", latency)?;
+    let help =
+        "What the disk has to serve, averaged: requests a second, and one more for each 64 KiB in them";
+    let loads = sample.disk_paths.iter().zip(&sample.snapshot.disks);
+    let load = |disk| sample.snapshot.loads.get(disk).map_or(0, |known| known.load.0);
+    let loads = loads.map(|(path, (disk, ..))| (vec![("disk", path.clone())], load(disk))).collect();
+    gauge(out, "disk_load", help, loads)?;
     gauge(out, "disk_in_flight", "Requests under way on the disk", sample.disks(|d| d.in_flight as u64))?;
     gauge(out, "disk_queued", "Changes that wait for a batch", sample.disks(|d| d.queued as u64))?;
     gauge(out, "journal_bytes", "Size of the journal", sample.disks(|d| d.journal_bytes))?;
@@ -369,6 +375,8 @@ mod tests {
             let disk = ferro_protocol::ids::DiskId::from_bytes([journal_us as u8; 16]);
             snapshot.disks.push((disk, stats, None));
         }
+        let busy = crate::data::stats::DiskLoad { load: vsand_core::directory::Load(250), settled: true };
+        snapshot.loads.insert(ferro_protocol::ids::DiskId::from_bytes([60; 16]), busy);
         let directory = Status {
             role: Role::Leader,
             leader: None,
@@ -403,6 +411,8 @@ mod tests {
             "vsand_directory_term 3",
             "vsand_scrubbed_bytes_total 8192",
             "vsand_disk_bad_blocks_open{disk=\"/a\"} 0",
+            "vsand_disk_load{disk=\"/b\"} 250",
+            "vsand_disk_load{disk=\"/a\"} 0",
             "vsand_directory_unapplied_entries 2",
             "vsand_stage_latency_seconds_count{stage=\"network\"} 2",
             "vsand_stage_latency_seconds_bucket{le=\"0.00002\",stage=\"network\"} 1",

@@ -7,7 +7,7 @@
 //! - 4: the feature level, and disks that were removed. Written at feature level 2;
 //! - 5: conversions. Written at feature level 3;
 //! - 6: hosts that are away. Written at feature level 4;
-//! - 7: what volumes prefer.
+//! - 7: what volumes prefer, and what disks have to serve.
 //!
 //! What a version adds stands after all that there was before.
 
@@ -19,8 +19,8 @@ use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{DiskId, HostId, ObjectId, VolumeName};
 use serde::Deserialize;
 use vsand_core::directory::{
-    Absences, Command, Conversions, Departure, DiskRecord, Document, FeatureLevel, HostRecord, ObjectRecord,
-    Outcome, Preferences, Provisioning, Refused, RemovedDisks, State, TokenEntry,
+    Absences, Command, Conversions, Departure, DiskRecord, Document, FeatureLevel, HostRecord, Loads,
+    ObjectRecord, Outcome, Preferences, Provisioning, Refused, RemovedDisks, State, TokenEntry,
 };
 
 use crate::machine::{DecodeError, StateMachine};
@@ -49,7 +49,7 @@ type Fifth = Conversions;
 /// What version 6 adds.
 type Sixth = Absences;
 /// What version 7 adds.
-type Seventh = Preferences;
+type Seventh = (Preferences, Loads);
 
 fn together(
     second: Second,
@@ -57,7 +57,7 @@ fn together(
     (level, removed_disks): Fourth,
     conversions: Fifth,
     absences: Sixth,
-    preferences: Seventh,
+    (preferences, loads): Seventh,
 ) -> State {
     let Second { hosts, disks, objects, names, tokens, documents, revision, .. } = second;
     let Second { leaving_hosts, leaving_disks, documents_revision, .. } = second;
@@ -78,6 +78,7 @@ fn together(
         conversions,
         absences,
         preferences,
+        loads,
     }
 }
 
@@ -117,7 +118,8 @@ impl StateMachine for State {
         if self.level < FeatureLevel::PREFERENCES {
             return Ok((6, postcard::to_allocvec(&(second, third, fourth, fifth, sixth))?));
         }
-        Ok((7, postcard::to_allocvec(&(second, third, fourth, fifth, sixth, &self.preferences))?))
+        let seventh = (&self.preferences, &self.loads);
+        Ok((7, postcard::to_allocvec(&(second, third, fourth, fifth, sixth, seventh))?))
     }
 
     fn read(version: u8, bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
@@ -146,9 +148,11 @@ impl StateMachine for State {
 
 #[cfg(test)]
 mod tests {
+    use vsand_core::directory::Load;
+
     use super::*;
 
-    /// A host, and a disk that was removed: what is at this level.
+    /// A host, a disk that was removed, and one that is busy: what is at this level.
     fn state(level: FeatureLevel) -> State {
         let id = HostId::from_bytes([1; 16]);
         let host = HostRecord {
@@ -170,14 +174,18 @@ mod tests {
         let (path, capacity_extents, used_extents) = ("/d".to_owned(), 9, 0);
         apply(&mut state, 9, Command::PutDisk { disk, host: id, path, capacity_extents, used_extents });
         apply(&mut state, 10, Command::RemoveDisk { disk, unix_s: 0 });
+        if level >= FeatureLevel::LOADS {
+            let (disk, path) = (DiskId::from_bytes([3; 16]), "/e".to_owned());
+            apply(&mut state, 11, Command::PutDisk { disk, host: id, path, capacity_extents, used_extents });
+            apply(&mut state, 12, Command::ReportLoad { loads: vec![(disk, Load(300))] });
+        }
         state
     }
 
     #[test]
     fn a_snapshot_is_one_that_all_hosts_of_the_level_read() {
-        let levels =
-            [FeatureLevel(1), FeatureLevel(2), FeatureLevel(3), FeatureLevel(4), FeatureLevel::NEWEST];
-        for (level, version) in levels.into_iter().zip(3..) {
+        let levels = (1..=FeatureLevel::NEWEST.0).map(FeatureLevel);
+        for (level, version) in levels.zip(3..) {
             let state = state(level);
             let (written, bytes) = StateMachine::write(&state).unwrap();
             assert_eq!(written, version);
@@ -192,8 +200,8 @@ mod tests {
         let bytes = StateMachine::write(&state).unwrap().1;
         // The first fields of the state, in their order, and what is kept for objects: as the former release wrote it.
         let whole = postcard::to_allocvec(&state).unwrap();
-        let later = (&state.removed_disks, &state.conversions, &state.absences, &state.preferences);
-        let later = (state.level, later);
+        let later = (&state.removed_disks, &state.conversions, &state.absences);
+        let later = (state.level, later, &state.preferences, &state.loads);
         let later = postcard::to_allocvec(&later).unwrap();
         assert_eq!(bytes, whole[..whole.len() - later.len()]);
         // Without that, the version before.

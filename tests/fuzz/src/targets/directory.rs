@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq, VolumeName};
 use vsand_core::directory::{
-    Basis, Command, Content, Departure, HostRecord, LockKind, ObjectRecord, Policy, Refused, State,
+    Basis, Command, Content, Departure, HostRecord, Load, LockKind, ObjectRecord, Policy, Refused, State,
     SyncChange, TokenEntry,
 };
 
@@ -214,6 +214,9 @@ pub(super) fn command_seeds() -> Vec<Vec<u8>> {
         Command::LeaveDisk { disk, departure: Some(Departure::WhenEmpty) },
         Command::LeaveHost { host: host_id(2), departure: Some(Departure::AtOnce) },
         Command::Trim { basis, chunk },
+        Command::ReportLoad { loads: vec![(disk, Load(500))] },
+        Command::MoveTo { basis, chunk, from: disk, to: disk_id(3), unix_s: 8 },
+        Command::TrimFrom { basis, chunk, disk, unix_s: 9 },
         Command::SetHost {
             host: host_id(1),
             address: None,

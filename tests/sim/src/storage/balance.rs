@@ -1,5 +1,5 @@
-//! Components that move though their disk stays, while everything else goes wrong: which of them, and where from, by dice and not by
-//! fullness. In some runs only, by dice of its own, so that the others are as they would be without.
+//! Components that move though their disk stays, while everything else goes wrong: which of them, where from and, as moves by load say
+//! it, where to, by dice and not by fullness or load. In some runs only, by dice of its own, so that the others are as they would be without.
 
 use ferro_protocol::ids::{ChunkIndex, DiskId};
 
@@ -11,13 +11,17 @@ use super::world::{World, record_of};
 pub(super) struct Moves {
     dice: Dice,
     wanted: bool,
+    /// Where to, if moves say it.
+    named: Option<Dice>,
 }
 
 impl Moves {
     pub(super) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed ^ 0x6576_656e_6f75_7421);
         let wanted = dice.permille(300);
-        Self { dice, wanted }
+        let mut to = Dice::new(seed ^ 0x6c6f_6164_206d_6f76);
+        let named = to.permille(500).then_some(to);
+        Self { dice, wanted, named }
     }
 }
 
@@ -34,7 +38,9 @@ impl World {
         let components = record.chunks.iter().flat_map(|(index, c)| c.in_sync().map(|disk| (*index, disk)));
         let components: Vec<(ChunkIndex, DiskId)> = components.collect();
         let Some((chunk, from)) = self.moves.dice.pick(&components) else { return };
-        self.trace(|| format!("h{host} is to move chunk {chunk} of o{object} from {from}"));
-        self.with_owner(host, object, |owner, now| owner.main_mut().move_component(now, chunk, from));
+        let disks: Vec<DiskId> = self.directory.state.disks.keys().copied().collect();
+        let to = self.moves.named.as_mut().and_then(|dice| dice.pick(&disks));
+        self.trace(|| format!("h{host} is to move chunk {chunk} of o{object} from {from} to {to:?}"));
+        self.with_owner(host, object, |owner, now| owner.main_mut().move_component(now, chunk, from, to));
     }
 }

@@ -200,7 +200,9 @@ impl World {
         let (Command::PlaceChunk { basis, .. }
         | Command::ChangeSync { basis, .. }
         | Command::Trim { basis, .. }
+        | Command::TrimFrom { basis, .. }
         | Command::Move { basis, .. }
+        | Command::MoveTo { basis, .. }
         | Command::Repair { basis, .. }) = command
         else {
             return;

@@ -129,7 +129,11 @@ impl World {
 
     /// A move never costs a copy.
     pub(super) fn check_trim(&mut self, command: &Command, result: &Result<Outcome, Refused>) {
-        let (Command::Trim { chunk, .. }, Ok(Outcome::Object(record))) = (command, result) else { return };
+        let (Command::Trim { chunk, .. } | Command::TrimFrom { chunk, .. }, Ok(Outcome::Object(record))) =
+            (command, result)
+        else {
+            return;
+        };
         let state = &self.directory.state;
         let staying = record.chunks.get(chunk).map_or(0, |c| {
             c.in_sync().filter(|d| !state.is_emptied(record.policy, *d) && !state.is_away(*d)).count()
@@ -162,7 +166,7 @@ impl World {
                     self.net.slow_until = self.net.slow_until.max(self.now + 6 * S / 5);
                 }
             }
-            Command::Trim { chunk, .. } => {
+            Command::Trim { chunk, .. } | Command::TrimFrom { chunk, .. } => {
                 let of = |record: &ObjectRecord| {
                     let components = record.chunks.get(chunk).map(|c| c.components.clone());
                     components.unwrap_or_default().into_iter().map(|c| c.disk).collect::<BTreeSet<_>>()
@@ -184,7 +188,10 @@ impl World {
         result: Result<Outcome, Refused>,
     ) -> Result<Outcome, Refused> {
         match (command, &result) {
-            (Command::Trim { basis, chunk }, Ok(Outcome::Object(record))) => {
+            (
+                Command::Trim { basis, chunk } | Command::TrimFrom { basis, chunk, .. },
+                Ok(Outcome::Object(record)),
+            ) => {
                 let basis = Basis { revision: record.revision, ..*basis };
                 let again = self.directory.apply(Command::Trim { basis, chunk: *chunk });
                 if again.is_ok() { again } else { result }

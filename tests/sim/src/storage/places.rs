@@ -49,7 +49,7 @@ impl World {
             format!("h{host} is to move chunk {} of o{object} nearer to what it prefers", next.chunk)
         });
         self.with_owner(host, object, |owner, now| {
-            owner.main_mut().move_component(now, next.chunk, next.from)
+            owner.main_mut().move_component(now, next.chunk, next.from, Some(next.to))
         });
     }
 

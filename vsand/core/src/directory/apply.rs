@@ -103,9 +103,16 @@ impl State {
             Command::DeleteDocument { name, basis } => self.delete_document(index, &name, basis),
             Command::LeaveDisk { disk, departure } => self.leave_disk(disk, departure),
             Command::LeaveHost { host, departure } => self.leave_host(host, departure),
-            Command::Trim { basis, chunk } => self.trim(index, basis, chunk),
+            Command::Trim { basis, chunk } => self.trim(index, basis, chunk, None),
             Command::Move { basis, chunk, from, unix_s } => {
-                self.move_component(index, basis, chunk, from, unix_s)
+                self.move_component(index, basis, chunk, from, None, unix_s)
+            }
+            Command::ReportLoad { loads } => self.report_load(&loads),
+            Command::MoveTo { basis, chunk, from, to, unix_s } => {
+                self.move_to(index, basis, chunk, from, to, unix_s)
+            }
+            Command::TrimFrom { basis, chunk, disk, unix_s } => {
+                self.trim_from(index, basis, chunk, disk, unix_s)
             }
             Command::SetPolicy { object, from, to } => self.set_policy(index, object, from, to),
             Command::Convert { object, epoch, step } => self.convert(index, object, epoch, step),
@@ -256,6 +263,7 @@ impl State {
         for disk in disks {
             self.disks.remove(disk);
             self.leaving_disks.remove(disk);
+            self.loads.forget(*disk);
             self.remember_removed(index, *disk);
         }
         for object in self.objects.values_mut() {

@@ -30,7 +30,7 @@ use super::placement;
 use super::records::{ChunkRecord, Component, DiskHealth, DiskRecord, Lock, LockKind, ObjectRecord, Sync};
 
 /// So many components of a disk are tried at most in one look.
-const TRIES: usize = 64;
+pub(super) const TRIES: usize = 64;
 
 /// A disk this full, in thousandths, gives components away for a smaller difference: what is placed on it has not much room left.
 const NEARLY_FULL: u64 = 800;
@@ -48,8 +48,25 @@ pub struct Move {
     pub from: DiskId,
     /// Where it would go, as things are.
     pub to: DiskId,
-    /// Whether that is nearer to what its volume prefers; if not, it is emptier.
-    pub nearer: bool,
+    /// Why it should be there.
+    pub why: Why,
+}
+
+/// Why a component should be on another disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// That is nearer to what its volume prefers.
+    Nearer,
+    /// Its disk is much fuller.
+    Fuller,
+    /// Its disk has much more to serve.
+    Busier,
+}
+
+/// By how much a disk that is so full must be fuller than the emptiest one to give components away, both in thousandths.
+pub(super) fn spread(full: u64, spread_percent: u64) -> u64 {
+    let most = if full >= NEARLY_FULL { NEARLY_FULL_SPREAD } else { u64::MAX };
+    spread_percent.saturating_mul(10).min(most)
 }
 
 /// How full a disk is, in thousandths.
@@ -96,16 +113,13 @@ impl State {
                 chunk,
                 from,
                 to,
-                nearer,
+                why: Why::Nearer,
             })
         })
     }
 
     fn next_by_fullness(&self, spread_percent: u64, may: &impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
-        let spread = |disk: &DiskRecord| {
-            let most = if fullness(disk) >= NEARLY_FULL { NEARLY_FULL_SPREAD } else { u64::MAX };
-            spread_percent.saturating_mul(10).min(most)
-        };
+        let spread = |disk: &DiskRecord| spread(fullness(disk), spread_percent);
         let takes = |disk: &&DiskRecord| self.is_balanced(disk);
         let emptiest = self.disks.values().filter(takes).map(fullness).min()?;
         let mut fullest: Vec<&DiskRecord> =
@@ -120,7 +134,7 @@ impl State {
 
     /// Whether there is something to be put right of an object that can be: nobody does it while the host is away that has it open,
     /// or all that have what is missing.
-    fn is_repairable(&self, object: &ObjectRecord) -> bool {
+    pub(super) fn is_repairable(&self, object: &ObjectRecord) -> bool {
         let held = |lock: &Lock| lock.kind != LockKind::Background && self.absences.of(lock.host).is_some();
         if self.is_settled(object) || object.lock.as_ref().is_some_and(held) {
             return false;
@@ -171,25 +185,33 @@ impl State {
                 chunk,
                 from: disk.id,
                 to,
-                nearer: false,
+                why: Why::Fuller,
             })
         })
     }
 
     /// Whether a component would be farther from what its volume prefers on the other disk.
-    fn is_farther(&self, object: &ObjectRecord, chunk: ChunkIndex, from: DiskId, to: DiskId) -> bool {
+    pub(super) fn is_farther(
+        &self,
+        object: &ObjectRecord,
+        chunk: ChunkIndex,
+        from: DiskId,
+        to: DiskId,
+    ) -> bool {
         self.preferences.of(object.id).is_some_and(|preference| {
             self.rank(preference, object, chunk, to, Some(from))
                 > self.rank(preference, object, chunk, from, None)
         })
     }
 
+    /// A component is to be elsewhere: on this disk, if that is said.
     pub(super) fn move_component(
         &mut self,
         index: u64,
         basis: Basis,
         chunk: ChunkIndex,
         from: DiskId,
+        to: Option<DiskId>,
         unix_s: u64,
     ) -> Applied {
         let record = self.owned(basis)?;
@@ -201,7 +223,11 @@ impl State {
         if now.components.len() != needed || !now.components.iter().all(Component::in_sync) {
             return Err(Refused::TooMuch(format!("chunk {chunk} is being repaired or moved already")));
         }
-        let disk = placement::place_one_more(self, record, chunk, Some(from))?;
+        let disk = match to {
+            Some(to) => placement::place_one_more_on(self, record, chunk, Some(from), to)?,
+            None => placement::place_one_more(self, record, chunk, Some(from))?,
+        };
+        self.moved_at(unix_s);
         self.keep_on(index, basis.object, chunk, disk);
         self.change(index, basis.object, |record| {
             let components = &mut record.chunks.entry(chunk).or_default().components;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::absence::Absence;
 use super::level::FeatureLevel;
+use super::load::Load;
 use super::preference::Preference;
 use super::provision::Provision;
 use super::records::{Content, Departure, HostRecord, LockKind, ObjectRecord, Policy, TokenEntry};
@@ -389,6 +390,37 @@ pub enum Command {
         provision: Provision,
         /// Where.
         preference: Preference,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// What disks have had to serve of late.
+    ReportLoad {
+        /// A disk each.
+        loads: Vec<(DiskId, Load)>,
+    },
+    /// As [`Self::Move`], to this disk, because that is nearer to what the volume prefers, or because the one where the component is has
+    /// much more to serve; when it is in sync there, a [`Self::TrimFrom`] takes the one that it was copied for. Refused if the disk is none
+    /// where it could be placed.
+    MoveTo {
+        /// On what the owner bases it.
+        basis: Basis,
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// Where the component is.
+        from: DiskId,
+        /// Where it is to be.
+        to: DiskId,
+        /// When, in seconds since 1970.
+        unix_s: u64,
+    },
+    /// As [`Self::Trim`], of the component on this disk. Refused if the chunk needs it.
+    TrimFrom {
+        /// On what the owner bases it.
+        basis: Basis,
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// Where the component is.
+        disk: DiskId,
         /// When, in seconds since 1970.
         unix_s: u64,
     },

@@ -222,9 +222,16 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn trim(&mut self, index: u64, basis: Basis, chunk: ChunkIndex) -> Applied {
+    /// A component goes that its chunk does not need: of this disk, if that is said.
+    pub(super) fn trim(
+        &mut self,
+        index: u64,
+        basis: Basis,
+        chunk: ChunkIndex,
+        which: Option<DiskId>,
+    ) -> Applied {
         let record = self.owned(basis)?;
-        let spare = self.spare(record, chunk)?;
+        let spare = self.spare(record, chunk, which)?;
         let in_steps = self.level >= FeatureLevel::TRIMMED_IN_STEPS;
         self.change(index, basis.object, |record| {
             let since_unix_s = record.lock.map_or(0, |lock| lock.since_unix_s);
@@ -240,8 +247,13 @@ impl State {
 
     /// A component that the others can do without, and those are there: first of a disk that leaves, then one that is not in sync, then
     /// one whose host is away, then one whose host is in maintenance and may be, then the one that is farthest from what the volume prefers,
-    /// then the one on the fullest disk.
-    fn spare(&self, object: &ObjectRecord, index: ChunkIndex) -> Result<DiskId, Refused> {
+    /// then the one on the fullest disk. Only that of `which`, if it is given.
+    fn spare(
+        &self,
+        object: &ObjectRecord,
+        index: ChunkIndex,
+        which: Option<DiskId>,
+    ) -> Result<DiskId, Refused> {
         let (policy, needed) = (object.policy, object.policy.components(index));
         let chunk = object.chunks.get(&index).ok_or(Refused::NoComponent(index))?;
         let preference = self.preferences.of(object.id);
@@ -260,6 +272,7 @@ impl State {
         chunk
             .components
             .iter()
+            .filter(|c| which.is_none_or(|which| which == c.disk))
             .filter(|c| without(Some(c.disk)).count() >= needed && spread(Some(c.disk)) >= wanted)
             .min_by_key(|c| {
                 let fullness = Reverse(self.disks.get(&c.disk).map(balance::fullness));

@@ -19,7 +19,7 @@
 //! | 2 | the level itself; disks that were removed are remembered, and come back only if they are given to the cluster again |
 //! | 3 | conversions between mirrors and shards |
 //! | 4 | hosts that are away are known as such, and what they hold is built elsewhere also where nobody writes; a component that is in sync goes in two steps |
-//! | 5 | what volumes prefer: sites and other places |
+//! | 5 | what volumes prefer: sites and other places; how much disks have to serve is known, and components move from busy ones to idle ones |
 //!
 //! Invariants:
 //! - the level only grows, one command after the other, and only while the hosts are those that were asked;
@@ -59,6 +59,8 @@ impl FeatureLevel {
     pub const TRIMMED_IN_STEPS: Self = Self(4);
     /// Volumes prefer places.
     pub const PREFERENCES: Self = Self(5);
+    /// How much disks have to serve is known.
+    pub const LOADS: Self = Self(5);
 
     /// Whether this release can be in a cluster of this level.
     pub fn is_known(self) -> bool {
@@ -87,6 +89,7 @@ impl Command {
             Self::Convert { .. } => FeatureLevel::CONVERSIONS,
             Self::HostAway { .. } => FeatureLevel::ABSENCES,
             Self::Prefer { .. } | Self::CreatePreferred { .. } => FeatureLevel::PREFERENCES,
+            Self::ReportLoad { .. } | Self::MoveTo { .. } | Self::TrimFrom { .. } => FeatureLevel::LOADS,
             // Who proposes it has made sure.
             _ => FeatureLevel(1),
         }

@@ -9,6 +9,7 @@
 //!   content, no two shards in one fault domain (but for what [`Command::SetHost`], [`Command::PutHost`] and a disk that is
 //!   moved to another host bring about), and a log with an in-sync component;
 //! - nothing new is placed on a disk that is leaving ([`leave`]);
+//! - what a disk serves is known of disks that are there, and nothing of it below the level that brings this ([`load`]);
 //! - a host that is away is so by the lease that it has not renewed since ([`absence`]);
 //! - what is kept for an object ([`provision`]) is counted as used on its disks: no two reservations count on the same room;
 //! - a disk that was removed comes back only by [`Command::ReturnDisk`], from the level on that brings this ([`level`]);
@@ -26,6 +27,7 @@ mod documents;
 pub mod forecast;
 pub mod leave;
 pub mod level;
+pub mod load;
 pub mod maintenance;
 pub mod placement;
 pub mod preference;
@@ -42,11 +44,12 @@ use ferro_protocol::ids::{DiskId, Epoch, HostId, ObjectId, VolumeName};
 use serde::{Deserialize, Serialize};
 
 pub use absence::{Absence, Absences};
-pub use balance::Move;
+pub use balance::{Move, Why};
 pub use command::{Basis, Command, ConversionStep, Outcome, Refused, SyncChange, TokenRefused};
 pub use conversion::{Conversion, Conversions};
 pub use forecast::Forecast;
 pub use level::{FeatureLevel, RemovedDisks};
+pub use load::{Heat, Load, LoadRules, Loads};
 pub use maintenance::Departures;
 pub use preference::{Preference, Preferences};
 pub use provision::{Provision, Provisioning};
@@ -99,6 +102,8 @@ pub struct State {
     pub absences: Absences,
     /// What volumes prefer; nothing below [`FeatureLevel::PREFERENCES`].
     pub preferences: Preferences,
+    /// What disks have to serve; nothing below [`FeatureLevel::LOADS`].
+    pub loads: Loads,
 }
 
 impl State {

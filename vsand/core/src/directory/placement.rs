@@ -47,9 +47,9 @@ pub fn place(
     forced: bool,
 ) -> Result<Placed, Refused> {
     let (nothing, promised) = (BTreeMap::new(), state.promised_by_disk());
-    let prefers = &Preference::default();
-    let kept = &nothing;
-    Search { state, policy, promised, prefers, kept, near, forced, present: false }.chunk(chunk, |_| 0)
+    let (prefers, kept) = (&Preference::default(), &nothing);
+    let search = Search { state, policy, promised, prefers, kept, near, forced, present: false, only: None };
+    search.chunk(chunk, |_| 0)
 }
 
 /// The same for a chunk of an object that there is, as the object has it: where it prefers to be, and whether it may have fewer copies.
@@ -63,7 +63,8 @@ pub(super) fn place_chunk(
     let prefers = state.preferences.of(object.id).unwrap_or(&none);
     let forced = state.provisioning.of(object.id).forced;
     let (policy, promised, kept, near) = (object.policy, state.promised_by_disk(), &nothing, Some(near));
-    Search { state, policy, promised, prefers, kept, near, forced, present: false }.chunk(chunk, |_| 0)
+    let search = Search { state, policy, promised, prefers, kept, near, forced, present: false, only: None };
+    search.chunk(chunk, |_| 0)
 }
 
 /// Disks for all chunks of an object that have no place yet, with room for this share of each component; what is taken for it is
@@ -87,7 +88,8 @@ pub(super) fn place_rest(
             continue;
         }
         let size = |index| u64::from(share(object, index, percent));
-        let search = Search { state, policy, promised, prefers, kept, near, forced, present: false };
+        let search =
+            Search { state, policy, promised, prefers, kept, near, forced, present: false, only: None };
         let placed = search.chunk(chunk, size);
         promised = search.promised;
         let Ok(placed) = placed else { return Ok(None) };
@@ -110,14 +112,38 @@ pub fn place_one_more(
     index: ChunkIndex,
     drop: Option<DiskId>,
 ) -> Result<DiskId, Refused> {
+    one_more(state, object, index, drop, None)
+}
+
+/// The disk `only`, if it may take one more component of a record as [`place_one_more`] says.
+pub(super) fn place_one_more_on(
+    state: &State,
+    object: &ObjectRecord,
+    index: ChunkIndex,
+    drop: Option<DiskId>,
+    only: DiskId,
+) -> Result<DiskId, Refused> {
+    one_more(state, object, index, drop, Some(only))
+}
+
+fn one_more(
+    state: &State,
+    object: &ObjectRecord,
+    index: ChunkIndex,
+    drop: Option<DiskId>,
+    only: Option<DiskId>,
+) -> Result<DiskId, Refused> {
     let own = object.chunks.get(&index).into_iter().flat_map(|c| &c.components).map(|c| c.disk);
     let kept = own.filter(|d| Some(*d) != drop && !state.is_emptied(object.policy, *d));
     let others = object.other_shards(index).flat_map(|(_, shard)| &shard.components).map(|c| c.disk);
     let taken: Vec<&str> = kept.chain(others).filter_map(|d| state.fault_domain(d)).collect();
     let (nothing, none) = (BTreeMap::new(), Preference::default());
     let prefers = state.preferences.of(object.id).unwrap_or(&none);
-    let (policy, promised, kept) = (object.policy, state.promised_by_disk(), &nothing);
-    let search = Search { state, policy, promised, prefers, kept, near: None, forced: false, present: true };
+    // Among one there is nothing to choose by it.
+    let promised = if only.is_some() { BTreeMap::new() } else { state.promised_by_disk() };
+    let (kept, policy) = (&nothing, object.policy);
+    let search =
+        Search { state, policy, promised, prefers, kept, near: None, forced: false, present: true, only };
     let size = u64::from(state.kept_extents(object, index));
     search.best(&taken, &BTreeSet::new(), drop, size).map(|(disk, _)| disk).ok_or_else(|| Refused::NoRoom {
         needed: match index.role() {
@@ -144,6 +170,8 @@ struct Search<'a> {
     forced: bool,
     /// Only hosts that are not away.
     present: bool,
+    /// Only this disk.
+    only: Option<DiskId>,
 }
 
 impl<'a> Search<'a> {
@@ -216,6 +244,7 @@ impl<'a> Search<'a> {
         self.state
             .disks
             .values()
+            .filter(|disk| self.only.is_none_or(|only| only == disk.id))
             .filter(|disk| has_room(disk) && Some(disk.id) != avoid && !goes(disk))
             .filter_map(|disk| Some((disk, self.state.hosts.get(&disk.host)?.fault_domain.as_str())))
             .filter(|(_, domain)| !taken.contains(domain))

@@ -1,7 +1,7 @@
 //! What nobody asks for: components that stay away too long are built anew elsewhere, those on disks that are leaving
 //! ([`crate::directory::leave`]) or in hosts that were given up ([`crate::directory::absence`]) are
-//! moved, one at a time also those on disks that are fuller than others
-//! ([`crate::directory::balance`]), and what is left over from a move goes.
+//! moved, one at a time also those on disks that are fuller than others ([`crate::directory::balance`]) or have more to serve
+//! ([`crate::directory::load`]), and what is left over from a move goes.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use super::group::{Group, Member, Phase};
 use super::stripes::Stripes;
 use super::{Owner, Trouble};
 use crate::bugs::Bug;
+use crate::directory::{Basis, Command};
 use crate::time::Now;
 
 /// How often chunks are looked through.
@@ -26,17 +27,19 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Moving {
     pub chunk: ChunkIndex,
     pub from: DiskId,
+    /// To where, if it is not for the directory to say.
+    pub to: Option<DiskId>,
     /// The directory has not answered yet.
     pub wanted: bool,
 }
 
 impl Owner {
-    /// Begins to move a component to another disk, unless one is being moved already. It ends when the directory says that
-    /// the chunk has one more in sync, or has no place for it.
-    pub fn move_component(&mut self, now: Now, chunk: ChunkIndex, from: DiskId) {
+    /// Begins to move a component to another disk, unless one is being moved already: to `to`, or to where the directory says. It ends
+    /// when the directory says that the chunk has one more in sync, or has no place for it.
+    pub fn move_component(&mut self, now: Now, chunk: ChunkIndex, from: DiskId, to: Option<DiskId>) {
         let there = |c: &crate::directory::ChunkRecord| c.in_sync().any(|disk| disk == from);
         if !self.fenced && self.moving.is_none() && self.record.chunks.get(&chunk).is_some_and(there) {
-            self.moving = Some(Moving { chunk, from, wanted: true });
+            self.moving = Some(Moving { chunk, from, to, wanted: true });
             self.settle(now);
         }
     }
@@ -56,16 +59,36 @@ impl Owner {
 
     /// The move is over when there is one more in sync, of which one goes, or when nothing came of it.
     pub(super) fn check_move(&mut self) {
+        self.vacated = self.vacated.filter(|(chunk, disk)| self.is_beyond_need(*chunk, *disk));
         let Some(moving) = self.moving else { return };
+        let more = self.is_beyond_need(moving.chunk, moving.from);
         let chunk = self.record.chunks.get(&moving.chunk);
-        let goes_on = chunk.is_some_and(|chunk| {
-            let there = chunk.components.iter().any(|c| c.disk == moving.from);
-            let needed = self.record.policy.components(moving.chunk);
-            let copied = chunk.in_sync().count() > needed;
-            there && (moving.wanted || (chunk.components.len() > needed && !copied))
-        });
-        if !goes_on {
-            self.moving = None;
+        let there = chunk.is_some_and(|c| c.components.iter().any(|c| c.disk == moving.from));
+        let needed = self.record.policy.components(moving.chunk);
+        let copied = chunk.is_some_and(|c| c.in_sync().count() > needed);
+        if there && (moving.wanted || (more && !copied)) {
+            return;
+        }
+        self.moving = None;
+        if more && copied && moving.to.is_some() {
+            self.vacated = Some((moving.chunk, moving.from));
+        }
+    }
+
+    /// Whether a chunk has a component on this disk and more of them than it needs.
+    fn is_beyond_need(&self, index: ChunkIndex, disk: DiskId) -> bool {
+        let needed = self.record.policy.components(index);
+        self.record
+            .chunks
+            .get(&index)
+            .is_some_and(|c| c.components.len() > needed && c.components.iter().any(|c| c.disk == disk))
+    }
+
+    /// What takes a component from a chunk that has one too many: the one that was moved, if it is known which that is.
+    pub(super) fn trim_command(&self, basis: Basis, chunk: ChunkIndex, unix_s: u64) -> Command {
+        match self.vacated {
+            Some((moved, disk)) if moved == chunk => Command::TrimFrom { basis, chunk, disk, unix_s },
+            _ => Command::Trim { basis, chunk },
         }
     }
 

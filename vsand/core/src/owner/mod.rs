@@ -215,6 +215,8 @@ pub struct Owner {
     near: BTreeSet<DiskId>,
     /// What is being moved from a disk that stays.
     moving: Option<background::Moving>,
+    /// The component that a move to a certain disk has made one too many.
+    vacated: Option<(ChunkIndex, DiskId)>,
     /// Until then no component is given up for its disk's silence ([`background::PATIENCE`]).
     patient_until: Instant,
     proposal: Option<record::Proposal>,
@@ -266,6 +268,7 @@ impl Owner {
             resting: BTreeSet::new(),
             near: BTreeSet::new(),
             moving: None,
+            vacated: None,
             patient_until: now.mono + background::PATIENCE,
             proposal: None,
             propose_after: Instant(0),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ferro_protocol::ids::{ChunkIndex, DiskId, Role};
 
+use super::background::Moving;
 use super::group::{Group, Member, Phase};
 use super::links::Purpose;
 use super::{Effect, Owner, ProposalId, Trouble};
@@ -74,6 +75,10 @@ impl Owner {
                 if let Some(chunk) = chunk {
                     self.repair_wanted.remove(&chunk);
                     self.trim_wanted.remove(&chunk);
+                }
+                if proposal.as_ref().is_some_and(|p| p.trims) {
+                    // Another is the one to go: the directory says which.
+                    self.vacated = None;
                 }
                 let after = now.mono + self.config.retry_after;
                 if proposal.as_ref().is_some_and(|p| p.background) {
@@ -278,17 +283,22 @@ impl Owner {
         } else if now.mono < self.background_after {
             return;
         } else if let Some(chunk) = self.trim_wanted.first().copied() {
-            (Command::Trim { basis, chunk }, Some(chunk))
+            (self.trim_command(basis, chunk, unix_s), Some(chunk))
         } else if let Some((chunk, drop)) = self.repair_wanted.first_key_value().map(|(c, d)| (*c, *d)) {
             (Command::Repair { basis, chunk, drop, unix_s }, Some(chunk))
         } else if let Some(moving) = self.moving.filter(|moving| moving.wanted) {
-            (Command::Move { basis, chunk: moving.chunk, from: moving.from, unix_s }, Some(moving.chunk))
+            let Moving { chunk, from, to, .. } = moving;
+            let command = match to {
+                Some(to) => Command::MoveTo { basis, chunk, from, to, unix_s },
+                None => Command::Move { basis, chunk, from, unix_s },
+            };
+            (command, Some(chunk))
         } else {
             return;
         };
         let id = ProposalId(self.fresh_id());
-        let (moves, trims) =
-            (matches!(command, Command::Move { .. }), matches!(command, Command::Trim { .. }));
+        let moves = matches!(command, Command::Move { .. } | Command::MoveTo { .. });
+        let trims = matches!(command, Command::Trim { .. } | Command::TrimFrom { .. });
         let background = moves || trims || matches!(command, Command::Repair { .. });
         self.proposal = Some(Proposal { id, chunk, moves, trims, background });
         self.effects.push_back(Effect::Propose { id, command });

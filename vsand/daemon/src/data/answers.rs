@@ -8,6 +8,7 @@ use vsand_core::replica::{Asker, Effect as ReplicaEffect};
 use vsand_core::time::Now;
 
 use super::connection::ConnectionError;
+use super::load::work;
 use super::port::{ConnectionId, Event};
 use super::volume::VolumeKey;
 use super::{DataLoop, Remote, clock};
@@ -104,7 +105,12 @@ impl DataLoop {
         request: Request,
         payload: Bytes,
     ) {
+        let work = work(&request);
+        if let Some((chunk, work)) = work {
+            self.loads.asked(now.mono, chunk, disk, work);
+        }
         if let Some(local) = self.disks.get_mut(&disk) {
+            local.meter.add(work.map_or(0, |(_, work)| work));
             local.replica.handle_request(asker_of_volume(key), id, request, payload);
             return;
         }
@@ -137,6 +143,7 @@ impl DataLoop {
         payload: Bytes,
     ) {
         if let Some(local) = self.disks.get_mut(&disk) {
+            local.meter.add(work(&request).map_or(0, |(_, work)| work));
             return local.replica.handle_request(asker_of(from), id, request, payload);
         }
         let Some(peer) = self.peers.get_mut(&from) else { return };

@@ -17,6 +17,7 @@ use vsand_store::ring::Token;
 
 use super::connection::{Connection, ConnectionError};
 use super::disk::LocalDisk;
+use super::load::Meter;
 use super::port::{Command, ConnectionId};
 use super::stats::Snapshot;
 use super::volume::{Volume, VolumeKey};
@@ -85,9 +86,9 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
                 volume.owner.main_mut().stop_scrub();
             }
         }
-        Command::Move { object, chunk, from } => {
+        Command::Move { object, chunk, from, to } => {
             if let Some(volume) = data.volume_of(object) {
-                volume.owner.main_mut().move_component(now, chunk, from);
+                volume.owner.main_mut().move_component(now, chunk, from, to);
             }
         }
         Command::Proposed { object, epoch, id, result } => {
@@ -110,19 +111,13 @@ pub(super) fn apply(data: &mut DataLoop, now: Now, command: Command) {
             let all = data.disks.iter().map(|(id, d)| (*id, d.store.inventory()));
             let _gone = answer.send(all.collect());
         }
+        Command::Heats(answer) => {
+            let _gone = answer.send(data.loads.heats(now.mono));
+        }
         Command::Snapshot(answer) => {
             let _gone = answer.send(Box::new(data.snapshot(now)));
         }
-        Command::Stop(answer) => {
-            data.stopping = Some(Stopping { answer, until: now.mono + DISKS_STOP_MAX });
-            let keys: Vec<VolumeKey> = data.volumes.keys().copied().collect();
-            keys.into_iter().for_each(|key| data.drop_volume(key));
-            let ids: Vec<ConnectionId> = data.peers.keys().copied().collect();
-            ids.into_iter().for_each(|id| data.disconnect(now, id, &ConnectionError::Closed));
-            for disk in data.disks.values_mut() {
-                disk.store.shutdown(now.mono.0, &mut data.ring);
-            }
-        }
+        Command::Stop(answer) => data.stop(now, Stopping { answer, until: now.mono + DISKS_STOP_MAX }),
     }
 }
 
@@ -190,6 +185,17 @@ impl DataLoop {
         }
     }
 
+    fn stop(&mut self, now: Now, stopping: Stopping) {
+        self.stopping = Some(stopping);
+        let keys: Vec<VolumeKey> = self.volumes.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.drop_volume(key));
+        let ids: Vec<ConnectionId> = self.peers.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.disconnect(now, id, &ConnectionError::Closed));
+        for disk in self.disks.values_mut() {
+            disk.store.shutdown(now.mono.0, &mut self.ring);
+        }
+    }
+
     fn keep(&mut self, seen: u64, kept: BTreeMap<DiskId, HashMap<ObjectId, u32>>) {
         (self.kept_seen, self.kept) = (seen, kept);
         for (id, disk) in &mut self.disks {
@@ -204,7 +210,8 @@ impl DataLoop {
             store.inventory().into_iter().filter(|e| e.extents > 0).map(|e| e.chunk.object).collect();
         let replica = Replica::new(id, store.sealed(), |object| holds.contains(&object), Bugs::NONE);
         let number = store.owner();
-        let disk = LocalDisk { number, store, replica, death_told: false, closing: None };
+        let meter = Meter::new(now.mono);
+        let disk = LocalDisk { number, store, replica, meter, death_told: false, closing: None };
         self.disks.insert(id, disk);
         self.disk_reachable(now, id, true);
     }
@@ -251,6 +258,7 @@ impl DataLoop {
             disks: self.disks.iter().map(|(id, d)| (*id, d.store.stats(), dead(d))).collect(),
             kept_seen: self.kept_seen,
             bad: self.disks.iter().map(|(id, d)| (*id, d.replica.bad_blocks())).collect(),
+            loads: self.disks.iter().map(|(id, d)| (*id, self.loads.of(now.mono, &d.meter))).collect(),
             network: self.network,
             condemned: self.disks.values().flat_map(|d| d.replica.condemned()).map(|c| c.object).collect(),
             sleeps: self.sleeps,

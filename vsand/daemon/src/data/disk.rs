@@ -7,12 +7,16 @@ use tokio::sync::oneshot;
 use vsand_core::replica::Replica;
 use vsand_store::Store;
 
+use super::load::Meter;
+
 /// A disk that is served.
 pub(super) struct LocalDisk {
     /// Its number in the tokens of its requests.
     pub number: u16,
     pub store: Store,
     pub replica: Replica,
+    /// What it has to serve.
+    pub meter: Meter,
     /// The control plane has been told that it is dead.
     pub death_told: bool,
     /// It is being closed.

@@ -22,6 +22,7 @@ pub(crate) mod clock;
 mod commands;
 mod connection;
 mod disk;
+mod load;
 mod outgoing;
 pub mod port;
 pub mod stats;
@@ -44,6 +45,7 @@ use vsand_store::ring::{BufPool, Completion, PollId, Ring, Token};
 use clock::{fresh, now};
 use connection::{Connection, ConnectionError, Message};
 use disk::LocalDisk;
+use load::Loads;
 use port::{Command, ConnectionId, DataPort, Event};
 use stats::Histogram;
 use volume::{Volume, VolumeKey};
@@ -113,6 +115,8 @@ pub(crate) struct DataLoop {
     peers: BTreeMap<ConnectionId, Peer>,
     /// The connection by which this host asks another.
     outbound: HashMap<HostId, ConnectionId>,
+    /// What owners ask of components.
+    loads: Loads,
     network: Histogram,
     sleeps: u64,
     turns: u64,
@@ -124,15 +128,15 @@ pub(crate) struct DataLoop {
     more_requests: bool,
 }
 
-/// Runs the loop until it is told to stop. The ring belongs to the thread that makes it, so this makes it.
-pub fn run(port: DataPort) -> std::io::Result<()> {
+/// Runs the loop until it is told to stop. Averages of load forget half of what was in each half-life. The ring belongs to the thread that makes it, so this makes it.
+pub fn run(port: DataPort, load_half_life: Duration) -> std::io::Result<()> {
     let mut ring = Ring::new(RING_ENTRIES)?;
     ring.poll(Token::new(owner::WAKE, 0), &port, true);
-    DataLoop::new(ring, port).turn_until_stopped()
+    DataLoop::new(ring, port, load_half_life).turn_until_stopped()
 }
 
 impl DataLoop {
-    fn new(ring: Ring, port: DataPort) -> Self {
+    fn new(ring: Ring, port: DataPort, load_half_life: Duration) -> Self {
         Self {
             ring,
             port,
@@ -147,6 +151,7 @@ impl DataLoop {
             next_volume: 1,
             peers: BTreeMap::new(),
             outbound: HashMap::new(),
+            loads: Loads::new(now().mono, load_half_life),
             network: Histogram::default(),
             sleeps: 0,
             turns: 0,
@@ -365,6 +370,7 @@ impl DataLoop {
         for (id, error) in silent {
             self.disconnect(now, id, &error);
         }
+        self.loads.fold(now.mono, self.disks.values_mut().map(|disk| &mut disk.meter));
         self.report_dead_disks();
     }
 

@@ -15,7 +15,7 @@ use ferro_vhost::blk::BlkDevice;
 use ferro_vhost::server::Server;
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
-use vsand_core::directory::{Command as DirectoryCommand, ObjectRecord, Outcome, Refused, State};
+use vsand_core::directory::{Command as DirectoryCommand, Heat, ObjectRecord, Outcome, Refused, State};
 use vsand_core::lease::Renewal;
 use vsand_core::limits::Limits;
 use vsand_core::owner::guest::{GuestRequest, GuestResult};
@@ -109,6 +109,8 @@ pub enum Command {
         chunk: ChunkIndex,
         /// Where the component is.
         from: DiskId,
+        /// To where, if it is not for the directory to say.
+        to: Option<DiskId>,
     },
     /// What became of an owner's proposal.
     Proposed {
@@ -137,6 +139,8 @@ pub enum Command {
     ///
     /// [`Provisioning`]: vsand_core::directory::Provisioning
     Keep(u64, BTreeMap<DiskId, HashMap<ObjectId, u32>>),
+    /// What owners ask of components, of those that have something to serve for long enough.
+    Heats(oneshot::Sender<Vec<Heat>>),
     /// How everything is.
     Snapshot(oneshot::Sender<Box<Snapshot>>),
     /// Checkpoint all disks and end; answered with the disks that did not answer in time.

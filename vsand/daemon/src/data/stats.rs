@@ -8,6 +8,7 @@ use vsand_core::replica::BadCounts;
 use vsand_store::StoreStats;
 pub use vsand_store::latency::{BOUNDS_US, Histogram};
 
+pub use super::load::DiskLoad;
 use super::port::VolumeView;
 
 /// What one direction of I/O did.
@@ -47,6 +48,8 @@ pub struct Snapshot {
     pub kept_seen: u64,
     /// Blocks of each disk that were bad.
     pub bad: BTreeMap<DiskId, BadCounts>,
+    /// What each disk has to serve.
+    pub loads: BTreeMap<DiskId, DiskLoad>,
     /// From asking a remote disk to its answer.
     pub network: Histogram,
     /// Objects with condemned components, to find leftovers of a lost race.

@@ -69,7 +69,7 @@ fn serve(path: &Path, fault: Fault) -> (DataHandle, std::thread::JoinHandle<std:
     assert_eq!(recovery.replayed, 1, "the change is in the journal");
     assert!(store.set_fault(fault));
     let (data, port, _events) = channel().unwrap();
-    let thread = std::thread::spawn(move || super::run(port));
+    let thread = std::thread::spawn(move || super::run(port, Duration::from_secs(300)));
     data.send(Command::AddDisk(Box::new(store))).unwrap();
     (data, thread)
 }
@@ -101,7 +101,7 @@ async fn a_disk_that_does_not_answer_is_left_when_the_loop_stops() {
 /// A loop in this thread, so that a turn's time can be held still.
 fn held() -> DataLoop {
     let (_data, port, _events) = channel().unwrap();
-    DataLoop::new(Ring::new(64).unwrap(), port)
+    DataLoop::new(Ring::new(64).unwrap(), port, Duration::from_secs(300))
 }
 
 /// The directory's record of a volume with one copy on the disk, owned by this host, its first chunk placed.

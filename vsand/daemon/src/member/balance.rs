@@ -1,10 +1,10 @@
-//! Rebalancing: data moves to where its volumes rather are, and from disks that are much fuller than others, one component after the
-//! other, until nothing is out of place and they are about even (`vsand_core::directory::balance` says what goes where,
+//! Rebalancing: data moves to where its volumes rather are, from disks that are much fuller than others, and where those are about even, from
+//! disks that have much more to serve, one component after the other (`vsand_core::directory::balance` and `load` say what goes where,
 //! docs/decisions/0026-rebalancing.md and 0032-places.md why).
 //!
 //! Each host moves of the volumes that it owns, and of closed ones where it is the first with a good component: those it owns
 //! as long as it takes, as for a scrub. Copying is the owner's resync, with its rate: guests come first. After a move to an emptier disk it
-//! is waited until disks have said how full they are now.
+//! is waited until disks have said how full they are now, and before the next by load until averages have settled, whichever host moved last.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use ferro_protocol::api::{EventKind, EventLevel};
 use ferro_protocol::ids::ObjectId;
-use vsand_core::directory::{Move, ObjectRecord};
+use vsand_core::directory::{FeatureLevel, LoadRules, Move, ObjectRecord, State, Why};
 use vsand_core::time::Instant;
 
 use super::Member;
+use super::load::REPORT_EVERY;
 use super::ownership::{At, is_ours_to_tend};
+use crate::config::Rebalance;
 use crate::data::clock;
 use crate::data::port::Command as DataCommand;
 use crate::events::Draft;
@@ -30,6 +32,8 @@ const MOVE_LOOK_EVERY: Duration = Duration::from_secs(1);
 const BEGIN_MAX: Duration = Duration::from_secs(10);
 /// What was given up is removed from its disk, and the disk has said so, after so long.
 const SETTLE: Duration = Duration::from_secs(25);
+/// Averages have settled after so many of their half-lives, and have been told.
+const LOAD_HALF_LIVES: u64 = 3;
 /// An object of which nothing could be moved is left alone for so long.
 const PUT_OFF: Duration = Duration::from_secs(600);
 
@@ -48,9 +52,9 @@ impl Moves {
 
 /// Moves what is to be moved, for as long as the daemon runs.
 pub async fn balance(member: Arc<Member>) {
-    let spread = member.config.rebalance.spread_percent;
+    let spread_percent = member.config.rebalance.spread_percent;
     let mut not_before: BTreeMap<ObjectId, Instant> = BTreeMap::new();
-    let mut moved = 0_u64;
+    let mut moved = Moved::default();
     let mut pause = LOOK_EVERY;
     loop {
         tokio::time::sleep(std::mem::replace(&mut pause, LOOK_EVERY)).await;
@@ -62,33 +66,51 @@ pub async fn balance(member: Arc<Member>) {
         let state = member.state();
         let may =
             |record: &ObjectRecord| !not_before.contains_key(&record.id) && is_ours_to_tend(&member, record);
-        let Some(next) = state.next_move(spread, may) else {
-            tell(&member, std::mem::take(&mut moved)).await;
+        let next = match state.next_move(spread_percent, may) {
+            Some(next) => Some(next),
+            None => by_load(&member, &state, may).await,
+        };
+        let Some(next) = next else {
+            moved.tell(&member).await;
             continue;
         };
         member.moves.at.set(Some(next.object));
         let done = carry_out(&member, next).await;
         member.moves.at.set(None);
         if done {
-            moved += 1;
+            moved.add(next.why);
             // What is nearer does not depend on how full disks are.
-            pause = if next.nearer { MOVE_LOOK_EVERY } else { SETTLE + LOOK_EVERY };
+            pause = if next.why == Why::Nearer { MOVE_LOOK_EVERY } else { SETTLE + LOOK_EVERY };
         } else {
             not_before.insert(next.object, clock::mono() + PUT_OFF);
         }
     }
 }
 
+/// The component to move next because its disk has more to serve than others. What nobody has open has nothing to serve.
+async fn by_load(member: &Member, state: &State, may: impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
+    let Rebalance { spread_percent, load_percent, load_window_s } = member.config.rebalance;
+    if load_percent == 0 || state.level < FeatureLevel::LOADS {
+        return None;
+    }
+    let heats = member.data.ask(DataCommand::Heats).await.ok()?;
+    let settle_s = LOAD_HALF_LIVES * load_window_s + 2 * REPORT_EVERY.as_secs();
+    let rules = LoadRules { percent: load_percent, spread_percent, settle_s };
+    state.next_move_by_load(rules, &heats, clock::unix_s(), |record| record.lock.is_some() && may(record))
+}
+
 /// Moves a component; false if nothing came of it.
 async fn carry_out(member: &Member, next: Move) -> bool {
-    let Move { object, chunk, from, to, nearer } = next;
+    let Move { object, chunk, from, to, why } = next;
     let (state, me) = (member.state(), member.host());
     let closed = state.objects.get(&object).is_some_and(|record| state.holder(record, me).is_none());
     if closed && !member.own_to_tend(object).await {
         return false;
     }
-    tracing::info!(%object, %chunk, %from, %to, nearer, "a component moves to an emptier disk, or nearer to where its volume rather is");
-    if member.data.send(DataCommand::Move { object, chunk, from }).is_err() {
+    // By fullness the directory says where to, as things are by then, and what goes.
+    let wanted = (why != Why::Fuller).then_some(to);
+    tracing::info!(%object, %chunk, %from, %to, ?why, "a component moves to another disk");
+    if member.data.send(DataCommand::Move { object, chunk, from, to: wanted }).is_err() {
         return false;
     }
     let mut still = clock::mono();
@@ -109,12 +131,36 @@ async fn carry_out(member: &Member, next: Move) -> bool {
     }
 }
 
-async fn tell(member: &Member, moved: u64) {
-    if moved > 0 {
-        let parts = if moved == 1 { "part of a volume was" } else { "parts of volumes were" };
-        let message =
-            format!("{moved} {parts} moved to emptier disks, or to where the volumes are rather kept");
-        let subject = format!("host {}", member.host());
-        member.events.add(vec![Draft::new(EventKind::Rebalanced, EventLevel::Info, subject, message)]).await;
+/// What was moved since that was last told.
+#[derive(Debug, Default)]
+struct Moved {
+    nearer: u64,
+    fuller: u64,
+    busier: u64,
+}
+
+impl Moved {
+    fn add(&mut self, why: Why) {
+        match why {
+            Why::Nearer => self.nearer += 1,
+            Why::Fuller => self.fuller += 1,
+            Why::Busier => self.busier += 1,
+        }
+    }
+
+    async fn tell(&mut self, member: &Member) {
+        let Self { nearer, fuller, busier } = std::mem::take(self);
+        let told = [
+            (nearer, "to where the volumes are rather kept"),
+            (fuller, "from fuller disks to emptier ones"),
+            (busier, "from busier disks to idler ones"),
+        ];
+        for (moved, which) in told.into_iter().filter(|(moved, _)| *moved > 0) {
+            let parts = if moved == 1 { "part of a volume was" } else { "parts of volumes were" };
+            let message = format!("{moved} {parts} moved {which}");
+            let subject = format!("host {}", member.host());
+            let draft = Draft::new(EventKind::Rebalanced, EventLevel::Info, subject, message);
+            member.events.add(vec![draft]).await;
+        }
     }
 }

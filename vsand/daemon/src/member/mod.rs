@@ -21,6 +21,7 @@ pub mod erring;
 pub mod keep;
 pub mod kept;
 pub mod limits;
+mod load;
 pub mod network;
 pub mod ownership;
 pub mod pace;
@@ -285,10 +286,11 @@ impl Member {
         }
 
         let (data, port, loop_events) = crate::data::port::channel().map_err(StartError::Loop)?;
+        let load_half_life = config.rebalance.load_half_life();
         std::thread::Builder::new()
             .name("vsand-data".to_owned())
             .spawn(move || {
-                if let Err(error) = crate::data::run(port) {
+                if let Err(error) = crate::data::run(port, load_half_life) {
                     tracing::error!(%error, "the data loop has failed; this host can't go on");
                     signal_hook::low_level::exit(EXIT_LOOP);
                 }
@@ -344,6 +346,7 @@ impl Member {
         tokio::spawn(announce::announce(Arc::clone(member)));
         tokio::spawn(duties::choose_voters(Arc::clone(member)));
         tokio::spawn(duties::report_usage(Arc::clone(member)));
+        tokio::spawn(load::report(Arc::clone(member)));
         tokio::spawn(duties::remove_leftovers(Arc::clone(member)));
         tokio::spawn(departure::see_off(Arc::clone(member)));
         tokio::spawn(absence::watch(Arc::clone(member)));

@@ -103,7 +103,7 @@ fn settings(config: &Config) -> String {
         repair_delay_s,
         resync_mib_per_s,
         scrub: Scrub { every_days, rate_mib_s, bad_blocks_max },
-        rebalance: Rebalance { spread_percent },
+        rebalance: Rebalance { spread_percent, load_percent, load_window_s },
         debug_faults,
     } = config;
     let mut text = String::new();
@@ -113,7 +113,8 @@ fn settings(config: &Config) -> String {
         "listen = {listen:?}\nadvertise = {advertise:?}\nstate_dir = {}\nrun_dir = {}\nname = {name:?}\n\
          fault_domain = {fault_domain:?}\ngroup = {group:?}\nrepair_delay_s = {repair_delay_s}\n\
          resync_mib_per_s = {resync_mib_per_s}\ndebug_faults = {debug_faults}\n\n[scrub]\n\
-         every_days = {every_days}\nrate_mib_s = {rate_mib_s}\nbad_blocks_max = {bad_blocks_max}\n\n[rebalance]\nspread_percent = {spread_percent}\n",
+         every_days = {every_days}\nrate_mib_s = {rate_mib_s}\nbad_blocks_max = {bad_blocks_max}\n\n[rebalance]\nspread_percent = {spread_percent}\n\
+         load_percent = {load_percent}\nload_window_s = {load_window_s}\n",
         state_dir.display(),
         run_dir.display()
     );
