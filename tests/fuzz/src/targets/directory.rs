@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use ferro_protocol::document::DocumentName;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Epoch, HostId, ObjectId, Role, Seq, VolumeName};
 use vsand_core::directory::{
-    Basis, Command, Content, Departure, HostRecord, Load, LockKind, ObjectRecord, Policy, Refused, State,
-    SyncChange, TokenEntry,
+    Basis, Command, Content, Departure, HostRecord, Load, LockKind, ObjectRecord, Policy, Preference,
+    Refused, State, SyncChange, TokenEntry,
 };
 
 use crate::Source;
@@ -214,6 +214,10 @@ pub(super) fn command_seeds() -> Vec<Vec<u8>> {
         Command::LeaveDisk { disk, departure: Some(Departure::WhenEmpty) },
         Command::LeaveHost { host: host_id(2), departure: Some(Departure::AtOnce) },
         Command::Trim { basis, chunk },
+        Command::Prefer {
+            object,
+            preference: Preference { places: vec!["a".to_owned()], across_sites: true },
+        },
         Command::ReportLoad { loads: vec![(disk, Load(500))] },
         Command::MoveTo { basis, chunk, from: disk, to: disk_id(3), unix_s: 8 },
         Command::TrimFrom { basis, chunk, disk, unix_s: 9 },

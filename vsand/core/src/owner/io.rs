@@ -45,6 +45,8 @@ pub(super) enum Fault {
     Bad,
     /// The component can't be asked now. Only of a shard; what has no other source waits instead.
     Away,
+    /// It was asked, and does not answer while it answers others ([`super::stuck`]). Only of a shard; it may answer yet.
+    Stuck,
 }
 
 /// Who asked for an operation.
@@ -74,6 +76,8 @@ pub(super) struct Part {
     pub piece: Piece,
     /// Components whose answer was no good.
     pub tried: BTreeSet<DiskId>,
+    /// One of them has not answered at all, and may yet.
+    pub stuck: bool,
     asked: Option<DiskId>,
     /// The version that its change shall have, if that is decided already.
     seq: Option<Seq>,
@@ -112,7 +116,7 @@ impl Owner {
         for (place, piece) in pieces.into_iter().enumerate() {
             let part = PartId(self.fresh_id());
             let tried = BTreeSet::new();
-            self.parts.insert(part, Part { op, place, piece, tried, asked: None, seq: None });
+            self.parts.insert(part, Part { op, place, piece, tried, stuck: false, asked: None, seq: None });
             self.admit(now, part);
         }
     }
@@ -130,7 +134,8 @@ impl Owner {
         let whom = Whom::Task(task, place);
         self.ops.insert(op, Op { whom, left: 1, read: false, data: Vec::new(), failed: None });
         let part = PartId(self.fresh_id());
-        self.parts.insert(part, Part { op, place: 0, piece, tried: BTreeSet::new(), asked: None, seq });
+        let tried = BTreeSet::new();
+        self.parts.insert(part, Part { op, place: 0, piece, tried, stuck: false, asked: None, seq });
         self.admit(now, part);
     }
 
@@ -201,8 +206,12 @@ impl Owner {
             let untried = group.in_sync().any(|disk| !part.tried.contains(&disk));
             if matches!(chunk.role(), Role::Shard(_)) {
                 // Other shards make up for it.
-                let bad = !untried && !part.tried.is_empty();
-                self.end_part(id, Err(if bad { Fault::Bad } else { Fault::Away }));
+                let fault = match (part.stuck, untried || part.tried.is_empty()) {
+                    (true, _) => Fault::Stuck,
+                    (false, true) => Fault::Away,
+                    (false, false) => Fault::Bad,
+                };
+                self.end_part(id, Err(fault));
                 self.unlock(now, chunk, Holder::Part(id));
             } else if untried {
                 group.stalled.push(id);

@@ -150,6 +150,7 @@ impl Owner {
                     {
                         // No other component of it: it is decoded.
                         part.tried.insert(disk);
+                        part.stuck = true;
                     }
                     self.read_part(now, part);
                 }

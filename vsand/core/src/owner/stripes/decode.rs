@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   rows taken ──▶ fetch the other shards, with versions ──▶ solve, row by row ──▶ handed over
-//!                     │ one is bad or away: fetch again without it; too few: wait, or lost
+//!                     │ one is bad, stuck or away: fetch again without it; too few: with those that are stuck, or wait, or lost
 //! ```
 //!
 //! A row's parities are used each with the values that it was counted with. For a data block that is, by the parity's
@@ -51,6 +51,8 @@ pub(super) struct Decode {
     step: Step,
     /// Shards that failed to answer well.
     bad: BTreeSet<u8>,
+    /// Shards that did not answer while their disks answered others: not asked again as long as there are enough without them.
+    stuck: BTreeSet<u8>,
     asked: Vec<u8>,
     slots: Vec<u32>,
     log: LogData,
@@ -165,9 +167,10 @@ impl Owner {
         whom: For,
     ) -> TaskId {
         // One that is only away is asked itself, should it be back before enough of the others are.
-        let bad = BTreeSet::from_iter((fault == Fault::Bad).then_some(shard));
+        let of = |kind: Fault| BTreeSet::from_iter((fault == kind).then_some(shard));
+        let (bad, stuck) = (of(Fault::Bad), of(Fault::Stuck));
         let (asked, slots, log) = (Vec::new(), Vec::new(), LogData::default());
-        let decode = Decode { rows, shard, whom, step: Step::Rows, bad, asked, slots, log };
+        let decode = Decode { rows, shard, whom, step: Step::Rows, bad, stuck, asked, slots, log };
         let mode = if matches!(whom, For::Copy(_)) { Mode::Exclusive } else { Mode::Shared };
         let id = self.begin_task(chunk, Work::Decode(decode));
         let racing = self.bugs.has(Bug::RebuildRacesDestage) && matches!(whom, For::Copy(_));
@@ -206,6 +209,10 @@ impl Owner {
             match got {
                 Ok(Got::Runs(runs, data)) => fetched.add(shard, &runs, &data),
                 Err(Fault::Away) => all = false,
+                Err(Fault::Stuck) => {
+                    decode.stuck.insert(shard);
+                    all = false;
+                }
                 _ => {
                     decode.bad.insert(shard);
                     all = false;
@@ -239,7 +246,10 @@ impl Owner {
         let Some(stripes) = self.stripes.get(&chunk) else { return };
         let geometry = stripes.geometry;
         let in_sync = |n: &u8| self.has_in_sync(chunk.shard(*n));
-        let good = |n: &u8| !decode.bad.contains(n) && self.shard_disk(chunk.shard(*n)).is_some();
+        let good = |n: &u8| {
+            let passed_over = decode.bad.contains(n) || decode.stuck.contains(n);
+            !passed_over && self.shard_disk(chunk.shard(*n)).is_some()
+        };
         let data: Vec<u8> = geometry.data_shards().filter(good).collect();
         let missing = usize::from(geometry.data) - data.len();
         // After a crash a parity may be counted with values that only another one tells apart: then all are asked. What is
@@ -247,6 +257,11 @@ impl Owner {
         let enough =
             if stripes.is_healed() { missing.max(usize::from(decode.whom_copies())) } else { usize::MAX };
         let parities: Vec<u8> = geometry.parity_shards().filter(good).take(enough).collect();
+        if parities.len() < missing && !decode.stuck.is_empty() {
+            // What is stuck is not lost: without it there would be too few.
+            decode.stuck.clear();
+            return self.decode_shards(now, id, chunk, decode);
+        }
         if parities.len() < missing {
             let left = (0..geometry.shards()).filter(|n| !decode.bad.contains(n)).filter(in_sync).count();
             if left < usize::from(geometry.data) {

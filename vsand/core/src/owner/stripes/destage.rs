@@ -334,7 +334,7 @@ impl Owner {
                 (Asked::Log(slot), Ok(Got::Data(data))) => job.log.put(slot, data),
                 (Asked::Whole(shard), Ok(Got::Runs(runs, data))) => job.fetched.add(shard, &runs, &data),
                 (Asked::Shard { shard, .. } | Asked::Whole(shard), failed) => {
-                    if matches!(failed, Err(Fault::Bad)) {
+                    if matches!(failed, Err(Fault::Bad | Fault::Stuck)) {
                         job.bad.push(shard);
                     }
                     gap = gap.max(Some(Gap::Shard));
