@@ -123,6 +123,12 @@ fn places_come_and_go(served: &Served) {
     assert!(served.done(&["policy", "show", "two-sites"]).contains("place          spread over sites\n"));
     let made = served.done(&["volume", "create", "wide", "--size", "1G", "--policy", "two-sites"]);
     assert_eq!(made, "created volume wide of 1 GiB (mirror:2), spread over sites\n");
+    // A policy that is refused leaves everything as it was: here there are three fault domains.
+    let four = ["--method", "mirror", "--failures", "3", "--prefer", "lyon", "--force-provisioning"];
+    served.done(&[&["policy", "create", "four"][..], &four].concat());
+    served.run(&["policy", "apply", "four", "wide"]).refused(5, &["4 fault domains"]);
+    let wide = served.json(&["volume", "show", "wide"]);
+    assert_eq!((&wide["placement"], &wide["force_provisioning"]), (&across, &serde_json::json!(false)));
     served.done(&["volume", "delete", "wide", "--yes"]);
 }
 

@@ -22,12 +22,18 @@ pub(super) async fn apply(
 ) -> Result<()> {
     let Meant { policy, reserve, force, limits, placement } = resolve(context, choice).await?;
     // A name that is wrong is seen before anything changes.
+    let mut named: Vec<VolumeInfo> = Vec::new();
     for name in names {
-        volume::show(context, name).await?;
+        named.push(volume::show(context, name).await?);
     }
     let mut changed: Vec<VolumeInfo> = Vec::new();
-    for name in names {
-        // Whether it may have fewer copies counts when they are sought, and what is kept when it is known how many there are to be.
+    for before in &named {
+        let name = &before.name;
+        // Whether it may have fewer copies, and where they are rather to be, counts when they are sought, and what is kept when it is
+        // known how many there are to be.
+        if let Some(placement) = &placement {
+            place::put(context, name, placement).await?;
+        }
         if force {
             volume::provision(
                 context,
@@ -38,16 +44,25 @@ pub(super) async fn apply(
         }
         let request = SetPolicyRequest { policy: policy.into() };
         let path = format!("/v1/volumes/{name}/policy");
-        let mut volume = context.client.post(&path, &request).await?;
+        let asked: Result<VolumeInfo> = context.client.post(&path, &request).await;
+        let mut volume = match asked {
+            Ok(volume) => volume,
+            Err(mut refused) => {
+                if let Err(failed) = put_back(context, before, force, placement.is_some()).await {
+                    refused.message = format!(
+                        "{}; where volume {name} is to be could not be put back: {}",
+                        refused.message, failed.message
+                    );
+                }
+                return Err(refused);
+            }
+        };
         if reserve.is_some() {
             let request = ProvisionRequest { reserve_percent: reserve, force: None };
             volume = volume::provision(context, name, &request).await?;
         }
         if let Some(limits) = limits {
             volume = put(context, name, limits).await?;
-        }
-        if let Some(placement) = &placement {
-            volume = place::put(context, name, placement).await?;
         }
         changed.push(volume);
     }
@@ -76,6 +91,18 @@ pub(super) async fn apply(
         };
         list.volumes.iter().map(line).collect::<Vec<_>>().join("\n")
     })
+}
+
+/// A volume that does not get the policy is kept as it was before.
+async fn put_back(context: &Context, before: &VolumeInfo, force: bool, placed: bool) -> Result<()> {
+    if placed {
+        place::put(context, &before.name, &before.placement).await?;
+    }
+    if force && !before.force_provisioning {
+        let request = ProvisionRequest { force: Some(false), ..ProvisionRequest::default() };
+        volume::provision(context, &before.name, &request).await?;
+    }
+    Ok(())
 }
 
 fn is_done(volume: &VolumeInfo, policy: Policy) -> bool {
