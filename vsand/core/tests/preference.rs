@@ -160,6 +160,28 @@ fn what_is_placed_already_moves_and_comes_to_an_end() {
 }
 
 #[test]
+fn what_finds_no_room_keeps_no_other_volume_waiting() {
+    let mut c = cluster(&SITES, mirror(1));
+    c.place(FIRST).expect("there is room");
+    c.ok(Command::ReportUsage { used_extents: vec![(disk(4), EXTENTS)] });
+    // Before the other in every order, with more parts than are tried in one look.
+    let object = ObjectId::from_bytes([1; 16]);
+    c.ok(Command::CreatePreferred {
+        object,
+        name: "a".parse().expect("a name"),
+        size_bytes: CHUNK_BYTES * 100,
+        policy: mirror(1),
+        provision: Provision { percent: 100, forced: false },
+        preference: Preference { places: vec!["brest/a".to_owned()], across_sites: false },
+        unix_s: 0,
+    });
+    assert_eq!(c.state.misplaced(&c.state.objects[&object]), 100);
+    prefer(&mut c, &["brest/b"], false).expect("there are such hosts");
+    let next = c.state.next_move(0, |_| true).expect("there is room in brest/b");
+    assert_eq!((next.object, number(next.to)), (OBJECT, 5));
+}
+
+#[test]
 fn fullness_moves_nothing_farther_and_repairs_stay_near() {
     let mut c = cluster(&SITES, mirror(2));
     prefer(&mut c, &["brest"], false).expect("there are such hosts");

@@ -95,9 +95,10 @@ impl State {
                 chunk.components.iter().map(move |c| (object, preference, *index, c.disk))
             })
         });
+        // Those for which there is no room now must not keep others waiting.
         let better = components.filter(|(o, preference, chunk, from)| {
             self.disks.get(from).is_some_and(|disk| self.is_balanced(disk))
-                && self.better_domain(preference, o, *chunk, *from)
+                && self.has_better(preference, o, *chunk, *from, placement::has_room)
         });
         let mut better = better.take(TRIES).peekable();
         better.peek()?;

@@ -31,7 +31,7 @@ use super::State;
 use super::apply::Applied;
 use super::command::{Outcome, Refused};
 use super::conversion::lineage;
-use super::records::ObjectRecord;
+use super::records::{DiskRecord, ObjectRecord};
 
 /// The most places that an object may prefer.
 pub const PLACES_MAX: usize = 8;
@@ -170,17 +170,18 @@ impl State {
         let components = object.chunks.iter().flat_map(|(index, chunk)| {
             chunk.components.iter().map(move |component| (*index, component.disk))
         });
-        components.filter(|(index, disk)| self.better_domain(preference, object, *index, *disk)).count()
+        let better = |index, disk| self.has_better(preference, object, index, disk, |_| true);
+        components.filter(|(index, disk)| better(*index, *disk)).count()
     }
 
-    /// Whether there is a fault domain where a component would be of less rank, with a disk that is there to stay; whether it has room is not
-    /// looked at.
-    pub(super) fn better_domain(
+    /// Whether a component would be of less rank on a disk that is there to stay and `takes` it.
+    pub(super) fn has_better(
         &self,
         preference: &Preference,
         object: &ObjectRecord,
         index: ChunkIndex,
         from: DiskId,
+        takes: impl Fn(&DiskRecord) -> bool,
     ) -> bool {
         let now = self.rank(preference, object, index, from, None);
         let own = object.chunks.get(&index).into_iter().flat_map(|c| &c.components).map(|c| c.disk);
@@ -193,6 +194,7 @@ impl State {
                 .collect();
             self.disks.values().any(|disk| {
                 self.is_balanced(disk)
+                    && takes(disk)
                     && self.fault_domain(disk.id).is_some_and(|domain| !taken.contains(&domain))
                     && self.rank(preference, object, index, disk.id, Some(from)) < now
             })
