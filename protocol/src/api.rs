@@ -54,7 +54,7 @@ pub use object::{
     BrokenLock, CHUNKS_PAGE_MAX, ChunkInfo, ChunkPart, ComponentInfo, ComponentState, LockInfo, LockList,
     ObjectDetails, ObjectInfo, ObjectList,
 };
-pub use placement::{BadPlacement, PLACE_BYTES_MAX, PLACES_MAX, VolumePlacement};
+pub use placement::{BadPlacement, VolumePlacement};
 pub use policy::{BadPolicy, MIRROR_COPIES_MAX, Policy, PolicySpec};
 pub use scrub::{ScrubAction, ScrubInfo, ScrubList, ScrubRequest, ScrubState};
 pub use size::{BadSize, format_size, parse_size};

@@ -1,6 +1,11 @@
 //! What fails together: the names of fault domains are paths. `lyon/rack3` is `rack3` in the site `lyon`; a name without a slash is a
 //! site of its own.
 
+/// The most bytes of a fault domain's name, and so of a place's.
+pub const PLACE_BYTES_MAX: usize = 255;
+/// The most places that a volume may prefer.
+pub const PLACES_MAX: usize = 8;
+
 /// The site that a fault domain is in: the first part of its path.
 pub fn site(fault_domain: &str) -> &str {
     fault_domain.split_once('/').map_or(fault_domain, |(site, _)| site)

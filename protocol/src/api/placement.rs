@@ -5,10 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The most places that a volume may prefer.
-pub const PLACES_MAX: usize = 8;
-/// The most bytes of a place's name.
-pub const PLACE_BYTES_MAX: usize = 255;
+use crate::fault_domain::{PLACE_BYTES_MAX, PLACES_MAX};
 
 /// Where a volume's data is rather kept; by default anywhere. It is no condition: where there is no room, data is elsewhere until there is.
 ///

@@ -6,10 +6,9 @@ use std::collections::BTreeMap;
 
 use common::cluster::{Cluster, FIRST, create, host_record, mirror, number};
 use common::{Lab, OBJECT, disk, host};
-use ferro_protocol::fault_domain::site;
+use ferro_protocol::fault_domain::{PLACES_MAX, site};
 use ferro_protocol::ids::{ChunkIndex, DiskId, ObjectId};
 use ferro_protocol::units::CHUNK_BYTES;
-use vsand_core::directory::preference::PLACES_MAX;
 use vsand_core::directory::{
     Command, FeatureLevel, HostRecord, LockKind, Policy, Preference, Provision, Refused, State, SyncChange,
 };
@@ -261,7 +260,7 @@ fn a_conversion_ends_where_the_volume_prefers() {
     let step = vsand_core::directory::ConversionStep::Begin;
     c.ok(Command::Convert { object: OBJECT, epoch, step });
     let target = c.state.conversions.of(OBJECT).and_then(|conversion| conversion.target).expect("begun");
-    assert!(c.state.preferences.of(target).is_some_and(|p| p.places == ["brest"]));
+    assert_eq!(c.state.preferences.of(target).places, ["brest"]);
     let record = &c.state.objects[&target];
     let basis =
         vsand_core::directory::Basis { object: target, epoch: record.epoch, revision: record.revision };

@@ -63,7 +63,8 @@ impl World {
             0 => Vec::new(),
             1 => vec![format!("s{}", dice.below(2))],
             _ => {
-                vec![self.places.dice.below(hosts)].into_iter().map(|n| self.places.fault_domain(n)).collect()
+                let host = dice.below(hosts);
+                vec![self.places.fault_domain(host)]
             }
         };
         let across_sites = self.places.dice.permille(400);

@@ -305,7 +305,7 @@ impl State {
         provision.check(policy)?;
         self.check_preference(&preference)?;
         // What has nothing kept for it is placed when it is written; that it could be is checked now.
-        placement::place(self, policy, ChunkIndex(0), None, provision.forced)?;
+        placement::check_place(self, policy, provision.forced)?;
         let record = Arc::new(ObjectRecord {
             id: object,
             name: name.clone(),
@@ -320,7 +320,7 @@ impl State {
         });
         self.names.insert(name.clone(), object);
         self.objects.insert(object, record);
-        self.prefer_from_the_beginning(object, preference);
+        self.preferences.set(object, preference);
         let made = self.provision(index, object, provision);
         if made.is_err() {
             self.names.remove(&name);
@@ -512,7 +512,7 @@ impl State {
         if drop.is_none() && (staying >= needed || now.components.len() >= 2 * needed) {
             return Err(Refused::TooMuch(format!("chunk {chunk} has all its components")));
         }
-        let disk = placement::place_one_more(self, record, chunk, drop)?;
+        let disk = placement::place_one_more(self, record, chunk, drop, None)?;
         self.keep_on(index, basis.object, chunk, disk);
         self.change(index, basis.object, |record| {
             let components = &mut record.chunks.entry(chunk).or_default().components;

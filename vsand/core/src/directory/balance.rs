@@ -86,29 +86,31 @@ impl State {
 
     /// A component for which there is room nearer to what its volume prefers.
     fn next_to_preferred(&self, may: &impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
-        if self.preferences.is_empty() || self.objects.values().any(|object| self.is_repairable(object)) {
+        if self.preferences.is_empty() {
             return None;
         }
-        let preferring = self.objects.values().filter_map(|o| Some((o, self.preferences.of(o.id)?)));
-        let components = preferring.filter(|(o, _)| may(o)).flat_map(|(object, preference)| {
+        let preferring = self.objects.values().filter(|o| !self.preferences.of(o.id).is_none() && may(o));
+        let components = preferring.flat_map(|object| {
             object.chunks.iter().flat_map(move |(index, chunk)| {
-                chunk.components.iter().map(move |c| (object, preference, *index, c.disk))
+                chunk.components.iter().map(move |c| (object, *index, c.disk))
             })
         });
         // Those for which there is no room now must not keep others waiting.
-        let better = components.filter(|(o, preference, chunk, from)| {
+        let better = components.filter(|(object, chunk, from)| {
             self.disks.get(from).is_some_and(|disk| self.is_balanced(disk))
-                && self.has_better(preference, o, *chunk, *from, placement::has_room)
+                && self.has_better(object, *chunk, *from, placement::has_room)
         });
         let mut better = better.take(TRIES).peekable();
         better.peek()?;
+        if self.repairs_first() {
+            return None;
+        }
         let promised = self.promised_by_disk();
-        better.find_map(|(object, preference, chunk, from)| {
-            let to = placement::place_one_more(self, object, chunk, Some(from)).ok()?;
+        better.find_map(|(object, chunk, from)| {
+            let to = placement::place_one_more(self, object, chunk, Some(from), None).ok()?;
             let target = self.disks.get(&to).filter(|target| self.is_balanced(target))?;
             let size = self.likely_extents(object, object.policy, chunk, from, &promised);
-            let nearer = self.rank(preference, object, chunk, to, Some(from))
-                < self.rank(preference, object, chunk, from, None);
+            let nearer = self.rank(object, chunk, from, to) < self.rank(object, chunk, from, from);
             (nearer && placement::holds(target, size)).then_some(Move {
                 object: object.id,
                 chunk,
@@ -125,7 +127,7 @@ impl State {
         let emptiest = self.disks.values().filter(takes).map(fullness).min()?;
         let mut fullest: Vec<&DiskRecord> =
             self.disks.values().filter(takes).filter(|d| fullness(d) >= emptiest + spread(d)).collect();
-        if fullest.is_empty() || self.objects.values().any(|object| self.is_repairable(object)) {
+        if fullest.is_empty() || self.repairs_first() {
             return None;
         }
         fullest.sort_unstable_by_key(|disk| (std::cmp::Reverse(fullness(disk)), disk.id));
@@ -133,9 +135,14 @@ impl State {
         fullest.into_iter().find_map(|disk| self.move_from(disk, spread(disk), &promised, may))
     }
 
+    /// Whether there is something to be put right that can be.
+    pub(super) fn repairs_first(&self) -> bool {
+        self.objects.values().any(|object| self.is_repairable(object))
+    }
+
     /// Whether there is something to be put right of an object that can be: nobody does it while the host is away that has it open,
     /// or all that have what is missing.
-    pub(super) fn is_repairable(&self, object: &ObjectRecord) -> bool {
+    fn is_repairable(&self, object: &ObjectRecord) -> bool {
         let held = |lock: &Lock| lock.kind != LockKind::Background && self.absences.of(lock.host).is_some();
         if self.is_settled(object) || object.lock.as_ref().is_some_and(held) {
             return false;
@@ -175,7 +182,7 @@ impl State {
             chunks.map(move |(index, _)| (object, *index))
         });
         components.take(TRIES).find_map(|(object, chunk)| {
-            let to = placement::place_one_more(self, object, chunk, Some(disk.id)).ok()?;
+            let to = placement::place_one_more(self, object, chunk, Some(disk.id), None).ok()?;
             let target = self.disks.get(&to).filter(|target| self.is_balanced(target))?;
             let size = self.likely_extents(object, object.policy, chunk, disk.id, promised);
             let after = size.saturating_mul(1_000) / target.capacity_extents.max(1);
@@ -188,20 +195,6 @@ impl State {
                 to,
                 why: Why::Fuller,
             })
-        })
-    }
-
-    /// Whether a component would be farther from what its volume prefers on the other disk.
-    pub(super) fn is_farther(
-        &self,
-        object: &ObjectRecord,
-        chunk: ChunkIndex,
-        from: DiskId,
-        to: DiskId,
-    ) -> bool {
-        self.preferences.of(object.id).is_some_and(|preference| {
-            self.rank(preference, object, chunk, to, Some(from))
-                > self.rank(preference, object, chunk, from, None)
         })
     }
 
@@ -224,10 +217,7 @@ impl State {
         if now.components.len() != needed || !now.components.iter().all(Component::in_sync) {
             return Err(Refused::TooMuch(format!("chunk {chunk} is being repaired or moved already")));
         }
-        let disk = match to {
-            Some(to) => placement::place_one_more_on(self, record, chunk, Some(from), to)?,
-            None => placement::place_one_more(self, record, chunk, Some(from))?,
-        };
+        let disk = placement::place_one_more(self, record, chunk, Some(from), to)?;
         self.moved_at(unix_s);
         self.keep_on(index, basis.object, chunk, disk);
         self.change(index, basis.object, |record| {

@@ -121,7 +121,7 @@ impl State {
         let forced = self.provisioning.of(object).forced;
         if let (Policy::Mirror { .. }, Policy::Mirror { .. }) = (from, to) {
             if to.domains() > from.domains() && !forced {
-                placement::place(self, to, ChunkIndex(0), None, false)?;
+                placement::check_place(self, to, false)?;
                 self.check_room(record, to)?;
             }
             self.end_conversion(object);
@@ -275,7 +275,7 @@ impl State {
     /// Places all components of what the object would become, as a trial: both are there until it has ended.
     fn check_target(&self, object: &ObjectRecord, to: Policy) -> Result<(), Refused> {
         let forced = self.provisioning.of(object.id).forced && matches!(to, Policy::Mirror { .. });
-        placement::place(self, to, ChunkIndex(0), None, forced)?;
+        placement::check_place(self, to, forced)?;
         let promised = self.promised_by_disk();
         let mut free = self.room(&BTreeSet::new());
         let (mut extents, mut fits) = (0_u64, true);

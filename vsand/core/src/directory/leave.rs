@@ -256,8 +256,6 @@ impl State {
     ) -> Result<DiskId, Refused> {
         let (policy, needed) = (object.policy, object.policy.components(index));
         let chunk = object.chunks.get(&index).ok_or(Refused::NoComponent(index))?;
-        let preference = self.preferences.of(object.id);
-        let rank = |disk| preference.map(|preference| self.rank(preference, object, index, disk, None));
         let good = |c: &&Component| {
             let works = self.disks.get(&c.disk).is_some_and(|d| d.health == DiskHealth::Healthy);
             c.in_sync() && works && !self.is_emptied(policy, c.disk) && !self.is_away(c.disk)
@@ -277,7 +275,7 @@ impl State {
             .min_by_key(|c| {
                 let fullness = Reverse(self.disks.get(&c.disk).map(balance::fullness));
                 let waits = (!self.is_away(c.disk), !self.is_resting(c.disk));
-                let far = Reverse(rank(c.disk));
+                let far = Reverse(self.rank(object, index, c.disk, c.disk));
                 (!self.is_emptied(policy, c.disk), c.in_sync(), waits, far, fullness, c.disk)
             })
             .map(|c| c.disk)

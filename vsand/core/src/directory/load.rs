@@ -140,7 +140,7 @@ impl State {
             load >= Load::FLOOR && others > 0 && own * others * 100 >= rest.saturating_mul(more)
         };
         let hottest: Vec<&DiskRecord> = disks.iter().filter(hot).copied().collect();
-        if hottest.is_empty() || self.objects.values().any(|object| self.is_repairable(object)) {
+        if hottest.is_empty() || self.repairs_first() {
             return None;
         }
         let promised = self.promised_by_disk();
@@ -187,7 +187,7 @@ impl State {
                 && placement::holds(to, size)
                 && stays_even(&pair, disks, spread_percent)
                 && !self.is_farther(record, chunk, from.id, to.id)
-                && placement::place_one_more_on(self, record, chunk, Some(from.id), to.id).is_ok();
+                && placement::place_one_more(self, record, chunk, Some(from.id), Some(to.id)).is_ok();
             let next = Move { object: record.id, chunk, from: from.id, to: to.id, why: Why::Busier };
             good.then_some(((leaves(to), after), next))
         })

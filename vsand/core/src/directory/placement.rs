@@ -37,32 +37,26 @@ pub(super) fn holds(disk: &DiskRecord, extents: u64) -> bool {
 /// Records, with the disks that their components are on or are to be on.
 pub type Placed = Vec<(ChunkIndex, Vec<DiskId>)>;
 
-/// Disks for all records of a new chunk; one of its copies, or a data shard and a copy of the log, in `near`, if it has room. With
-/// `forced` a mirror has fewer copies where there is no place for all, but one.
-pub fn place(
-    state: &State,
-    policy: Policy,
-    chunk: ChunkIndex,
-    near: Option<HostId>,
-    forced: bool,
-) -> Result<Placed, Refused> {
-    let (nothing, promised) = (BTreeMap::new(), state.promised_by_disk());
-    let (prefers, kept) = (&Preference::default(), &nothing);
+/// Refuses a policy for which no chunk would find a place. With `forced` a mirror has fewer copies where there is no place for all, but
+/// one.
+pub(super) fn check_place(state: &State, policy: Policy, forced: bool) -> Result<(), Refused> {
+    let (kept, promised) = (&BTreeMap::new(), state.promised_by_disk());
+    let (prefers, near) = (Preference::NONE, None);
     let search = Search { state, policy, promised, prefers, kept, near, forced, present: false, only: None };
-    search.chunk(chunk, |_| 0)
+    search.chunk(ChunkIndex(0), |_| 0).map(drop)
 }
 
-/// The same for a chunk of an object that there is, as the object has it: where it prefers to be, and whether it may have fewer copies.
+/// Disks for all records of a new chunk of an object, by what it prefers; one of its copies, or a data shard and a copy of the log, in
+/// `near`, if that has room and is as good. A mirror that may have fewer copies has them where there is no place for all.
 pub(super) fn place_chunk(
     state: &State,
     object: &ObjectRecord,
     chunk: ChunkIndex,
     near: HostId,
 ) -> Result<Placed, Refused> {
-    let (nothing, none) = (BTreeMap::new(), Preference::default());
-    let prefers = state.preferences.of(object.id).unwrap_or(&none);
+    let (policy, promised, near) = (object.policy, state.promised_by_disk(), Some(near));
+    let (prefers, kept) = (state.preferences.of(object.id), &BTreeMap::new());
     let forced = state.provisioning.of(object.id).forced;
-    let (policy, promised, kept, near) = (object.policy, state.promised_by_disk(), &nothing, Some(near));
     let search = Search { state, policy, promised, prefers, kept, near, forced, present: false, only: None };
     search.chunk(chunk, |_| 0)
 }
@@ -77,10 +71,9 @@ pub(super) fn place_rest(
     kept: &mut BTreeMap<DiskId, u64>,
 ) -> Result<Option<Placed>, Refused> {
     let (policy, Provision { percent, forced }) = (object.policy, provision);
-    let none = Preference::default();
-    let prefers = state.preferences.of(object.id).unwrap_or(&none);
+    let prefers = state.preferences.of(object.id);
     // Whether the hosts can hold it at all is another question.
-    place(state, policy, ChunkIndex(0), None, forced)?;
+    check_place(state, policy, forced)?;
     let mut promised = state.promised_by_disk();
     let mut all = Placed::new();
     for chunk in (0..object.chunks_total()).map(ChunkIndex) {
@@ -105,28 +98,9 @@ pub(super) fn place_rest(
 }
 
 /// A disk for one more component of a record, in a fault domain of its own, and not `drop`; never of a host that is away. Components
-/// that go, by `drop` or because they are to go from their disk, keep no fault domain; those of the chunk's other shards do.
-pub fn place_one_more(
-    state: &State,
-    object: &ObjectRecord,
-    index: ChunkIndex,
-    drop: Option<DiskId>,
-) -> Result<DiskId, Refused> {
-    one_more(state, object, index, drop, None)
-}
-
-/// The disk `only`, if it may take one more component of a record as [`place_one_more`] says.
-pub(super) fn place_one_more_on(
-    state: &State,
-    object: &ObjectRecord,
-    index: ChunkIndex,
-    drop: Option<DiskId>,
-    only: DiskId,
-) -> Result<DiskId, Refused> {
-    one_more(state, object, index, drop, Some(only))
-}
-
-fn one_more(
+/// that go, by `drop` or because they are to go from their disk, keep no fault domain; those of the chunk's other shards do. Only the disk `only`, if
+/// it is given.
+pub(super) fn place_one_more(
     state: &State,
     object: &ObjectRecord,
     index: ChunkIndex,
@@ -137,11 +111,10 @@ fn one_more(
     let kept = own.filter(|d| Some(*d) != drop && !state.is_emptied(object.policy, *d));
     let others = object.other_shards(index).flat_map(|(_, shard)| &shard.components).map(|c| c.disk);
     let taken: Vec<&str> = kept.chain(others).filter_map(|d| state.fault_domain(d)).collect();
-    let (nothing, none) = (BTreeMap::new(), Preference::default());
-    let prefers = state.preferences.of(object.id).unwrap_or(&none);
+    let (prefers, kept) = (state.preferences.of(object.id), &BTreeMap::new());
     // Among one there is nothing to choose by it.
     let promised = if only.is_some() { BTreeMap::new() } else { state.promised_by_disk() };
-    let (kept, policy) = (&nothing, object.policy);
+    let policy = object.policy;
     let search =
         Search { state, policy, promised, prefers, kept, near: None, forced: false, present: true, only };
     let size = u64::from(state.kept_extents(object, index));
@@ -254,7 +227,7 @@ impl<'a> Search<'a> {
                 (
                     self.state.is_away(disk.id),
                     rests,
-                    self.prefers.rank(domain, taken.iter().copied()),
+                    self.prefers.rank(domain, taken),
                     elsewhere,
                     busy.contains(*domain),
                     fullness(disk),

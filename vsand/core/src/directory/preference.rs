@@ -23,7 +23,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ferro_protocol::fault_domain::{is_within, site};
+use ferro_protocol::fault_domain::{PLACE_BYTES_MAX, PLACES_MAX, is_within, site};
 use ferro_protocol::ids::{ChunkIndex, DiskId, HostId, ObjectId};
 use serde::{Deserialize, Serialize};
 
@@ -31,12 +31,7 @@ use super::State;
 use super::apply::Applied;
 use super::command::{Outcome, Refused};
 use super::conversion::lineage;
-use super::records::{DiskRecord, ObjectRecord};
-
-/// The most places that an object may prefer.
-pub const PLACES_MAX: usize = 8;
-/// The most bytes of a place's name: as many as a fault domain's has.
-const PLACE_BYTES_MAX: usize = 255;
+use super::records::{ChunkRecord, DiskRecord, ObjectRecord};
 
 /// Where an object's components rather are.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -48,15 +43,18 @@ pub struct Preference {
 }
 
 impl Preference {
+    /// Anywhere is as good as anywhere else.
+    pub const NONE: &'static Self = &Self { places: Vec::new(), across_sites: false };
+
     /// Whether it prefers nothing.
     pub fn is_none(&self) -> bool {
         self.places.is_empty() && !self.across_sites
     }
 
     /// The rank of a fault domain for a component, when the others are in these.
-    pub fn rank<'a>(&self, domain: &str, others: impl IntoIterator<Item = &'a str>) -> Rank {
-        let shared = |other: &&str| site(other) == site(domain);
-        let crowd = if self.across_sites { others.into_iter().filter(shared).count() } else { 0 };
+    pub fn rank(&self, domain: &str, others: &[&str]) -> Rank {
+        let shared = |other: &&&str| site(other) == site(domain);
+        let crowd = if self.across_sites { others.iter().filter(shared).count() } else { 0 };
         let outside = !self.places.is_empty() && !self.places.iter().any(|place| is_within(domain, place));
         Rank { crowd, outside }
     }
@@ -78,8 +76,8 @@ pub struct Preferences(BTreeMap<[u8; 8], Preference>);
 
 impl Preferences {
     /// What this object prefers.
-    pub fn of(&self, object: ObjectId) -> Option<&Preference> {
-        if self.0.is_empty() { None } else { self.0.get(&lineage(object)) }
+    pub fn of(&self, object: ObjectId) -> &Preference {
+        self.0.get(&lineage(object)).unwrap_or(Preference::NONE)
     }
 
     /// Whether no object prefers anything.
@@ -91,7 +89,7 @@ impl Preferences {
         self.0.remove(&lineage(object));
     }
 
-    fn set(&mut self, object: ObjectId, preference: Preference) {
+    pub(super) fn set(&mut self, object: ObjectId, preference: Preference) {
         if preference.is_none() {
             self.forget(object);
         } else {
@@ -124,9 +122,7 @@ impl State {
 
     pub(super) fn prefer(&mut self, index: u64, object: ObjectId, preference: Preference) -> Applied {
         let record = self.volume(object)?;
-        if self.preferences.of(object).is_some_and(|now| *now == preference)
-            || preference.is_none() && self.preferences.of(object).is_none()
-        {
+        if *self.preferences.of(object) == preference {
             return Ok(Outcome::Object(record.clone()));
         }
         self.check_preference(&preference)?;
@@ -134,25 +130,29 @@ impl State {
         self.change(index, object, |_| {})
     }
 
-    /// What a new object prefers, before it is placed.
-    pub(super) fn prefer_from_the_beginning(&mut self, object: ObjectId, preference: Preference) {
-        self.preferences.set(object, preference);
+    /// The rank of a disk that takes the place of the one that has the component now, which it may be itself.
+    pub(super) fn rank(&self, object: &ObjectRecord, index: ChunkIndex, now: DiskId, disk: DiskId) -> Rank {
+        let beside = self.domains_beside(object, index, now);
+        let rank = |domain| self.preferences.of(object.id).rank(domain, &beside);
+        self.fault_domain(disk).map_or_else(Rank::default, rank)
     }
 
-    /// The rank of a disk for a component of the record with this index. `but`: the component that it is to take the place of.
-    pub(super) fn rank(
+    /// Whether a component would be farther from what its volume prefers on the other disk.
+    pub(super) fn is_farther(
         &self,
-        preference: &Preference,
         object: &ObjectRecord,
         index: ChunkIndex,
-        disk: DiskId,
-        but: Option<DiskId>,
-    ) -> Rank {
-        let Some(domain) = self.fault_domain(disk) else { return Rank::default() };
+        from: DiskId,
+        to: DiskId,
+    ) -> bool {
+        self.rank(object, index, from, to) > self.rank(object, index, from, from)
+    }
+
+    /// The fault domains that a component on this disk leaves to others: those of the record's other components, and of the chunk's other shards.
+    fn domains_beside(&self, object: &ObjectRecord, index: ChunkIndex, disk: DiskId) -> Vec<&str> {
         let own = object.chunks.get(&index).into_iter().flat_map(|c| &c.components).map(|c| c.disk);
-        let own = own.filter(|other| *other != disk && Some(*other) != but);
         let others = object.other_shards(index).flat_map(|(_, shard)| &shard.components).map(|c| c.disk);
-        preference.rank(domain, own.chain(others).filter_map(|d| self.fault_domain(d)))
+        own.filter(|other| *other != disk).chain(others).filter_map(|d| self.fault_domain(d)).collect()
     }
 
     /// The disks in this host's site: its own, and those that are reached without leaving the site.
@@ -166,39 +166,30 @@ impl State {
 
     /// How many components of an object could be nearer to what it prefers, if all disks had room.
     pub fn misplaced(&self, object: &ObjectRecord) -> usize {
-        let Some(preference) = self.preferences.of(object.id) else { return 0 };
-        let components = object.chunks.iter().flat_map(|(index, chunk)| {
-            chunk.components.iter().map(move |component| (*index, component.disk))
-        });
-        let better = |index, disk| self.has_better(preference, object, index, disk, |_| true);
-        components.filter(|(index, disk)| better(*index, *disk)).count()
+        if self.preferences.of(object.id).is_none() {
+            return 0;
+        }
+        let better = |index, disk| self.has_better(object, index, disk, |_| true);
+        let of = |(index, chunk): (&ChunkIndex, &ChunkRecord)| {
+            chunk.components.iter().filter(|c| better(*index, c.disk)).count()
+        };
+        object.chunks.iter().map(of).sum()
     }
 
     /// Whether a component would be of less rank on a disk that is there to stay and `takes` it.
     pub(super) fn has_better(
         &self,
-        preference: &Preference,
         object: &ObjectRecord,
         index: ChunkIndex,
         from: DiskId,
         takes: impl Fn(&DiskRecord) -> bool,
     ) -> bool {
-        let now = self.rank(preference, object, index, from, None);
-        let own = object.chunks.get(&index).into_iter().flat_map(|c| &c.components).map(|c| c.disk);
-        let others = object.other_shards(index).flat_map(|(_, shard)| &shard.components).map(|c| c.disk);
-        now > Rank::default() && {
-            let taken: Vec<&str> = own
-                .filter(|disk| *disk != from)
-                .chain(others)
-                .filter_map(|disk| self.fault_domain(disk))
-                .collect();
-            self.disks.values().any(|disk| {
-                self.is_balanced(disk)
-                    && takes(disk)
-                    && self.fault_domain(disk.id).is_some_and(|domain| !taken.contains(&domain))
-                    && self.rank(preference, object, index, disk.id, Some(from)) < now
-            })
-        }
+        let (preference, beside) = (self.preferences.of(object.id), self.domains_beside(object, index, from));
+        let now = self.rank(object, index, from, from);
+        let better = |domain: &str| !beside.contains(&domain) && preference.rank(domain, &beside) < now;
+        let good = |disk: &DiskRecord| self.is_balanced(disk) && takes(disk);
+        now > Rank::default()
+            && self.disks.values().any(|disk| good(disk) && self.fault_domain(disk.id).is_some_and(better))
     }
 }
 
@@ -210,12 +201,12 @@ mod tests {
     fn few_in_a_site_count_before_the_place() {
         let both = Preference { places: vec!["lyon".to_owned()], across_sites: true };
         let others = ["lyon/a", "brest/b"];
-        let rank = |domain| both.rank(domain, others);
+        let rank = |domain| both.rank(domain, &others);
         assert!(rank("lyon/c") < rank("brest/c"), "as many in either");
         assert!(rank("nice/c") < rank("lyon/c"), "nobody is there yet");
         let place = Preference { across_sites: false, ..both.clone() };
-        assert_eq!(place.rank("lyon/c", others), Rank::default());
-        assert!(place.rank("nice/c", others) > Rank::default());
+        assert_eq!(place.rank("lyon/c", &others), Rank::default());
+        assert!(place.rank("nice/c", &others) > Rank::default());
         assert!(Preference::default().is_none() && !place.is_none());
     }
 }

@@ -7,9 +7,10 @@ use axum::response::{IntoResponse, Response};
 use ferro_protocol::api::{
     AddDiskRequest, AddedDisk, ApiError, BootstrapRequest, BrokenLock, CHUNKS_PAGE_MAX, ChangedHost,
     ClusterInfo, DiskInfo, DiskList, ErrorCode, HostList, JoinRequest, LockList, ObjectDetails, ObjectList,
-    PLACE_BYTES_MAX, Removal, ResyncList, SetHostRequest, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest,
-    TopSample, UpgradeReport, UpgradeRequest,
+    Removal, ResyncList, SetHostRequest, Status, TOKEN_SECONDS_MAX, TokenInfo, TokenRequest, TopSample,
+    UpgradeReport, UpgradeRequest,
 };
+use ferro_protocol::fault_domain::PLACE_BYTES_MAX;
 use ferro_protocol::ids::ChunkIndex;
 use ferro_transport::http::{Answer, Arguments, Body, Failure, METRICS_TYPE, Path, bad_request};
 use serde::Deserialize;

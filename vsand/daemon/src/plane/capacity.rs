@@ -172,8 +172,7 @@ fn sites(view: &View) -> BTreeMap<&str, Vec<HostId>> {
     for host in view.state.hosts.values().filter(|host| host.fault_domain.contains('/')) {
         sites.entry(site(&host.fault_domain)).or_default().push(host.id);
     }
-    let others = |of: usize| of < view.state.hosts.len();
-    sites.retain(|_, hosts| hosts.len() > 1 && others(hosts.len()));
+    sites.retain(|_, hosts| (2..view.state.hosts.len()).contains(&hosts.len()));
     sites
 }
 

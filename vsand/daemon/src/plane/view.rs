@@ -298,8 +298,7 @@ impl View {
 
     /// Where the volume is rather kept.
     pub(super) fn placement(&self, record: &ObjectRecord) -> VolumePlacement {
-        let Preference { places: prefer, across_sites } =
-            self.state.preferences.of(record.id).cloned().unwrap_or_default();
+        let Preference { places: prefer, across_sites } = self.state.preferences.of(record.id).clone();
         VolumePlacement { prefer, across_sites }
     }
 
