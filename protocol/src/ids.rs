@@ -87,7 +87,7 @@ uuid_id!(
 #[serde(transparent)]
 pub struct ChunkIndex(pub u32);
 
-/// What a record of a chunk keeps, told by the top 8 bits of its [`ChunkIndex`].
+/// What a record of a chunk keeps, told by the top 8 bits of its [`ChunkIndex`]. What is staged for a shard is the shard's.
 ///
 /// A mirrored chunk is one record under its plain index. One of an object with parity is kept as several: a shard each, and
 /// the log in which writes wait until they are put into the shards. To disks they are chunks like any other.
@@ -104,8 +104,9 @@ pub enum Role {
 impl ChunkIndex {
     const ROLE_SHIFT: u32 = 24;
     const LOG: u32 = 0xff;
+    const STAGED: u32 = 0x80;
     /// The most shards that an index can tell apart.
-    pub const SHARDS_MAX: u8 = 0xfe;
+    pub const SHARDS_MAX: u8 = 0x7e;
 
     /// The chunk of the address space that this record belongs to.
     #[must_use]
@@ -119,6 +120,27 @@ impl ChunkIndex {
         Self(self.base().0 | (n as u32 + 1) << Self::ROLE_SHIFT)
     }
 
+    /// Where a shard's disk keeps what is staged for the shard: full stripes that are not in force yet. A component as any other, of
+    /// which the directory knows nothing. Of anything but a shard: itself.
+    #[must_use]
+    pub const fn staged(self) -> Self {
+        match self.role() {
+            Role::Shard(_) => Self(self.0 | Self::STAGED << Self::ROLE_SHIFT),
+            Role::Whole | Role::Log => self,
+        }
+    }
+
+    /// Whether this names what is staged for a shard.
+    pub const fn is_staged(self) -> bool {
+        matches!(self.role(), Role::Shard(_)) && self.0 >> Self::ROLE_SHIFT & Self::STAGED != 0
+    }
+
+    /// The record that a component on a disk belongs to: of what is staged the shard's, of all else its own.
+    #[must_use]
+    pub const fn record(self) -> Self {
+        if self.is_staged() { Self(self.0 & !(Self::STAGED << Self::ROLE_SHIFT)) } else { self }
+    }
+
     /// The record of this chunk's log.
     #[must_use]
     pub const fn log(self) -> Self {
@@ -130,7 +152,8 @@ impl ChunkIndex {
         match self.0 >> Self::ROLE_SHIFT {
             0 => Role::Whole,
             Self::LOG => Role::Log,
-            n => Role::Shard((n - 1) as u8),
+            // The bit alone was never given out, and is taken for shard 0.
+            n => Role::Shard(((n & !Self::STAGED) as u8).saturating_sub(1)),
         }
     }
 }
@@ -140,6 +163,7 @@ impl fmt::Display for ChunkIndex {
         let chunk = self.base().0;
         match self.role() {
             Role::Whole => write!(f, "{chunk}"),
+            Role::Shard(n) if self.is_staged() => write!(f, "{chunk} shard {n}, staged"),
             Role::Shard(n) => write!(f, "{chunk} shard {n}"),
             Role::Log => write!(f, "{chunk} log"),
         }

@@ -7,14 +7,15 @@
 //! Versions of the channel ([`CHANNEL_VERSION`]), in the head of each frame:
 //! 1: the first.
 //!
-//! Added since, at the end of their enums: [`Request::Verify`] and [`Reply::Verified`]. To a peer that does not know them
+//! Added since, at the end of their enums: [`Request::Verify`] and [`Reply::Verified`]; [`Request::Promote`], [`Request::Forget`] and
+//! [`Refusal::NotStaged`], which are asked only where the cluster's feature level says that all hosts know them. To a peer that does not know them
 //! the frame is one that does not decode, and it drops the connection; so nothing that a guest waits for may depend on
 //! them, and who asks does not ask again soon.
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ChunkId, ChunkIndex, DiskId, Epoch, ObjectId, Seq, Version};
-use crate::units::{BlockRange, IO_BLOCKS_MAX};
+use crate::ids::{ChunkId, ChunkIndex, DiskId, Epoch, ObjectId, Role, Seq, Version};
+use crate::units::{BlockRange, CHUNK_EXTENTS, IO_BLOCKS_MAX};
 
 /// The version of the messages in this module.
 pub const CHANNEL_VERSION: u8 = 1;
@@ -120,6 +121,29 @@ pub enum Request {
         /// Begin at this block.
         from_block: u32,
     },
+    /// Put a whole extent in force that was written to what is staged for this shard ([`ChunkIndex::staged`]): it takes the place of the
+    /// shard's, at once. Answered by [`Reply::Done`], or [`Refusal::NotStaged`].
+    Promote {
+        /// The shard.
+        chunk: ChunkId,
+        /// Which extent, from 0.
+        extent: u32,
+        /// The owner's epoch, and a sequence number that is the request's own: the blocks have those that they were staged with.
+        version: Version,
+        /// As in `Write`, of the shard.
+        watermark: Seq,
+    },
+    /// Forget what is staged for this shard in some extents. Answered by [`Reply::Done`].
+    Forget {
+        /// The shard.
+        chunk: ChunkId,
+        /// As in `Promote`.
+        version: Version,
+        /// The first extent.
+        first: u32,
+        /// The extent behind the last one.
+        end: u32,
+    },
 }
 
 /// The answer to a [`Request`] that was carried out.
@@ -206,6 +230,9 @@ pub enum Refusal {
         /// The most that it promises.
         promises_max: u32,
     },
+    /// What was to be put in force is not staged here, or is older than what is in force.
+    #[error("the extent is not staged here")]
+    NotStaged,
 }
 
 impl Request {
@@ -221,9 +248,23 @@ impl Request {
             Self::Write { range, .. } => bounded(range).map(|()| range.bytes()),
             Self::Read { range, .. } | Self::Fetch { range, .. } => bounded(range).map(|()| 0),
             Self::Install { runs, .. } => mapped_bytes(runs),
+            Self::Promote { chunk, extent, .. } => staged(*chunk, *extent, extent.saturating_add(1)),
+            Self::Forget { chunk, first, end, .. } => staged(*chunk, *first, *end),
             Self::Seal { .. } | Self::Zero { .. } | Self::List { .. } | Self::Verify { .. } => Ok(0),
         }
     }
+}
+
+/// Whether something can be staged there: of a shard only, and within it. There is no payload.
+fn staged(chunk: ChunkId, first: u32, end: u32) -> Result<usize, Refusal> {
+    if !matches!(chunk.index.role(), Role::Shard(_))
+        || chunk.index.is_staged()
+        || first >= end
+        || end > CHUNK_EXTENTS
+    {
+        return Err(Refusal::Malformed(format!("extents {first} to {end} of chunk {}", chunk.index)));
+    }
+    Ok(0)
 }
 
 /// The payload that belongs to these runs; they must be ascending, disjoint and no more than [`IO_BLOCKS_MAX`] blocks.

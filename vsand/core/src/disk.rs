@@ -82,6 +82,29 @@ pub enum DiskOp {
         /// The most runs to return.
         runs_max: usize,
     },
+    /// Put an extent in force that was staged: at once, extent `extent` of `from` with its data and its versions takes the place of the
+    /// same extent of `to`, and `from` has none of it any more. Nothing is copied. Refused with [`DiskError::NotStaged`], and nothing is
+    /// changed, unless every block of it is mapped in `from` and of a higher version than in `to`, and already lies where it
+    /// will be: a disk may still have it elsewhere, as in a journal.
+    Promote {
+        /// Whose extent it becomes.
+        to: ChunkId,
+        /// Where it was staged; of the same object.
+        from: ChunkIndex,
+        /// Which extent, from 0.
+        extent: u32,
+        /// The watermark of `to` becomes this, as in `Write`.
+        watermark: Seq,
+    },
+    /// Forget extents as if nothing had ever been written there, versions too; free their space. Does nothing where there is nothing.
+    Forget {
+        /// The component.
+        chunk: ChunkId,
+        /// The first extent.
+        first: u32,
+        /// The extent behind the last one.
+        end: u32,
+    },
     /// Remember this epoch for the object.
     SetEpoch {
         /// The object.
@@ -106,7 +129,7 @@ pub enum DiskOp {
 /// What an operation brought.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DiskReply {
-    /// `Write`, `Zero`, `Install`, `SetEpoch` and `Remove`: it is on stable storage.
+    /// `Write`, `Zero`, `Install`, `Promote`, `Forget`, `SetEpoch` and `Remove`: it is on stable storage.
     Done,
     /// `Read`: the range's bytes.
     Data(Bytes),
@@ -127,6 +150,9 @@ pub enum DiskError {
     /// No extent is free. Nothing was changed.
     #[error("no space is left on the disk")]
     Full,
+    /// What was to be put in force is not there, or not newer than what is. Nothing was changed.
+    #[error("the extent is not staged")]
+    NotStaged,
     /// The disk has failed: a write or a flush went wrong, or its state can't be trusted.
     #[error("the disk has failed: {0}")]
     Dead(String),

@@ -226,6 +226,14 @@ impl Replica {
             Request::Install { chunk, epoch, runs } => {
                 self.forward(from, id, chunk, epoch, true, DiskOp::Install { chunk, runs, data: payload });
             }
+            Request::Promote { chunk, extent, version, watermark } => {
+                let op = DiskOp::Promote { to: chunk, from: chunk.index.staged(), extent, watermark };
+                self.forward(from, id, chunk, version.epoch, true, op);
+            }
+            Request::Forget { chunk, version, first, end } => {
+                let chunk = ChunkId { index: chunk.index.staged(), ..chunk };
+                self.forward(from, id, chunk, version.epoch, true, DiskOp::Forget { chunk, first, end });
+            }
             Request::Read { chunk, epoch, range } => {
                 self.forward(from, id, chunk, epoch, false, DiskOp::Read { chunk, range });
             }
@@ -385,7 +393,10 @@ impl Replica {
             self.refuse(from, id, Refusal::Unsealed { sealed: Epoch(0) });
             return false;
         }
-        let (bugs, condemned) = (self.bugs, self.condemned.contains(&chunk));
+        // What is staged goes with its shard.
+        let record = ChunkId { index: chunk.index.record(), ..chunk };
+        let (bugs, condemned) =
+            (self.bugs, self.condemned.contains(&chunk) || self.condemned.contains(&record));
         let entry = self.entry(chunk.object);
         let latest = entry.closing.as_ref().map_or(entry.serving, |closing| closing.epoch.max(entry.serving));
         // Epoch 0 stands for "never opened": no owner has it, and a seal that failed leaves it behind.
@@ -556,6 +567,7 @@ fn refusal(error: DiskError) -> Refusal {
     match error {
         DiskError::BadBlocks(bad) => Refusal::BadBlocks { bad },
         DiskError::Full => Refusal::Full,
+        DiskError::NotStaged => Refusal::NotStaged,
         DiskError::Dead(reason) => Refusal::Dead(reason),
     }
 }

@@ -43,10 +43,17 @@ fn an_index_tells_what_its_record_keeps() {
         let shard = chunk.shard(n);
         assert_eq!((shard.role(), shard.base()), (Role::Shard(n), chunk));
         assert_eq!((shard.log(), shard.shard(2)), (chunk.log(), chunk.shard(2)));
+        let staged = shard.staged();
+        assert!(staged.is_staged() && !shard.is_staged() && staged != shard);
+        assert_eq!((staged.record(), shard.record(), staged.staged()), (shard, shard, staged));
+        assert_eq!((staged.role(), staged.base(), staged.log()), (Role::Shard(n), chunk, chunk.log()));
+    }
+    for other in [chunk, chunk.log()] {
+        assert_eq!((other.staged(), other.record(), other.is_staged()), (other, other, false));
     }
     assert_eq!((chunk.log().role(), chunk.log().base()), (Role::Log, chunk));
-    let shown = [chunk, chunk.shard(3), chunk.log()].map(|index| index.to_string());
-    assert_eq!(shown, ["65535", "65535 shard 3", "65535 log"]);
+    let shown = [chunk, chunk.shard(3), chunk.shard(3).staged(), chunk.log()].map(|index| index.to_string());
+    assert_eq!(shown, ["65535", "65535 shard 3", "65535 shard 3, staged", "65535 log"]);
     assert_eq!(
         RAID5.records(CHUNK).collect::<Vec<_>>(),
         [0, 1, 2].map(|n| CHUNK.shard(n)).into_iter().chain([CHUNK.log()]).collect::<Vec<_>>()

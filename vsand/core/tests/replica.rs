@@ -6,7 +6,7 @@ use ferro_protocol::ids::{ChunkId, ChunkIndex, DiskId, Epoch, ObjectId, Seq, Ver
 use ferro_protocol::peer::{Refusal, Reply, Request, RequestId, Run};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
 use vsand_core::bugs::Bugs;
-use vsand_core::disk::{DiskOp, DiskReply, Ticket};
+use vsand_core::disk::{DiskError, DiskOp, DiskReply, Ticket};
 use vsand_core::replica::{Asker, Effect, PROMISES_MAX, Replica};
 
 const OBJECT: ObjectId = ObjectId::from_bytes([8; 16]);
@@ -28,7 +28,7 @@ fn answer(replica: &mut Replica, ticket: Ticket, reply: DiskReply) -> Vec<Effect
 }
 
 /// The only effect is an operation of the disk: its ticket.
-fn disk_op(effects: &[Effect], expected: fn(&DiskOp) -> bool) -> Ticket {
+fn disk_op(effects: &[Effect], expected: impl Fn(&DiskOp) -> bool) -> Ticket {
     match effects {
         [Effect::Disk(ticket, op)] if expected(op) => *ticket,
         other => panic!("{other:?}"),
@@ -177,4 +177,61 @@ fn a_promise_to_an_object_that_is_gone_goes() {
     assert!(answer(&mut replica, removal, DiskReply::Done).is_empty());
     assert_eq!(replica.promises().count(), 0);
     assert!(unsealed(&ask(&mut replica, 1, 3, read)));
+}
+
+const SHARD: ChunkId = ChunkId { object: OBJECT, index: CHUNK.index.shard(1) };
+const STAGED: ChunkId = ChunkId { object: OBJECT, index: SHARD.index.staged() };
+
+fn version(seq: u64) -> Version {
+    Version { epoch: Epoch(1), seq: Seq(seq) }
+}
+
+fn promote(extent: u32) -> Request {
+    Request::Promote { chunk: SHARD, extent, version: version(9), watermark: Seq(3) }
+}
+
+#[test]
+fn what_is_staged_comes_in_force_by_the_owner_that_sealed_only() {
+    let mut replica = replica();
+    assert!(unsealed(&ask(&mut replica, 1, 1, promote(2))));
+    seal(&mut replica, 1, 1);
+    let ticket = disk_op(&ask(&mut replica, 1, 2, promote(2)), |op| {
+        *op == DiskOp::Promote { to: SHARD, from: STAGED.index, extent: 2, watermark: Seq(3) }
+    });
+    replica.handle_disk(ticket, Err(DiskError::NotStaged));
+    let effects: Vec<Effect> = std::iter::from_fn(|| replica.poll()).collect();
+    assert!(matches!(effects[..], [Effect::Answer { reply: Err(Refusal::NotStaged), .. }]), "{effects:?}");
+    let forget = Request::Forget { chunk: SHARD, version: version(10), first: 1, end: 4 };
+    disk_op(&ask(&mut replica, 1, 3, forget), |op| *op == DiskOp::Forget { chunk: STAGED, first: 1, end: 4 });
+    // A later owner is promised nothing of what is under way.
+    let effects = ask(&mut replica, 2, 4, Request::Seal { object: OBJECT, epoch: Epoch(2) });
+    assert!(effects.is_empty(), "{effects:?}");
+}
+
+#[test]
+fn what_is_staged_goes_with_its_shard() {
+    let mut replica = replica();
+    seal(&mut replica, 1, 1);
+    replica.condemn(SHARD);
+    assert!(unsealed(&ask(&mut replica, 1, 1, promote(0))));
+    let stage = Request::Write { chunk: STAGED, range: range(0, 1), version: version(2), watermark: Seq(0) };
+    assert!(unsealed(&ask(&mut replica, 1, 2, stage.clone())));
+    replica.pardon(SHARD);
+    disk_op(
+        &ask(&mut replica, 1, 3, stage),
+        |op| matches!(op, DiskOp::Write { chunk, .. } if *chunk == STAGED),
+    );
+}
+
+#[test]
+fn only_extents_of_shards_can_be_staged() {
+    let extents = ferro_protocol::units::CHUNK_EXTENTS;
+    let forget = |first, end| Request::Forget { chunk: SHARD, version: version(1), first, end };
+    let of = |chunk| Request::Promote { chunk, extent: 0, version: version(1), watermark: Seq(0) };
+    let bad = [promote(extents), promote(u32::MAX), forget(3, 3), forget(4, 3), forget(0, extents + 1)];
+    let others = [of(CHUNK), of(ChunkId { index: CHUNK.index.log(), ..CHUNK }), of(STAGED)];
+    for request in bad.into_iter().chain(others) {
+        assert!(matches!(request.payload_bytes(), Err(Refusal::Malformed(_))), "{request:?}");
+    }
+    assert_eq!((promote(extents - 1).payload_bytes(), forget(0, extents).payload_bytes()), (Ok(0), Ok(0)));
 }

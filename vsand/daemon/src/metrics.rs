@@ -256,6 +256,12 @@ fn disks(out: &mut DescriptorEncoder<'_>, sample: &Sample) -> fmt::Result {
         "Changes whose data went straight to its place",
         sample.disks(|d| d.direct_writes),
     )?;
+    counter(
+        out,
+        "disk_promoted_extents",
+        "Staged extents that were put in force, without writing their data again",
+        sample.disks(|d| d.promoted_extents),
+    )?;
     counter(out, "disk_data_reads", "Reads of the data file", sample.disks(|d| d.data_reads))?;
     counter(out, "disk_checkpoints", "Checkpoints", sample.disks(|d| d.checkpoints))?;
     counter(out, "disk_bad_blocks", "Blocks that failed their checksum", sample.disks(|d| d.bad_blocks))?;

@@ -35,6 +35,9 @@ impl BlockSet {
     pub(crate) fn is_empty(&self) -> bool {
         self.0 == [0; 4]
     }
+    pub(crate) fn is_full(&self) -> bool {
+        self.0 == [u64::MAX; 4]
+    }
     pub(crate) fn any_in(&self, mut range: std::ops::Range<usize>) -> bool {
         !self.is_empty() && range.any(|b| self.has(b))
     }
@@ -83,6 +86,12 @@ impl Blocks {
 
     pub(crate) fn seq_max(&self) -> Seq {
         Seq(self.seqs.iter().copied().max().unwrap_or(0))
+    }
+
+    /// Whether all of these hold data, each block of a higher version than there.
+    pub(crate) fn supersede(&self, others: &Self) -> bool {
+        self.mapped.is_full()
+            && (0..EXTENT_BLOCKS as usize).all(|block| self.version(block) > others.version(block))
     }
 
     /// The row of one group.

@@ -20,11 +20,15 @@
 //! Batches lie one behind the other in the file; one that would cross the end begins at 0 instead. A reader therefore
 //! looks where the last batch ended, then at 0.
 //!
+//! The first four kinds of records are as old as the format; `Promote` and `Forget` came later, under the same version: a program
+//! that doesn't know them takes their batch for damage and does not open the disk, which is right, as without them it would
+//! go on from a state that never was. A cluster asks for them only when all its programs know them.
+//!
 //! Everything here is a pure function of bytes, and bounded by them.
 
 use bytes::Bytes;
 use ferro_protocol::ids::{ChunkId, ChunkIndex, DiskId, Epoch, ObjectId, Seq, Version};
-use ferro_protocol::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange, CHUNK_EXTENTS, EXTENT_BLOCKS};
 
 use crate::superblock::FORMAT_VERSION;
 
@@ -84,6 +88,24 @@ pub enum Record {
         /// One chunk only.
         chunk: Option<ChunkIndex>,
     },
+    /// An extent of one component, place and versions and all, becomes the same extent of another one.
+    Promote {
+        /// Whose it becomes.
+        to: ChunkId,
+        /// Whose it was, of the same object; not `to`.
+        from: ChunkIndex,
+        /// Which extent.
+        extent: u32,
+        /// The watermark of `to`.
+        watermark: Seq,
+    },
+    /// An extent is as if it had never been written.
+    Forget {
+        /// The component.
+        chunk: ChunkId,
+        /// Which extent.
+        extent: u32,
+    },
 }
 
 /// Where the data of a written block is.
@@ -105,6 +127,8 @@ impl Record {
             Self::Zero { .. } => 1 + 20 + 8 + 12 + 8,
             Self::SetEpoch { .. } => 1 + 16 + 4,
             Self::Remove { .. } => 1 + 16 + 5,
+            Self::Promote { .. } => 1 + 20 + 4 + 4 + 8,
+            Self::Forget { .. } => 1 + 20 + 4,
         }
     }
 
@@ -146,13 +170,29 @@ impl Record {
                 out.push(u8::from(chunk.is_some()));
                 out.extend_from_slice(&chunk.unwrap_or_default().0.to_le_bytes());
             }
+            Self::Promote { to, from, extent, watermark } => {
+                out.push(5);
+                encode_chunk(out, *to);
+                out.extend_from_slice(&from.0.to_le_bytes());
+                out.extend_from_slice(&extent.to_le_bytes());
+                out.extend_from_slice(&watermark.0.to_le_bytes());
+            }
+            Self::Forget { chunk, extent } => {
+                out.push(6);
+                encode_chunk(out, *chunk);
+                out.extend_from_slice(&extent.to_le_bytes());
+            }
         }
     }
 }
 
-fn encode_blocks(out: &mut Vec<u8>, chunk: ChunkId, range: BlockRange, version: Version, watermark: Seq) {
+fn encode_chunk(out: &mut Vec<u8>, chunk: ChunkId) {
     out.extend_from_slice(chunk.object.as_bytes());
     out.extend_from_slice(&chunk.index.0.to_le_bytes());
+}
+
+fn encode_blocks(out: &mut Vec<u8>, chunk: ChunkId, range: BlockRange, version: Version, watermark: Seq) {
+    encode_chunk(out, chunk);
     out.extend_from_slice(&range.first().to_le_bytes());
     out.extend_from_slice(&range.count().to_le_bytes());
     out.extend_from_slice(&version.epoch.0.to_le_bytes());
@@ -265,8 +305,15 @@ impl Reader<'_> {
     fn object(&mut self) -> Result<ObjectId, BatchError> {
         self.take().map(ObjectId::from_bytes)
     }
+    fn chunk(&mut self) -> Result<ChunkId, BatchError> {
+        Ok(ChunkId { object: self.object()?, index: ChunkIndex(self.u32()?) })
+    }
+    fn extent(&mut self) -> Result<u32, BatchError> {
+        let extent = self.u32()?;
+        if extent < CHUNK_EXTENTS { Ok(extent) } else { Err(BatchError::Malformed("no such extent")) }
+    }
     fn blocks(&mut self) -> Result<(ChunkId, BlockRange, Version, Seq), BatchError> {
-        let chunk = ChunkId { object: self.object()?, index: ChunkIndex(self.u32()?) };
+        let chunk = self.chunk()?;
         let range = BlockRange::new(self.u32()?, self.u32()?)
             .map_err(|_| BatchError::Malformed("a bad block range"))?;
         if range.first() / EXTENT_BLOCKS != (range.end() - 1) / EXTENT_BLOCKS {
@@ -305,6 +352,14 @@ impl Reader<'_> {
                 let index = ChunkIndex(self.u32()?);
                 Ok(Record::Remove { object, chunk: (one == 1).then_some(index) })
             }
+            5 => {
+                let (to, from) = (self.chunk()?, ChunkIndex(self.u32()?));
+                if from == to.index {
+                    return Err(BatchError::Malformed("an extent takes its own place"));
+                }
+                Ok(Record::Promote { to, from, extent: self.extent()?, watermark: Seq(self.u64()?) })
+            }
+            6 => Ok(Record::Forget { chunk: self.chunk()?, extent: self.extent()? }),
             _ => Err(BatchError::Malformed("an unknown record")),
         }
     }
@@ -423,6 +478,8 @@ mod tests {
             },
             Record::Remove { object: chunk.object, chunk: Some(ChunkIndex(3)) },
             Record::Remove { object: chunk.object, chunk: None },
+            Record::Promote { to: chunk, from: ChunkIndex(u32::MAX), extent: CHUNK_EXTENTS - 1, watermark },
+            Record::Forget { chunk, extent: 0 },
         ];
         (records, data)
     }
@@ -461,6 +518,30 @@ mod tests {
         let all: usize = records.iter().map(Record::encoded_bytes).sum();
         let bytes = encode_header(&head(), records.iter());
         assert_eq!(bytes.len(), header_bytes(all));
+    }
+
+    #[test]
+    fn records_of_extents_that_can_not_be_are_malformed() {
+        let parse = |record: &Record| parse_batch(&encode_header(&head(), std::iter::once(record)));
+        let malformed = |record: &Record| matches!(parse(record), Err(BatchError::Malformed(_)));
+        let to = ChunkId { object: ObjectId::from_bytes([7; 16]), index: ChunkIndex(3) };
+        let promote =
+            |from, extent| Record::Promote { to, from: ChunkIndex(from), extent, watermark: Seq(1) };
+        assert!(parse(&promote(4, CHUNK_EXTENTS - 1)).is_ok() && malformed(&promote(3, 0)));
+        assert!(parse(&Record::Forget { chunk: to, extent: CHUNK_EXTENTS - 1 }).is_ok());
+        for extent in [CHUNK_EXTENTS, 1 << 16, u32::MAX] {
+            assert!(malformed(&promote(4, extent)) && malformed(&Record::Forget { chunk: to, extent }));
+        }
+        // What an older program says of these, and this one of what comes after it.
+        for (tag, known) in [(6, true), (7, false), (15, false)] {
+            let mut batch = encode_header(&head(), std::iter::once(&Record::Forget { chunk: to, extent: 0 }));
+            batch[FIXED_BYTES] = tag;
+            batch[8..12].fill(0);
+            let crc = crc32fast::hash(&batch).to_le_bytes();
+            batch[8..12].copy_from_slice(&crc);
+            let unknown = Err(BatchError::Malformed("an unknown record"));
+            assert_eq!(parse_batch(&batch).map(|_| ()), if known { Ok(()) } else { unknown }, "{tag}");
+        }
     }
 
     #[test]

@@ -162,6 +162,17 @@ pub(crate) fn put_group(chunk: ChunkId, extent: u16, group: usize, row: Vec<u8>)
     MetaOp::Put(Family::Blocks, key, row)
 }
 
+/// Forgets one extent of a component, row by row: a range that is deleted costs every later read there something.
+pub(crate) fn remove_extent(chunk: ChunkId, extent: u16, into: &mut Vec<MetaOp>) {
+    let key = extent_key(chunk, extent);
+    for group in 0..GROUPS as u8 {
+        let mut key = key.clone();
+        key.push(group);
+        into.push(MetaOp::Delete(Family::Blocks, key));
+    }
+    into.push(MetaOp::Delete(Family::Map, key));
+}
+
 /// Forgets a component, or an object with its epoch.
 pub(crate) fn remove(object: ObjectId, chunk: Option<ChunkIndex>, into: &mut Vec<MetaOp>) {
     let prefix = match chunk {

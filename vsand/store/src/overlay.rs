@@ -121,6 +121,11 @@ impl Overlay {
         gone
     }
 
+    /// Takes all data out; writes under way stay known here until they are done.
+    pub(crate) fn take(&mut self) -> Self {
+        Self { entries: std::mem::take(&mut self.entries), under_way: BlockSet::default() }
+    }
+
     /// Drops all data; writes under way stay known until they are done.
     pub(crate) fn clear(&mut self) -> usize {
         let gone = self.entries.len();

@@ -11,7 +11,8 @@
 //!
 //! Invariants:
 //! - an extent is awake, at rest, or was never touched: never two of them;
-//! - one at rest is what the metadata has of it, to the byte: its place, and the highest sequence number of its blocks.
+//! - one at rest is what the metadata has of it, to the byte: its place, and the highest sequence number of its blocks;
+//! - one that was erased and not written since is as if it had never been touched, once a checkpoint has deleted its rows.
 //!
 //! What it must not know: when an extent should rest.
 
@@ -21,7 +22,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use ferro_protocol::ids::Seq;
 use ferro_protocol::units::CHUNK_EXTENTS;
 
-use crate::blocks::{BlockSet, Blocks};
+use crate::blocks::{BlockSet, Blocks, GROUPS};
 use crate::gate::Gate;
 use crate::overlay::Overlay;
 
@@ -65,6 +66,14 @@ impl ExtentKey {
     }
 }
 
+/// What of an extent's metadata has changed: a bit for each group, and one that says that the rows it had go first.
+pub(crate) type Changed = u16;
+
+/// Every group has changed.
+pub(crate) const ALL_GROUPS: Changed = (1 << GROUPS) - 1;
+/// It was erased: only the groups that have changed since are anything at all.
+pub(crate) const ERASED: Changed = 1 << GROUPS;
+
 /// One extent of a component, awake.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
@@ -77,11 +86,13 @@ pub(crate) struct Slot {
     pub(crate) gate: Gate,
     /// `RocksDB` has rows of it.
     pub(crate) stored: bool,
-    /// Groups that changed since the last checkpoint began.
-    pub(crate) dirty: u8,
-    /// Groups that the checkpoint under way still has to encode.
-    pub(crate) frozen: u8,
+    /// What changed since the last checkpoint began.
+    pub(crate) dirty: Changed,
+    /// What the checkpoint under way still has to encode.
+    pub(crate) frozen: Changed,
     pub(crate) in_checkpoint: bool,
+    /// Whether `RocksDB` will have rows of it when the checkpoint under way is stable.
+    pub(crate) will_be_stored: bool,
     pub(crate) used: bool,
 }
 
@@ -93,7 +104,14 @@ impl Slot {
     /// Whether nothing is under way with it and the metadata has all that is known of it.
     pub(crate) fn may_rest(&self) -> bool {
         let clean = self.dirty == 0 && self.frozen == 0 && !self.in_checkpoint;
-        clean && self.pending.is_none() && self.overlay.is_none() && self.gate.is_idle()
+        let in_place = self.overlay.as_ref().is_none_or(|overlay| overlay.is_empty());
+        clean && self.pending.is_none() && in_place && self.gate.is_idle()
+    }
+
+    /// Whether nothing was ever written to it, or nothing since it was erased.
+    pub(crate) fn is_untouched(&self) -> bool {
+        let stored = if self.in_checkpoint { self.will_be_stored } else { self.stored };
+        self.dirty == ERASED || (self.dirty == 0 && !stored)
     }
 }
 
@@ -149,6 +167,15 @@ impl Slots {
     /// One that is awake.
     pub(crate) fn get_mut(&mut self, key: ExtentKey) -> Option<&mut Slot> {
         self.awake.get_mut(&key)
+    }
+
+    /// Whether anything was written to it, or may be about to be.
+    pub(crate) fn is_here(&self, key: ExtentKey) -> bool {
+        if let Some(slot) = self.awake.get(&key) {
+            return !slot.is_untouched() || !slot.gate.is_idle();
+        }
+        let row = self.resting.get(key.component());
+        row.and_then(|row| row.get(usize::from(key.extent()))).is_some_and(|rest| rest.is_here())
     }
 
     fn resting_mut(&mut self, key: ExtentKey) -> Option<&mut Rest> {

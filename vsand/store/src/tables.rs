@@ -6,6 +6,8 @@
 //! A checkpoint needs the metadata as of one batch while records go on taking effect. [`Tables::checkpoint_begins`] marks
 //! what is dirty; a marked extent is encoded by [`Tables::freeze`], at leisure or just before it changes.
 
+mod staged;
+
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
@@ -16,7 +18,7 @@ use crate::alloc::Allocator;
 use crate::blocks::{Blocks, GROUP_BLOCKS, GROUPS};
 use crate::journal::{Place, Record};
 use crate::meta::{self, Loaded, MapRow, Meta, MetaError, MetaOp};
-use crate::slots::{Extent, ExtentKey, Slot, Slots};
+use crate::slots::{ALL_GROUPS, ERASED, Extent, ExtentKey, Slot, Slots};
 
 /// Extents that are looked at, whether they may rest, each time that another's metadata is loaded.
 const EVICT_LOOKS: usize = 8;
@@ -249,6 +251,10 @@ impl Tables {
                 self.remove(*object, *chunk);
                 Ok(())
             }
+            Record::Promote { to, from, extent, watermark } => {
+                self.apply_promote(meta, *to, *from, *extent, *watermark)
+            }
+            Record::Forget { chunk, extent } => self.apply_forget(*chunk, *extent),
             Record::Zero { chunk, range, version, watermark, force } => {
                 let component = self.touch(*chunk, *watermark);
                 self.apply_zero(meta, component, *range, *version, *force)
@@ -456,6 +462,7 @@ impl Tables {
             let slot = self.slots.get_mut(key).expect("the others were dropped");
             slot.frozen = std::mem::take(&mut slot.dirty);
             slot.in_checkpoint = true;
+            slot.will_be_stored = slot.frozen & ALL_GROUPS != 0;
         }
         self.in_checkpoint.clone_from(&self.to_freeze);
     }
@@ -467,12 +474,19 @@ impl Tables {
 
     fn freeze(&mut self, key: ExtentKey) {
         let Some(slot) = self.slots.get_mut(key) else { return };
-        let groups = std::mem::take(&mut slot.frozen);
-        let Some(blocks) = slot.blocks.as_ref().filter(|_| groups != 0) else { return };
+        let changed = std::mem::take(&mut slot.frozen);
+        let Some(blocks) = slot.blocks.as_ref().filter(|_| changed != 0) else { return };
         let chunk = self.components[key.component()].chunk;
+        if changed & ERASED != 0 && slot.stored {
+            // Before the rows of what was written since.
+            meta::remove_extent(chunk, key.extent(), &mut self.frozen);
+        }
+        if changed & ALL_GROUPS == 0 {
+            return;
+        }
         let row = MapRow { chunk, extent: key.extent(), phys: slot.phys, seq_max: slot.seq_max };
         self.frozen.push(meta::put_map(row));
-        for group in (0..GROUPS).filter(|g| groups >> g & 1 == 1) {
+        for group in (0..GROUPS).filter(|g| changed >> g & 1 == 1) {
             self.frozen.push(meta::put_group(chunk, key.extent(), group, blocks.encode(group)));
         }
     }
@@ -503,7 +517,7 @@ impl Tables {
         for key in std::mem::take(&mut self.in_checkpoint) {
             if let Some(slot) = self.slots.get_mut(key) {
                 slot.in_checkpoint = false;
-                slot.stored = true;
+                slot.stored = slot.will_be_stored;
             }
         }
         self.alloc.checkpoint_ends();

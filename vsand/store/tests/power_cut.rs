@@ -9,6 +9,7 @@ mod common;
 mod cut;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,10 @@ enum Effect {
     Force(ChunkId, Vec<Run>),
     Forget(ObjectId, Option<ChunkId>),
     Epoch(ObjectId, Epoch),
+    /// The extent of the second becomes that of the first: all of it or nothing.
+    Promote(ChunkId, ChunkId, u32),
+    /// Extents are as if never written: each of them or not.
+    ForgetExtents(ChunkId, Range<u32>),
 }
 
 #[derive(Clone, Debug)]
@@ -45,24 +50,35 @@ struct Change {
     effect: Effect,
     watermark: Seq,
     acked: bool,
-    full: bool,
+    /// It was refused, and has changed nothing.
+    refused: bool,
 }
 
 fn never() -> BlockState {
     (Version::NEVER, false)
 }
 
+/// A block before and after a change.
+type Step = ((ChunkId, u32), BlockState, BlockState);
+
 /// All that the disk may hold.
 #[derive(Clone)]
 struct Model {
     blocks: BTreeMap<(ChunkId, u32), Vec<BlockState>>,
+    /// What may have happened as a whole or not at all. Nothing was under way when it began, and nothing came after it.
+    wholes: Vec<Vec<Step>>,
     epochs: BTreeMap<ObjectId, Vec<Epoch>>,
     watermarks: BTreeMap<ChunkId, Vec<Seq>>,
 }
 
 impl Model {
     fn new() -> Self {
-        Self { blocks: BTreeMap::new(), epochs: BTreeMap::new(), watermarks: BTreeMap::new() }
+        Self {
+            blocks: BTreeMap::new(),
+            wholes: Vec::new(),
+            epochs: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
+        }
     }
 
     fn change<T: Copy + Ord>(states: &mut Vec<T>, acked: bool, f: impl Fn(T) -> T) {
@@ -75,7 +91,49 @@ impl Model {
         states.dedup();
     }
 
+    /// What a block is. Only when all changes so far were answered.
+    fn state(&self, chunk: ChunkId, block: u32) -> BlockState {
+        match self.blocks.get(&(chunk, block)).map(Vec::as_slice) {
+            None => never(),
+            Some([state]) => *state,
+            Some(states) => panic!("{chunk} block {block} may be any of {states:?}"),
+        }
+    }
+
+    fn apply_whole(&mut self, acked: bool, steps: Vec<Step>) {
+        for (place, _, after) in &steps {
+            let states = self.blocks.entry(*place).or_insert_with(|| vec![never()]);
+            Self::change(states, acked, |_| *after);
+        }
+        if !acked {
+            self.wholes.push(steps);
+        }
+    }
+
     fn apply(&mut self, change: &Change) {
+        match &change.effect {
+            Effect::Promote(to, from, extent) => {
+                let mut steps = Vec::new();
+                for block in extent * 256..(extent + 1) * 256 {
+                    let (old, new) = (self.state(*to, block), self.state(*from, block));
+                    assert!(new.1 && new.0 > old.0, "{old:?} was replaced by {new:?}");
+                    steps.push(((*to, block), old, new));
+                    steps.push(((*from, block), new, never()));
+                }
+                let marks = self.watermarks.entry(*to).or_insert_with(|| vec![Seq(0)]);
+                Self::change(marks, change.acked, |old| old.max(change.watermark));
+                return self.apply_whole(change.acked, steps);
+            }
+            Effect::ForgetExtents(chunk, extents) => {
+                for extent in extents.clone() {
+                    let blocks = extent * 256..(extent + 1) * 256;
+                    let steps = blocks.map(|b| ((*chunk, b), self.state(*chunk, b), never())).collect();
+                    self.apply_whole(change.acked, steps);
+                }
+                return;
+            }
+            _ => {}
+        }
         let mut at = |chunk: ChunkId, block: u32, f: &dyn Fn(BlockState) -> BlockState| {
             let states = self.blocks.entry((chunk, block)).or_insert_with(|| vec![never()]);
             Self::change(states, change.acked, f);
@@ -119,6 +177,7 @@ impl Model {
                 }
                 epochs.extend(raised);
             }
+            Effect::Promote(..) | Effect::ForgetExtents(..) => {}
         }
     }
 
@@ -163,6 +222,15 @@ impl Model {
                 }
             }
         }
+        for steps in std::mem::take(&mut self.wholes) {
+            let mut happened: Vec<bool> = steps
+                .iter()
+                .filter(|(_, before, after)| before != after)
+                .map(|((chunk, block), _, after)| self.state(*chunk, *block) == *after)
+                .collect();
+            happened.dedup();
+            assert!(happened.len() < 2, "{what}: {:?} and the others are half done", steps[0]);
+        }
     }
 }
 
@@ -181,10 +249,62 @@ struct Workload {
     rng: ChaCha8Rng,
     seq: u64,
     places: Places,
+    /// Extents that were written as a whole, and for whom.
+    staged: Vec<(ChunkId, ChunkId, u32)>,
 }
 
 impl Workload {
+    /// Stages extents, puts them in force, and forgets some. What is staged may be written to before it is put in force.
+    fn next_of_whole_extents(&mut self) -> (DiskOp, Change) {
+        let rng = &mut self.rng;
+        self.seq += 1;
+        let watermark = Seq(self.seq * 2);
+        let done = |op, effect| (op, Change { effect, watermark, acked: false, refused: false });
+        // Of one object, and either for the other.
+        let (to, from) = [(chunk(1, 0), chunk(1, 5)), (chunk(1, 5), chunk(1, 0))][rng.random_range(0..2)];
+        match rng.random_range(0..10) {
+            0..4 => {
+                let extent = rng.random_range(0..BLOCKS / 256);
+                let (range, version) =
+                    (range(extent * 256, 256), Version { epoch: Epoch(1), seq: Seq(self.seq * 4) });
+                self.staged.push((to, from, extent));
+                let data = content(range, version);
+                let op = DiskOp::Write { chunk: from, range, version, watermark, data };
+                done(op, Effect::Put(from, range, (version, true)))
+            }
+            4 if !self.staged.is_empty() => {
+                let &(_, chunk, extent) = &self.staged[self.staged.len() - 1];
+                let (count, version) =
+                    (rng.random_range(1..16), Version { epoch: Epoch(1), seq: Seq(self.seq * 4) });
+                let range = range(extent * 256 + rng.random_range(0..240), count);
+                let data = content(range, version);
+                let op = DiskOp::Write { chunk, range, version, watermark, data };
+                done(op, Effect::Put(chunk, range, (version, true)))
+            }
+            4..9 => {
+                let any = (to, from, rng.random_range(0..BLOCKS / 256));
+                let (to, from, extent) = self.staged.last().copied().unwrap_or(any);
+                // Else it is tried again, in case it was too early.
+                if rng.random_bool(0.5) {
+                    self.staged.pop();
+                }
+                let op = DiskOp::Promote { to, from: from.index, extent, watermark };
+                done(op, Effect::Promote(to, from, extent))
+            }
+            _ => {
+                let first = rng.random_range(0..BLOCKS / 256);
+                let end = rng.random_range(first..=BLOCKS / 256);
+                let op = DiskOp::Forget { chunk: to, first, end };
+                done(op, Effect::ForgetExtents(to, first..end))
+            }
+        }
+    }
+
     fn next(&mut self) -> (DiskOp, Change) {
+        let share = if self.places == Places::Same { 0.03 } else { 0.2 };
+        if self.rng.random_bool(share) {
+            return self.next_of_whole_extents();
+        }
         let rng = &mut self.rng;
         let (o, index) = COMPONENTS[rng.random_range(0..COMPONENTS.len())];
         let chunk = chunk(o, index);
@@ -247,7 +367,7 @@ impl Workload {
                 (op, Effect::Forget(chunk.object, one))
             }
         };
-        (op, Change { effect, watermark, acked: false, full: false })
+        (op, Change { effect, watermark, acked: false, refused: false })
     }
 }
 
@@ -270,7 +390,7 @@ impl Life<'_> {
             self.under_way -= 1;
             match &self.disk.answers[ticket] {
                 Ok(DiskReply::Done) => self.log.lock().unwrap().push(Event::Acked(index)),
-                Err(DiskError::Full) => self.changes[index].full = true,
+                Err(DiskError::Full | DiskError::NotStaged) => self.changes[index].refused = true,
                 other => panic!("{other:?}"),
             }
         }
@@ -285,14 +405,14 @@ impl Life<'_> {
     }
 }
 
-/// Runs the workload on an open disk; returns its changes, the log is with the recorder. Forced changes run alone: where
+/// Runs the workload on an open disk; returns its changes, the log is with the recorder. Forced changes and those of whole extents run alone: where
 /// they overlap others under way, either order would be right.
 fn live(disk: &mut Harness, work: &mut Workload, count: usize, log: &Log) -> Vec<Change> {
     let seen = disk.order.len();
     let mut life = Life { disk, log, changes: Vec::new(), tickets: BTreeMap::new(), under_way: 0, seen };
     for _ in 0..count {
         let (op, change) = work.next();
-        let alone = matches!(change.effect, Effect::Force(..) | Effect::Forget(..));
+        let alone = !matches!(change.effect, Effect::Put(..) | Effect::Epoch(..));
         life.wait_for_depth(if alone { 0 } else { work.rng.random_range(0..14) });
         life.changes.push(change);
         let index = life.changes.len() - 1;
@@ -323,7 +443,7 @@ fn at_cut(model: &Model, changes: &[Change], log: &[Event]) -> Model {
         }
     }
     let mut model = model.clone();
-    for (change, acked) in changes.iter().zip(acked).take(submitted).filter(|(c, _)| !c.full) {
+    for (change, acked) in changes.iter().zip(acked).take(submitted).filter(|(c, _)| !c.refused) {
         model.apply(&Change { acked, ..change.clone() });
     }
     model
@@ -356,7 +476,8 @@ struct Extent {
     cuts_a_life: usize,
 }
 
-fn one_seed(seed: u64, places: Places, extent: Extent) -> usize {
+/// Returns how many cuts were tried, and how many extents were promoted.
+fn one_seed(seed: u64, places: Places, extent: Extent) -> (usize, usize) {
     let Extent { lives, changes_a_life, cuts_a_life } = extent;
     let dir = temp_dir();
     let formatted = dir.path().join("formatted");
@@ -364,10 +485,11 @@ fn one_seed(seed: u64, places: Places, extent: Extent) -> usize {
     let capacity = if seed.is_multiple_of(3) { 16 << 20 } else { 32 << 20 };
     Store::format(&formatted, &options(capacity)).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut work = Workload { rng: ChaCha8Rng::seed_from_u64(seed ^ 0xaaaa), seq: 0, places };
+    let mut work =
+        Workload { rng: ChaCha8Rng::seed_from_u64(seed ^ 0xaaaa), seq: 0, places, staged: Vec::new() };
     let mut image = Image::default();
     let mut model = Model::new();
-    let mut checked = 0;
+    let (mut checked, mut promoted) = (0, 0);
     for life in 0..lives {
         let place = dir.path().join(format!("life{life}"));
         image.restore(&formatted, &place);
@@ -376,6 +498,8 @@ fn one_seed(seed: u64, places: Places, extent: Extent) -> usize {
         model.check(&mut disk, &format!("seed {seed} life {life} at its start"));
         disk.dawdle = Some(ChaCha8Rng::seed_from_u64(seed ^ 0x55));
         let changes = live(&mut disk, &mut work, changes_a_life, &log);
+        let is_promoted = |c: &&Change| matches!(c.effect, Effect::Promote(..)) && !c.refused;
+        promoted += changes.iter().filter(is_promoted).count();
         let stats = disk.store.stats();
         assert!(stats.checkpoints > 0 && stats.destages > 0, "{stats:?}");
         match places {
@@ -404,6 +528,7 @@ fn one_seed(seed: u64, places: Places, extent: Extent) -> usize {
             let mut possible = at_cut(&model, &changes, &log[..=n]);
             let place = dir.path().join("cut");
             found.restore(&formatted, &place);
+            found.check_rows(&what);
             open_and_check(&place, &mut possible, &what);
             std::fs::remove_dir_all(&place).unwrap();
             checked += 1;
@@ -420,15 +545,18 @@ fn one_seed(seed: u64, places: Places, extent: Extent) -> usize {
             (cut.stable.clone(), end)
         });
     }
-    checked
+    (checked, promoted)
 }
 
 fn seeds(range: std::ops::Range<u64>, places: Places) {
     let extent = Extent { lives: 2, changes_a_life: 120, cuts_a_life: 40 };
+    let mut all_promoted = 0;
     for seed in range {
-        let cuts = one_seed(seed, places, extent);
+        let (cuts, promoted) = one_seed(seed, places, extent);
         assert!(cuts > 60, "seed {seed}: only {cuts} cuts");
+        all_promoted += promoted;
     }
+    assert!(all_promoted > 12, "only {all_promoted} extents were promoted");
 }
 
 // Two tests, so that two cores share the work.
@@ -446,7 +574,7 @@ fn no_cut_loses_or_mixes_anything_b() {
 fn no_cut_harms_blocks_that_stay_in_the_journal() {
     let extent = Extent { lives: 3, changes_a_life: 500, cuts_a_life: 40 };
     for seed in 201..203 {
-        let cuts = one_seed(seed, Places::Same, extent);
+        let (cuts, _) = one_seed(seed, Places::Same, extent);
         assert!(cuts > 90, "seed {seed}: only {cuts} cuts");
     }
 }
@@ -455,7 +583,7 @@ fn no_cut_harms_blocks_that_stay_in_the_journal() {
 fn at_every_event(seeds: std::ops::Range<u64>) {
     for seed in seeds {
         let extent = Extent { lives: 1, changes_a_life: 60, cuts_a_life: usize::MAX };
-        let cuts = one_seed(seed, Places::Anywhere, extent);
+        let (cuts, _) = one_seed(seed, Places::Anywhere, extent);
         assert!(cuts > 150, "seed {seed}: only {cuts} cuts");
     }
 }
@@ -479,6 +607,7 @@ fn many_seeds_at_every_event() {
         let (places, changes_a_life) =
             if seed % 2 == 0 { (Places::Anywhere, 120) } else { (Places::Same, 500) };
         let extent = Extent { lives: 4, changes_a_life, cuts_a_life: usize::MAX };
-        println!("seed {seed}: {} cuts", one_seed(seed, places, extent));
+        let (cuts, promoted) = one_seed(seed, places, extent);
+        println!("seed {seed}: {cuts} cuts, {promoted} extents promoted");
     }
 }

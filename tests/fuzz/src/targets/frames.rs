@@ -87,6 +87,8 @@ fn requests() -> Vec<Request> {
         Request::Install { chunk, epoch, runs: vec![run(0, true), run(2, false), run(9, false)] },
         Request::List { chunk, epoch, since: Seq(5), from_block: 77 },
         Request::Verify { chunk, epoch, from_block: 300 },
+        Request::Promote { chunk, extent: 7, version, watermark },
+        Request::Forget { chunk, version, first: 2, end: 9 },
     ]
 }
 

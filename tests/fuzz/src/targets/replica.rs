@@ -112,7 +112,8 @@ impl Bench {
         let Some(ticket) = self.disk.keys().nth(at).copied() else { return };
         let result = match source.byte() {
             0xf0..=0xf7 => Err(DiskError::BadBlocks(vec![1, 2])),
-            0xf8..=0xfe => Err(DiskError::Full),
+            0xf8..=0xfb => Err(DiskError::Full),
+            0xfc..=0xfe => Err(DiskError::NotStaged),
             0xff => Err(DiskError::Dead("it smokes".to_owned())),
             _ => Ok(self.reply(ticket)),
         };
@@ -211,9 +212,10 @@ fn range(source: &mut Source<'_>) -> BlockRange {
 fn subject(request: &Request) -> (ObjectId, Epoch) {
     match request {
         Request::Seal { object, epoch } => (*object, *epoch),
-        Request::Write { chunk, version, .. } | Request::Zero { chunk, version, .. } => {
-            (chunk.object, version.epoch)
-        }
+        Request::Write { chunk, version, .. }
+        | Request::Zero { chunk, version, .. }
+        | Request::Promote { chunk, version, .. }
+        | Request::Forget { chunk, version, .. } => (chunk.object, version.epoch),
         Request::Read { chunk, epoch, .. }
         | Request::Fetch { chunk, epoch, .. }
         | Request::Install { chunk, epoch, .. }
@@ -224,9 +226,11 @@ fn subject(request: &Request) -> (ObjectId, Epoch) {
 
 fn changes(op: &DiskOp) -> Option<ObjectId> {
     match op {
-        DiskOp::Write { chunk, .. } | DiskOp::Zero { chunk, .. } | DiskOp::Install { chunk, .. } => {
-            Some(chunk.object)
-        }
+        DiskOp::Write { chunk, .. }
+        | DiskOp::Zero { chunk, .. }
+        | DiskOp::Install { chunk, .. }
+        | DiskOp::Promote { to: chunk, .. }
+        | DiskOp::Forget { chunk, .. } => Some(chunk.object),
         // Not `Remove`: it concerns a component that no owner knows, and its chunk is refused until it has ended.
         _ => None,
     }
@@ -234,7 +238,7 @@ fn changes(op: &DiskOp) -> Option<ObjectId> {
 
 /// A request and whether it changes anything.
 fn choose(source: &mut Source<'_>) -> (Request, bool) {
-    let kind = source.below(9);
+    let kind = source.below(10);
     let chunk = chunk(source);
     let epoch = Epoch(if source.rarely(32) { source.number() as u32 } else { source.below(8) as u32 });
     let version = Version { epoch, seq: Seq(source.number()) };
@@ -249,6 +253,16 @@ fn choose(source: &mut Source<'_>) -> (Request, bool) {
                 |source: &mut Source<'_>| Run { range: range(source), version, mapped: source.rarely(2) };
             let runs = (0..source.below(3)).map(|_| run(source)).collect();
             (Request::Install { chunk, epoch, runs }, true)
+        }
+        8 => {
+            // What is staged belongs to a shard.
+            let chunk = ChunkId { index: chunk.index.shard(1), ..chunk };
+            let (first, end) = (source.number() as u32, source.number() as u32);
+            if source.rarely(2) {
+                (Request::Forget { chunk, version, first, end }, true)
+            } else {
+                (Request::Promote { chunk, extent: first, version, watermark }, true)
+            }
         }
         _ if source.rarely(3) => (Request::Fetch { chunk, epoch, range: range(source) }, false),
         _ if source.rarely(2) => {

@@ -77,6 +77,8 @@ fn records(data: &Bytes) -> Vec<Record> {
         write(4, 4, 0, Place::InPlace, true, vec![5, 6]),
         write(256, 5, 1, Place::Remap, false, vec![1; 256]),
         Record::Remove { object: chunk.object, chunk: Some(ChunkIndex(9)) },
+        Record::Promote { to: chunk, from: ChunkIndex(9), extent: 3, watermark },
+        Record::Forget { chunk, extent: 1_023 },
         Record::Remove { object: ObjectId::from_bytes([8; 16]), chunk: None },
     ]
 }

@@ -256,7 +256,9 @@ impl World {
             if !self.hosts[disk.host].running || !self.directory.state.disks.contains_key(&disk_id(n)) {
                 continue;
             }
-            if let Some(chunk) = disk.durable.components.keys().find(|c| !known.contains(&(n, **c))) {
+            let record = |c: &ChunkId| ChunkId { index: c.index.record(), ..*c };
+            let unknown = |c: &&ChunkId| !known.contains(&(n, record(c)));
+            if let Some(chunk) = disk.durable.components.keys().find(unknown) {
                 return Err(format!("d{n} still has a component of {chunk} that nobody knows"));
             }
             let promised = |object: &&ObjectId| !self.directory.state.objects.contains_key(*object);

@@ -252,6 +252,6 @@ impl World {
 }
 
 fn is_placed(state: &Arc<State>, chunk: ChunkId, disk: usize) -> bool {
-    let record = state.objects.get(&chunk.object).and_then(|o| o.chunks.get(&chunk.index));
+    let record = state.objects.get(&chunk.object).and_then(|o| o.chunks.get(&chunk.index.record()));
     record.is_some_and(|c| c.components.iter().any(|c| c.disk == disk_id(disk)))
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 use ferro_protocol::ids::{ChunkId, Epoch, ObjectId, Seq, Version};
 use ferro_protocol::peer::{ChunkSummary, Run};
-use ferro_protocol::units::{BLOCK_BYTES, BlockRange, CHUNK_BLOCKS};
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange, CHUNK_BLOCKS, EXTENT_BLOCKS};
 use vsand_core::disk::{DiskError, DiskOp, DiskReply, Ticket};
 
 use super::dice::Dice;
@@ -41,6 +41,14 @@ pub(super) struct Image {
 #[derive(Clone, Debug)]
 enum Change {
     Block(ChunkId, u32, Option<Block>),
+    /// All blocks of the extent, from one component to the other.
+    Promote {
+        from: ChunkId,
+        to: ChunkId,
+        extent: u32,
+    },
+    /// These blocks were never written.
+    Forget(ChunkId, std::ops::Range<u32>),
     Watermark(ChunkId, Seq),
     Epoch(ObjectId, Epoch),
     RemoveChunk(ChunkId),
@@ -55,6 +63,20 @@ impl Image {
             }
             Change::Block(chunk, block, None) => {
                 self.components.entry(*chunk).or_default().blocks.remove(block);
+            }
+            Change::Promote { from, to, extent } => {
+                let blocks = extent_blocks(*extent);
+                let Some(staged) = self.components.get_mut(from) else { return };
+                let mut moved = staged.blocks.split_off(&blocks.start);
+                staged.blocks.append(&mut moved.split_off(&blocks.end));
+                let component = self.components.entry(*to).or_default();
+                component.blocks.retain(|block, _| !blocks.contains(block));
+                component.blocks.append(&mut moved);
+            }
+            Change::Forget(chunk, blocks) => {
+                if let Some(component) = self.components.get_mut(chunk) {
+                    component.blocks.retain(|block, _| !blocks.contains(block));
+                }
             }
             Change::Watermark(chunk, seq) => {
                 let component = self.components.entry(*chunk).or_default();
@@ -303,6 +325,13 @@ impl SimDisk {
             DiskOp::List { chunk, since, from_block, runs_max } => {
                 Ok(self.list(chunk, since, from_block, runs_max.min(self.runs_max)))
             }
+            DiskOp::Promote { to, from, extent, watermark } => {
+                self.promote(full, ChunkId { index: from, ..to }, to, extent, watermark)
+            }
+            DiskOp::Forget { chunk, first, end } => {
+                self.push(Change::Forget(chunk, first * EXTENT_BLOCKS..end * EXTENT_BLOCKS));
+                Ok(DiskReply::Done)
+            }
             DiskOp::SetEpoch { object, epoch } => {
                 self.push(Change::Epoch(object, epoch));
                 Ok(DiskReply::Done)
@@ -317,6 +346,28 @@ impl SimDisk {
                 Ok(DiskReply::Done)
             }
         }
+    }
+
+    fn promote(
+        &mut self,
+        full: bool,
+        from: ChunkId,
+        to: ChunkId,
+        extent: u32,
+        watermark: Seq,
+    ) -> Result<DiskReply, DiskError> {
+        let newer = |block: u32| {
+            let staged = self.volatile.block(from, block).filter(|b| b.data.is_some());
+            let version = self.volatile.block(to, block).map_or(Version::NEVER, |b| b.version);
+            staged.is_some_and(|b| b.version > version)
+        };
+        // A real one may also say no because the data is on its way to its place.
+        if full || !extent_blocks(extent).all(newer) {
+            return Err(DiskError::NotStaged);
+        }
+        self.push(Change::Promote { from, to, extent });
+        self.push(Change::Watermark(to, watermark));
+        Ok(DiskReply::Done)
     }
 
     fn list(&self, chunk: ChunkId, since: Seq, from_block: u32, runs_max: usize) -> DiskReply {
@@ -376,6 +427,10 @@ impl SimDisk {
             _ => {}
         }
     }
+}
+
+fn extent_blocks(extent: u32) -> std::ops::Range<u32> {
+    extent * EXTENT_BLOCKS..(extent + 1) * EXTENT_BLOCKS
 }
 
 /// Adds a block to ascending runs.

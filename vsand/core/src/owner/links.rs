@@ -205,7 +205,7 @@ impl Owner {
                 self.disk_failed(now.mono, disk);
                 return self.settle(now);
             }
-            Err(Refusal::BadBlocks { .. }) | Ok(_) => {}
+            Err(Refusal::BadBlocks { .. } | Refusal::NotStaged) | Ok(_) => {}
         }
         if let Some(ask) = self.take_ask(id) {
             self.answered(now, &ask, reply, payload);

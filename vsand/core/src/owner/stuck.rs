@@ -57,7 +57,10 @@ impl Kind {
             Request::Write { .. } | Request::Install { .. } if ask.payload.len() >= BULK_BYTES_MIN => {
                 Some(Self::Bulk)
             }
-            Request::Write { .. } | Request::Install { .. } => Some(Self::Change),
+            Request::Write { .. }
+            | Request::Install { .. }
+            | Request::Promote { .. }
+            | Request::Forget { .. } => Some(Self::Change),
             Request::Read { .. } | Request::Fetch { .. } | Request::Verify { .. } => Some(Self::Read),
             Request::List { .. } => Some(Self::List),
         }

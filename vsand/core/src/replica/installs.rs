@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use ferro_protocol::units::BlockRange;
+use ferro_protocol::units::{BlockRange, EXTENT_BLOCKS};
 
 use crate::disk::{DiskOp, Ticket};
 
@@ -33,6 +33,10 @@ pub(super) fn span(op: &DiskOp) -> Option<BlockRange> {
         DiskOp::Install { runs, .. } => {
             let (first, last) = (runs.first()?.range.first(), runs.last()?.range.end());
             BlockRange::new(first, last.checked_sub(first)?).ok()
+        }
+        DiskOp::Promote { extent, .. } => BlockRange::new(extent * EXTENT_BLOCKS, EXTENT_BLOCKS).ok(),
+        DiskOp::Forget { first, end, .. } => {
+            BlockRange::new(first * EXTENT_BLOCKS, end.checked_sub(*first)? * EXTENT_BLOCKS).ok()
         }
         _ => None,
     }

@@ -98,6 +98,7 @@ impl Disk {
                 let tail = self.runs(0..CHUNK_BLOCKS, |seq| seq > watermark);
                 DiskReply::Summary(vec![ChunkSummary { index: CHUNK.index, watermark, seq_max, tail }])
             }
+            DiskOp::Promote { .. } | DiskOp::Forget { .. } => panic!("nothing of a mirror is staged"),
             DiskOp::SetEpoch { .. } | DiskOp::Remove { .. } => DiskReply::Done,
         }
     }

@@ -33,9 +33,13 @@ const PARTS: u64 = 16;
 pub(super) fn work(request: &Request) -> Option<(ChunkId, u64)> {
     match request {
         Request::Read { chunk, range, .. } | Request::Write { chunk, range, .. } => {
-            Some((*chunk, PARTS + u64::from(range.count())))
+            // What is staged for a shard is work for the shard.
+            let chunk = ChunkId { index: chunk.index.record(), ..*chunk };
+            Some((chunk, PARTS + u64::from(range.count())))
         }
-        Request::Zero { chunk, .. } => Some((*chunk, PARTS)),
+        Request::Zero { chunk, .. } | Request::Promote { chunk, .. } | Request::Forget { chunk, .. } => {
+            Some((*chunk, PARTS))
+        }
         Request::Seal { .. }
         | Request::Fetch { .. }
         | Request::Install { .. }

@@ -241,7 +241,7 @@ pub async fn remove_leftovers(member: Arc<Member>) {
             state
                 .objects
                 .get(&chunk.object)
-                .and_then(|o| o.chunks.get(&chunk.index))
+                .and_then(|o| o.chunks.get(&chunk.index.record()))
                 .is_some_and(|c| c.components.iter().any(|c| c.disk == disk))
         };
         let state = member.state();

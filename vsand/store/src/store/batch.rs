@@ -210,9 +210,9 @@ impl Store {
         let Some(op) = self.ops.get_mut(index) else { return };
         op.parts_left -= 1;
         if op.parts_left == 0 {
-            let (ticket, object) = (op.ticket, op.object);
+            let (ticket, object, refused) = (op.ticket, op.object, op.refused.take());
             self.ops.remove(index);
-            self.answer(ticket, Ok(DiskReply::Done));
+            self.answer(ticket, refused.map_or(Ok(DiskReply::Done), Err));
             self.leave_object(object);
         }
     }

@@ -7,7 +7,8 @@
 //! - direct: at least [`DIRECT_BLOCKS_MIN`] blocks that are unmapped, or a whole extent, which then gets a fresh place. The data is
 //!   written there first, through to the medium, and only then a record names it.
 //!
-//! Space is promised to an operation as a whole before any part begins, so that a full disk changes nothing.
+//! Space is promised to an operation as a whole before any part begins, so that a full disk changes nothing. What changes
+//! whole extents without data needs none: see [`super::staged`].
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -19,6 +20,7 @@ use ferro_protocol::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS, EXTENT_BYTES
 use vsand_core::disk::{DiskError, DiskOp, DiskReply, Ticket};
 
 use super::batch::{Queued, Target};
+use super::staged::Whole;
 use super::{Purpose, Store};
 use crate::files::FileKind;
 use crate::gate::Mode;
@@ -35,6 +37,8 @@ pub(super) struct Op {
     pub(super) ticket: Ticket,
     pub(super) object: ObjectId,
     pub(super) parts_left: u32,
+    /// Why nothing of it was done.
+    pub(super) refused: Option<DiskError>,
 }
 
 /// Blocks of one extent that become the same thing.
@@ -50,25 +54,57 @@ struct Piece {
 #[derive(Debug)]
 pub(super) struct Part {
     op: u32,
-    key: ExtentKey,
-    chunk: ChunkId,
-    watermark: Seq,
+    pub(super) key: ExtentKey,
+    pub(super) chunk: ChunkId,
+    pub(super) watermark: Seq,
     force: bool,
     pieces: Vec<Piece>,
     mode: Mode,
     /// One extent is promised to it.
     promised: bool,
-    records_left: u32,
+    pub(super) records_left: u32,
     /// The record of a direct write, while its data is on its way.
     direct: Option<Record>,
+    /// What becomes of the whole extent; then there are no pieces.
+    pub(super) whole: Option<Whole>,
 }
 
 impl Part {
+    fn new(key: ExtentKey, chunk: ChunkId, watermark: Seq, whole: Option<Whole>) -> Self {
+        Self {
+            op: 0,
+            key,
+            chunk,
+            watermark,
+            force: false,
+            pieces: Vec::new(),
+            mode: Mode::Exclusive,
+            promised: false,
+            records_left: 0,
+            direct: None,
+            whole,
+        }
+    }
+
+    /// One that is alone with the extent, and has no data.
+    pub(super) fn of_whole(key: ExtentKey, chunk: ChunkId, watermark: Seq, whole: Whole) -> Self {
+        Self::new(key, chunk, watermark, Some(whole))
+    }
+
     /// The blocks it may touch, within the extent.
     fn span(&self) -> Range<u32> {
         let first = self.pieces.first().map_or(0, |p| p.range.first() % EXTENT_BLOCKS);
         let end = self.pieces.last().map_or(0, |p| (p.range.end() - 1) % EXTENT_BLOCKS + 1);
         first..end
+    }
+
+    /// The extents whose gates it goes through: it begins when it is in all of them.
+    fn gates(&self) -> impl Iterator<Item = ExtentKey> + use<> {
+        let other = match self.whole {
+            Some(Whole::Promote { from, .. }) => Some(from),
+            _ => None,
+        };
+        std::iter::once(self.key).chain(other)
     }
 }
 
@@ -89,7 +125,9 @@ fn object_of(op: &DiskOp) -> ObjectId {
         | DiskOp::Install { chunk, .. }
         | DiskOp::Read { chunk, .. }
         | DiskOp::Fetch { chunk, .. }
-        | DiskOp::List { chunk, .. } => chunk.object,
+        | DiskOp::List { chunk, .. }
+        | DiskOp::Promote { to: chunk, .. }
+        | DiskOp::Forget { chunk, .. } => chunk.object,
         DiskOp::SetEpoch { object, .. } | DiskOp::Summarise { object } | DiskOp::Remove { object, .. } => {
             *object
         }
@@ -144,6 +182,12 @@ impl Store {
                 self.summarise(ticket, *object);
                 return self.leave_object(*object);
             }
+            DiskOp::Promote { to, from, extent, watermark } => {
+                return self.start_promote(ring, ticket, *to, *from, *extent, *watermark);
+            }
+            DiskOp::Forget { chunk, first, end } => {
+                return self.start_forget(ring, ticket, *chunk, *first..*end);
+            }
             _ => {
                 // Whoever waits for space already comes first.
                 let fresh = self.stalled.is_empty();
@@ -153,7 +197,7 @@ impl Store {
                 return;
             }
         };
-        let index = self.ops.insert(Op { ticket, object, parts_left: 1 });
+        let index = self.ops.insert(Op { ticket, object, parts_left: 1, refused: None });
         self.queue.push_back(Queued { record, data: None, target: Target::Op(index) });
     }
 
@@ -177,11 +221,6 @@ impl Store {
         first_in_line: bool,
     ) -> Option<DiskOp> {
         let mut parts = self.plan(&op);
-        if parts.is_empty() {
-            self.answer(ticket, Ok(DiskReply::Done));
-            self.leave_object(object);
-            return None;
-        }
         let needed = parts.iter_mut().map(|part| u32::from(self.needs_extent(part))).sum();
         if (needed > 0 && !first_in_line) || !self.tables.alloc.promise(object, needed) {
             if !first_in_line || self.tables.alloc.more_to_come() {
@@ -191,23 +230,51 @@ impl Store {
             self.leave_object(object);
             return None;
         }
-        let index = self.ops.insert(Op { ticket, object, parts_left: parts.len() as u32 });
+        self.start_parts(ring, ticket, object, parts);
+        None
+    }
+
+    /// Sends an operation's parts through their gates. With no parts it is done.
+    pub(super) fn start_parts(
+        &mut self,
+        ring: &mut Ring,
+        ticket: Ticket,
+        object: ObjectId,
+        parts: Vec<Part>,
+    ) {
+        if parts.is_empty() {
+            self.answer(ticket, Ok(DiskReply::Done));
+            return self.leave_object(object);
+        }
+        let parts_left = parts.len() as u32;
+        let index = self.ops.insert(Op { ticket, object, parts_left, refused: None });
         for mut part in parts {
             part.op = index;
-            let (key, mode, span) = (part.key, part.mode, part.span());
+            let gates = part.gates();
             let at = self.parts.insert(part);
-            let gate = &mut self.tables.slots.wake_or_new(key).gate;
-            if gate.admits(mode, &span) {
-                gate.enter(at, mode, span);
-                self.start_part(ring, at);
-                if self.dead.is_some() {
-                    return None;
+            for key in gates {
+                if self.enter_gate(key, at) {
+                    self.start_part(ring, at);
                 }
-            } else {
-                gate.wait(at, mode, span);
+            }
+            if self.dead.is_some() {
+                return;
             }
         }
-        None
+    }
+
+    /// Lets the part in if nobody is in its way, else makes it wait: it is started when it is its turn.
+    fn enter_gate(&mut self, key: ExtentKey, index: u32) -> bool {
+        let Some(part) = self.parts.get_mut(index) else { return false };
+        let (mode, span) = (part.mode, part.span());
+        let gate = &mut self.tables.slots.wake_or_new(key).gate;
+        let admitted = gate.admits(mode, &span);
+        if admitted {
+            gate.enter(index, mode, span);
+        } else {
+            gate.wait(index, mode, span);
+        }
+        admitted
     }
 
     /// Cuts an operation into parts.
@@ -235,25 +302,16 @@ impl Store {
                 }
                 (*chunk, Seq(0), true, pieces)
             }
-            _ => return Vec::new(),
+            _ => unreachable!("not a change of blocks"),
         };
         let mut parts: Vec<Part> = Vec::new();
         for piece in pieces {
             let key = self.tables.key_of(chunk, piece.range.first());
             match parts.last_mut() {
                 Some(part) if part.key == key => part.pieces.push(piece),
-                _ => parts.push(Part {
-                    op: 0,
-                    key,
-                    chunk,
-                    watermark,
-                    force,
-                    pieces: vec![piece],
-                    mode: Mode::Journaled,
-                    promised: false,
-                    records_left: 0,
-                    direct: None,
-                }),
+                _ => {
+                    parts.push(Part { force, pieces: vec![piece], ..Part::new(key, chunk, watermark, None) });
+                }
             }
         }
         for part in &mut parts {
@@ -296,6 +354,9 @@ impl Store {
     pub(super) fn start_part(&mut self, ring: &mut Ring, index: u32) {
         let Some(part) = self.parts.get_mut(index) else { return };
         let key = part.key;
+        if part.whole.is_some() {
+            return self.start_whole(index);
+        }
         if part.promised {
             self.tables.alloc.redeem(part.chunk.object);
             part.promised = false;
@@ -397,9 +458,15 @@ impl Store {
         if part.records_left > 0 {
             return;
         }
-        let (key, op, object) = (part.key, part.op, part.chunk.object);
-        self.parts.remove(index);
-        if let Some(slot) = self.tables.slots.get_mut(key) {
+        self.part_done(index);
+    }
+
+    /// The part leaves, and those that waited for it begin.
+    pub(super) fn part_done(&mut self, index: u32) {
+        let Some(part) = self.parts.remove(index) else { return };
+        let object = part.chunk.object;
+        for key in part.gates() {
+            let Some(slot) = self.tables.slots.get_mut(key) else { continue };
             slot.gate.leave(index);
             if !slot.gate.has_active()
                 && let Some(unused) = slot.pending.take()
@@ -412,7 +479,16 @@ impl Store {
             }
         }
         self.retry_stalled = !self.stalled.is_empty();
-        self.part_of_op_done(op);
+        self.part_of_op_done(part.op);
+    }
+
+    /// Nothing is done of the part's operation, which has no other.
+    pub(super) fn refuse_part(&mut self, index: u32, error: DiskError) {
+        let Some(part) = self.parts.get_mut(index) else { return };
+        if let Some(op) = self.ops.get_mut(part.op) {
+            op.refused = Some(error);
+        }
+        self.part_done(index);
     }
 }
 

@@ -22,6 +22,7 @@ mod change;
 mod checkpoint;
 mod query;
 mod read;
+mod staged;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -141,6 +142,8 @@ pub struct StoreStats {
     pub absorbed_blocks: u64,
     /// Changes whose data went straight to its place.
     pub direct_writes: u64,
+    /// Extents that were put in force, without writing their data again.
+    pub promoted_extents: u64,
     /// Reads of the data file.
     pub data_reads: u64,
     /// Checkpoints.

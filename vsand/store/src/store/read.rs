@@ -3,6 +3,10 @@
 //! What the tables say of the blocks is noted when the read begins. If a block then fails its checksum, either the tables still
 //! say the same, and it is bad, or a newer write has replaced it meanwhile, in the very place perhaps, and the read begins again.
 //! If the disk reports an error, the blocks are read one by one to find the bad ones.
+//!
+//! The same holds when the extent moves meanwhile, because it was written anew as a whole, promoted or forgotten: the place that is read
+//! is pinned, so it is given to nobody else before the read is over, and what stands there either is still what was noted, or it
+//! fails its checksum, or can't be read, and then the tables name another place. (Who was promoted to the place may write to it.)
 
 use std::io;
 
@@ -198,7 +202,12 @@ impl Store {
                 }
             }
         } else if piece.probe.is_some() {
-            op.bad.push(piece.range.first() + piece.expected[first].at as u32);
+            let expected = &piece.expected[first];
+            match piece.is_current(&mut self.tables, &self.meta, expected) {
+                Ok(true) => op.bad.push(piece.range.first() + expected.at as u32),
+                Ok(false) => op.again = true,
+                Err(error) => return self.die(error.to_string()),
+            }
         }
         let next_probe = match (piece.probe, good) {
             (None, true) => None,

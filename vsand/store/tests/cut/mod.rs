@@ -114,6 +114,14 @@ impl Image {
         }
     }
 
+    /// What the metadata has of blocks belongs to an extent that it has.
+    pub(crate) fn check_rows(&self, what: &str) {
+        for (family, key) in self.meta.keys().filter(|(family, _)| *family == Family::Blocks) {
+            let extent = (Family::Map, key[..key.len() - 1].to_vec());
+            assert!(self.meta.contains_key(&extent), "{what}: {family:?} {key:?} is left behind");
+        }
+    }
+
     /// Puts the files together in a directory.
     pub(crate) fn restore(&self, formatted: &Path, dir: &Path) {
         std::fs::create_dir(dir).unwrap();
