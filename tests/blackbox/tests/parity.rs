@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ferro_blackbox::endure::{HEAL_MAX, begin, form_with_loop_disk, read_everywhere, survive};
 use ferro_blackbox::lab::with_hosts;
-use ferro_blackbox::mebibytes::{connect, fill, verify, write};
-use ferro_blackbox::{Host, LabOptions, eventually, with_lab};
+use ferro_blackbox::mebibytes::{MIB, connect, content, fill, sector, verify, write};
+use ferro_blackbox::{Host, Lab, LabOptions, eventually, with_lab};
+use ferro_vhost::frontend::{BlkClient, Op};
 
 /// What a fault may cost at most: the aim is 2 s. A busy test machine gets more.
 const STALL_MAX: Duration = Duration::from_secs(6);
@@ -107,5 +108,87 @@ fn a_writer_waits_while_the_cluster_is_full() {
         let done = client.wait(0, Duration::from_secs(60)).context("there is room again")?;
         ensure!(done.ticket == waiting && done.status == 0, "status {}", done.status);
         verify(&mut client, 0..last + 1)
+    });
+}
+
+/// MiB that are written through, time after time.
+const STREAM: u64 = 48;
+/// Bytes of a block: of a request that was not answered each is there or not.
+const BLOCK: usize = 4096;
+
+/// What the MiB is in this round.
+fn round_of(mib: u64, round: u64) -> Vec<u8> {
+    content(mib + round * 1_000)
+}
+
+/// Extents that the disks of all hosts have put in force since they were started.
+fn promoted(lab: &Lab) -> Result<f64> {
+    lab.hosts().iter().map(|host| host.metric("vsand_disk_promoted_extents_total")).sum()
+}
+
+/// Each MiB is what the round wrote, up to the one where it ended, and what the round before wrote behind those that were under way.
+fn verify_round(client: &mut BlkClient, round: u64, written: u64, under_way: u64) -> Result<()> {
+    let mut read = vec![0; MIB];
+    for mib in 0..STREAM {
+        client.read(sector(mib), &mut read).with_context(|| format!("MiB {mib}"))?;
+        let (old, new) = (round_of(mib, round - 1), round_of(mib, round));
+        for (n, block) in read.chunks(BLOCK).enumerate() {
+            let at = n * BLOCK..(n + 1) * BLOCK;
+            let (is_old, is_new) = (block == &old[at.clone()], block == &new[at]);
+            let right = match mib {
+                mib if mib < written => is_new,
+                mib if mib < written + under_way => is_old || is_new,
+                _ => is_old,
+            };
+            ensure!(right, "block {n} of MiB {mib} in round {round}: old {is_old}, new {is_new}");
+        }
+    }
+    Ok(())
+}
+
+/// What is written in one go is staged by the shards' disks and put in force there; at whatever instant all power is gone, what was
+/// acknowledged is there, whole, also without one of the hosts.
+#[test]
+fn full_stripes_go_straight_and_outlive_power_cuts() {
+    with_lab(LabOptions::default(), |lab| {
+        let owner = lab.host(2);
+        owner.create("data", "1G", "raid5")?;
+        let mut client = connect(owner, "data")?;
+        write(&mut client, 0..STREAM)?;
+        eventually("all extents are in force", Duration::from_secs(20), || {
+            let (all, extents) = (promoted(lab)?, STREAM as f64 / 2.0 * 3.0);
+            ensure!(all >= extents * 0.75, "{all} extents of {extents}");
+            Ok(())
+        })?;
+        verify(&mut client, 0..STREAM)?;
+        // The last one is written to its end: then nothing needs to be told apart any more.
+        for (round, written, under_way) in [(1, 21, 3), (2, 30, 2), (3, 8, 4), (4, 33, 1), (5, STREAM, 0)] {
+            for mib in 0..written {
+                client.write(sector(mib), &round_of(mib, round)).with_context(|| format!("MiB {mib}"))?;
+            }
+            for mib in written..written + under_way {
+                client.submit(0, &Op::Write(sector(mib), &round_of(mib, round)))?;
+            }
+            std::thread::sleep(Duration::from_millis(3 * round));
+            lab.hosts().iter().for_each(|host| host.kill9_if_running());
+            drop(client);
+            for host in lab.hosts() {
+                host.start()?;
+            }
+            lab.wait_healthy(HEAL_MAX)?;
+            client = connect(owner, "data")?;
+            verify_round(&mut client, round, written, under_way)?;
+            let gone = lab.host(if round % 2 == 0 { 1 } else { 3 });
+            gone.kill9()?;
+            verify_round(&mut client, round, written, under_way).context("without a host")?;
+            gone.start()?;
+            lab.wait_healthy(HEAL_MAX)?;
+            // The next round begins where every MiB is this one's.
+            for mib in written..STREAM {
+                client.write(sector(mib), &round_of(mib, round)).with_context(|| format!("MiB {mib}"))?;
+            }
+        }
+        println!("{} extents were put in force since the last start", promoted(lab)?);
+        Ok(())
     });
 }

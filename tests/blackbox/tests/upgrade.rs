@@ -19,7 +19,7 @@ const GO_ON_MAX: Duration = Duration::from_secs(60);
 const DOCUMENTS: usize = 3_600;
 const WRITERS: usize = 8;
 /// The last feature level that this release knows.
-const NEWEST: u16 = 5;
+const NEWEST: u16 = 6;
 
 /// Installs a release on a host and restarts it, under the volume's client.
 fn run_on(lab: &Lab, host: &Host, release: &Path, load: &mut Workload) -> Result<()> {

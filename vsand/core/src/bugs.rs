@@ -56,6 +56,10 @@ pub enum Bug {
     RemovedForgotten,
     /// While an object is converted, what is written where it was copied already goes to the former object only.
     ConversionMissesWrites,
+    /// Staged data is put in force before the staged parity.
+    DataPromotedFirst,
+    /// A new owner takes nothing for staged, whatever the log says.
+    StagedForgotten,
     /// The directory does not know who is away.
     AwayUnknown,
     /// A component that is in sync goes at once, and what it answers afterwards counts.
@@ -64,7 +68,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them, with their names and what they do.
-    pub const ALL: [(&'static str, Self, &'static str); 28] = [
+    pub const ALL: [(&'static str, Self, &'static str); 30] = [
         ("ack-before-flush", Self::AckBeforeFlush, "a write is answered before it is on stable storage"),
         ("no-seal", Self::NoSeal, "replicas accept any epoch"),
         ("seal-in-memory", Self::SealInMemory, "the promise to refuse lower epochs is not written down"),
@@ -142,6 +146,16 @@ impl Bug {
             "conversion-misses-writes",
             Self::ConversionMissesWrites,
             "what is written during a conversion goes to the former object only",
+        ),
+        (
+            "data-promoted-first",
+            Self::DataPromotedFirst,
+            "staged data is put in force before the staged parity",
+        ),
+        (
+            "staged-forgotten",
+            Self::StagedForgotten,
+            "a new owner does not ask for what the log says is staged",
         ),
         ("away-unknown", Self::AwayUnknown, "the directory does not know which hosts are away"),
         (

@@ -95,7 +95,18 @@ impl World {
         let read_only = running.kind == LockKind::Exclusive { read_only: true };
         let hot: Vec<(u64, u64)> =
             layout.hot.iter().copied().filter(|(first, count)| first + count <= blocks).collect();
-        let (first, count) = hot[self.dice.below(hot.len())];
+        let policy = layout.policy;
+        let mut area = hot[self.dice.below(hot.len())];
+        for _ in writes..if read_only { 0 } else { 4 } {
+            let Some((first, count)) = self.streams.next(key.object, policy) else { break };
+            let id = self.next_write;
+            self.next_write += 1;
+            self.begin(host, key, Kind::Write(id), first * BLOCK_SECTORS, count * BLOCK_SECTORS);
+        }
+        if let Some(within) = self.streams.within(policy) {
+            area = within;
+        }
+        let (first, count) = area;
         let sectors_end = (first + count) * BLOCK_SECTORS;
         let mut at = (first + self.dice.below(count as usize) as u64) * BLOCK_SECTORS;
         let mut sectors = BLOCK_SECTORS * if self.dice.permille(700) { 1 } else { self.dice.between(2, 6) };

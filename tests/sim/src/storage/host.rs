@@ -251,7 +251,8 @@ impl World {
             };
             format!("d{disk} t{} {op}", ticket.0)
         });
-        let delay = self.disk_delay(disk, 60 * US);
+        let held = if matches!(op, DiskOp::Promote { .. }) { self.streams.promotion_held() } else { 0 };
+        let delay = self.disk_delay(disk, 60 * US) + held;
         let d = &mut self.disks[disk];
         let incarnation = d.incarnation;
         d.submit(ticket, op);
@@ -337,7 +338,9 @@ impl World {
         config.copies_max = self.dice.between(1, 8) as usize;
         config.resync_bytes_per_s = self.dice.between(1 << 17, 8 << 20);
         config.log_slots = self.log_slots;
-        config.destage_permille = self.parity.pick(&[0, 0, 30, 250]).unwrap_or(0);
+        config.straight_rows = self.streams.rows_min;
+        let destage = self.parity.pick(&[0, 0, 30, 250]).unwrap_or(0);
+        config.destage_permille = self.streams.destage_permille(destage);
         let key = OwnerKey { object, epoch: record.epoch };
         self.trace(|| format!("h{host} owns o{object} at epoch {} as {kind:?}", record.epoch.0));
         let session = matches!(kind, LockKind::Exclusive { .. }).then(Session::default);

@@ -33,6 +33,7 @@ mod places;
 mod provision;
 mod rot;
 mod scrub;
+mod streams;
 mod world;
 
 pub use world::{Options, Outcome, run};

@@ -26,6 +26,7 @@ use super::net::Net;
 use super::places::Places;
 use super::provision::Provisions;
 use super::scrub::Scrubs;
+use super::streams::Streams;
 
 /// The longest that a guest may wait while a single host or disk other than its own fails.
 pub(super) const STALL_MAX: u64 = 2 * S;
@@ -100,6 +101,7 @@ pub(super) struct World {
     pub moves: Moves,
     pub provisions: Provisions,
     pub places: Places,
+    pub streams: Streams,
     pub parity: Dice,
     /// Of each log.
     pub log_slots: u32,
@@ -245,6 +247,7 @@ impl World {
             moves: Moves::new(seed),
             provisions: Provisions::new(seed),
             places: Places::new(seed),
+            streams: Streams::new(seed),
             parity: Dice::new(seed ^ 0x9a91_7e5a),
             log_slots: 0,
             maintenance: Maintenance::new(seed),

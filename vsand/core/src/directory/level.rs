@@ -20,6 +20,7 @@
 //! | 3 | conversions between mirrors and shards |
 //! | 4 | hosts that are away are known as such, and what they hold is built elsewhere also where nobody writes; a component that is in sync goes in two steps |
 //! | 5 | what volumes prefer: sites and other places; how much disks have to serve is known, and components move from busy ones to idle ones |
+//! | 6 | full stripes go straight to the shards: disks stage them, and a log names what is staged |
 //!
 //! Invariants:
 //! - the level only grows, one command after the other, and only while the hosts are those that were asked;
@@ -48,7 +49,7 @@ impl FeatureLevel {
     /// The first level that this release knows.
     pub const OLDEST: Self = Self(1);
     /// The last one.
-    pub const NEWEST: Self = Self(5);
+    pub const NEWEST: Self = Self(6);
     /// Disks that were removed are remembered.
     pub const REMOVED_DISKS: Self = Self(2);
     /// Mirrors become shards, and shards mirrors or others.
@@ -61,6 +62,8 @@ impl FeatureLevel {
     pub const PREFERENCES: Self = Self(5);
     /// How much disks have to serve is known.
     pub const LOADS: Self = Self(5);
+    /// Disks stage full stripes, and logs name them.
+    pub const STAGED: Self = Self(6);
 
     /// Whether this release can be in a cluster of this level.
     pub fn is_known(self) -> bool {

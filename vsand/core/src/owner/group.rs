@@ -66,6 +66,16 @@ pub(super) struct Write {
     pub pending: BTreeSet<DiskId>,
     /// When a component last said that it has it; when it was sent, before.
     pub progress: Instant,
+    /// What becomes of it if a component refuses: it ends, and whoever asked is told. All else is tried again.
+    pub refusal: Refusable,
+}
+
+/// Whether a change may be refused, and was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Refusable {
+    No,
+    Yes,
+    Refused,
 }
 
 /// One chunk.

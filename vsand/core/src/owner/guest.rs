@@ -83,6 +83,26 @@ pub(super) enum PieceKind {
     Zero,
     /// Read the range with its versions.
     Fetch,
+    /// Of a shard ([`super::stripes`]): write the range beside it, where it is not in force.
+    Stage { data: Bytes },
+    /// Read what is staged with its versions.
+    FetchStaged,
+    /// Put what is staged in force: the range is a whole extent.
+    Promote,
+    /// Forget what is staged: the range is of whole extents.
+    Forget,
+}
+
+impl PieceKind {
+    /// Whether it changes nothing.
+    pub(super) fn reads(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Fetch | Self::FetchStaged)
+    }
+
+    /// Whether a disk may say no to it, and nothing is wrong.
+    pub(super) fn is_refusable(&self) -> bool {
+        matches!(self, Self::Stage { .. } | Self::Promote | Self::Forget)
+    }
 }
 
 /// Checks a request against the disk's size; true if it may be carried out.

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use ferro_protocol::ids::{ChunkIndex, DiskId, Role, Seq, Version};
 use ferro_protocol::peer::{Refusal, Reply, Request, Run};
-use ferro_protocol::units::BLOCK_BYTES;
+use ferro_protocol::units::{BLOCK_BYTES, EXTENT_BLOCKS};
 
 use super::copy::covers;
-use super::group::{Group, Holder, Phase, Write};
+use super::group::{Group, Holder, Phase, Refusable, Write};
 use super::guest::{
     GuestError, GuestRequest, GuestResult, GuestTag, Piece, PieceKind, in_bounds, merge, pieces,
 };
@@ -144,7 +144,7 @@ impl Owner {
         let Some(part) = self.parts.get(&id) else { return };
         let piece = &part.piece;
         let (chunk, range) = (piece.chunk, piece.range);
-        let read = matches!(piece.kind, PieceKind::Read { .. } | PieceKind::Fetch);
+        let read = piece.kind.reads();
         let zero = matches!(piece.kind, PieceKind::Zero);
         let lease_runs = self.lease_runs(now);
         let group = self.groups.entry(chunk).or_insert_with(|| Group::fresh(chunk, None));
@@ -177,12 +177,14 @@ impl Owner {
             return self.run_striped(now, id);
         }
         match &part.piece.kind {
-            PieceKind::Read { .. } | PieceKind::Merge { .. } | PieceKind::Fetch => self.read_part(now, id),
-            PieceKind::Write { data } => {
+            PieceKind::Read { .. } | PieceKind::Merge { .. } | PieceKind::Fetch | PieceKind::FetchStaged => {
+                self.read_part(now, id);
+            }
+            PieceKind::Write { data } | PieceKind::Stage { data } => {
                 let data = data.clone();
                 self.write_part(now, id, Some(data));
             }
-            PieceKind::Zero => self.write_part(now, id, None),
+            PieceKind::Zero | PieceKind::Promote | PieceKind::Forget => self.write_part(now, id, None),
         }
     }
 
@@ -222,11 +224,11 @@ impl Owner {
             }
             return;
         };
-        let (chunk, epoch) = (self.chunk_id(chunk), self.epoch);
-        let request = if matches!(part.piece.kind, PieceKind::Fetch) {
-            Request::Fetch { chunk, epoch, range }
-        } else {
-            Request::Read { chunk, epoch, range }
+        let epoch = self.epoch;
+        let request = match part.piece.kind {
+            PieceKind::Fetch => Request::Fetch { chunk: self.chunk_id(chunk), epoch, range },
+            PieceKind::FetchStaged => Request::Fetch { chunk: self.chunk_id(chunk.staged()), epoch, range },
+            _ => Request::Read { chunk: self.chunk_id(chunk), epoch, range },
         };
         if let Some(part) = self.parts.get_mut(&id) {
             part.asked = Some(disk);
@@ -264,14 +266,18 @@ impl Owner {
                 self.end_read(now.mono, id, chunk, Got::Data(payload));
             }
             Ok(Reply::Runs(runs))
-                if part.piece.kind == PieceKind::Fetch && covers(&runs, range, payload.len()) =>
+                if matches!(part.piece.kind, PieceKind::Fetch | PieceKind::FetchStaged)
+                    && covers(&runs, range, payload.len()) =>
             {
                 self.end_read(now.mono, id, chunk, Got::Runs(runs, payload));
             }
             Err(Refusal::BadBlocks { bad }) => {
                 part.tried.insert(from);
+                let staged = part.piece.kind == PieceKind::FetchStaged;
                 self.read_part(now.mono, id);
-                self.mend(now.mono, chunk, from, &bad);
+                if !staged {
+                    self.mend(now.mono, chunk, from, &bad);
+                }
             }
             _ => {
                 part.tried.insert(from);
@@ -294,6 +300,8 @@ impl Owner {
     fn write_part(&mut self, now: Instant, id: PartId, data: Option<Bytes>) {
         let Some(part) = self.parts.get(&id) else { return };
         let (chunk, range, decided) = (part.piece.chunk, part.piece.range, part.seq);
+        let refusal = if part.piece.kind.is_refusable() { Refusable::Yes } else { Refusable::No };
+        let staged_id = self.chunk_id(chunk.staged());
         let (whole, epoch, chunk_id) = (self.bugs.has(Bug::WrongWatermark), self.epoch, self.chunk_id(chunk));
         let skip_joining = self.bugs.has(Bug::ResyncSkipsWrites);
         let Some(group) = self.groups.get_mut(&chunk) else { return };
@@ -302,11 +310,20 @@ impl Owner {
         group.next_seq = group.next_seq.max(seq.next());
         let required: BTreeSet<DiskId> =
             group.required().filter(|d| !skip_joining || group.members[d].in_sync()).collect();
-        group.writes.insert(seq, Write { part: id, pending: required.clone(), progress: now });
+        let write = Write { part: id, pending: required.clone(), progress: now, refusal };
+        group.writes.insert(seq, write);
         let version = Version { epoch, seq };
-        let request = match &data {
-            Some(_) => Request::Write { chunk: chunk_id, range, version, watermark },
-            None => Request::Zero { chunk: chunk_id, range, version, watermark },
+        let extents = (range.first() / EXTENT_BLOCKS, range.end().div_ceil(EXTENT_BLOCKS));
+        let request = match (&part.piece.kind, &data) {
+            (PieceKind::Stage { .. }, _) => Request::Write { chunk: staged_id, range, version, watermark },
+            (PieceKind::Promote, _) => {
+                Request::Promote { chunk: chunk_id, extent: extents.0, version, watermark }
+            }
+            (PieceKind::Forget, _) => {
+                Request::Forget { chunk: chunk_id, version, first: extents.0, end: extents.1 }
+            }
+            (_, Some(_)) => Request::Write { chunk: chunk_id, range, version, watermark },
+            (_, None) => Request::Zero { chunk: chunk_id, range, version, watermark },
         };
         let payload = data.unwrap_or_default();
         for disk in required {
@@ -329,9 +346,19 @@ impl Owner {
         }
     }
 
-    pub(super) fn write_answered(&mut self, now: Instant, chunk: ChunkIndex, seq: Seq, from: DiskId) {
+    pub(super) fn write_answered(
+        &mut self,
+        now: Instant,
+        chunk: ChunkIndex,
+        seq: Seq,
+        from: DiskId,
+        refused: bool,
+    ) {
         let Some(write) = self.groups.get_mut(&chunk).and_then(|g| g.writes.get_mut(&seq)) else { return };
         write.pending.remove(&from);
+        if refused && write.refusal == Refusable::Yes {
+            write.refusal = Refusable::Refused;
+        }
         write.progress = now;
         self.finish_write(now, chunk, seq);
     }
@@ -350,7 +377,8 @@ impl Owner {
             return;
         }
         if let Some(write) = group.writes.remove(&seq) {
-            self.end_part(write.part, Ok(Got::Done));
+            let refused = write.refusal == Refusable::Refused;
+            self.end_part(write.part, if refused { Err(Fault::Bad) } else { Ok(Got::Done) });
             self.unlock(now, chunk, Holder::Part(write.part));
         }
     }

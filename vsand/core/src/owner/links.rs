@@ -12,7 +12,7 @@ use ferro_protocol::ids::{ChunkIndex, DiskId};
 use ferro_protocol::peer::{ChunkSummary, Refusal, Reply, Request, RequestId};
 
 use super::copy::CopyId;
-use super::group::Phase;
+use super::group::{Phase, Refusable};
 use super::io::PartId;
 use super::stuck::Pace;
 use super::{Effect, Owner, Trouble};
@@ -219,7 +219,7 @@ impl Owner {
             Purpose::Read(part) => self.read_answered(now, part, ask.disk, reply, payload),
             Purpose::Write { chunk, seq } => {
                 self.troubles.remove(&Trouble::Full(ask.disk));
-                self.write_answered(now.mono, chunk, seq, ask.disk);
+                self.write_answered(now.mono, chunk, seq, ask.disk, reply.is_err());
             }
             Purpose::Copy(copy) => self.copy_answered(now, copy, ask.disk, reply, payload),
             Purpose::List { chunk, disk } => self.list_answered(now, chunk, disk, reply),
@@ -322,6 +322,11 @@ impl Owner {
                 recovering.push(group.index);
             }
         }
+        for (index, summary) in by_index {
+            if index.is_staged() && summary.seq_max > Seq(0) {
+                self.has_staged(index.record());
+            }
+        }
         let mut release = Vec::new();
         for (id, ask) in &mut self.asks {
             if ask.disk == disk && !ask.sent && ask.not_before <= now.mono {
@@ -370,7 +375,11 @@ impl Owner {
     fn full(&mut self, now: Now, id: RequestId, disk: DiskId) -> bool {
         let retry = now.mono + self.config.retry_after * 10;
         let Some(ask) = self.asks.get_mut(&id) else { return true };
-        if matches!(ask.purpose, Purpose::Write { .. }) {
+        if let Purpose::Write { chunk, seq } = ask.purpose {
+            let write = self.groups.get(&chunk).and_then(|g| g.writes.get(&seq));
+            if write.is_some_and(|w| w.refusal != Refusable::No) {
+                return false;
+            }
             ask.sent = false;
             ask.not_before = retry;
             let _ = disk;

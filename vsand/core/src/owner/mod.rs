@@ -87,6 +87,8 @@ pub struct Config {
     pub log_slots: u32,
     /// A log this full, in thousandths (250), is put into the shards while the guest writes; before, only when it pauses.
     pub destage_permille: u32,
+    /// Full stripes of so many rows or more (64: 256 KiB on each shard) go straight to the shards, fewer through the log.
+    pub straight_rows: u32,
 }
 
 impl Config {
@@ -104,6 +106,7 @@ impl Config {
             copies_max: 8,
             log_slots: 16_384,
             destage_permille: 250,
+            straight_rows: 64,
         }
     }
 }
@@ -213,6 +216,8 @@ pub struct Owner {
     resting: BTreeSet<DiskId>,
     /// The disks in this host's site.
     near: BTreeSet<DiskId>,
+    /// Full stripes go straight to the shards.
+    straight: bool,
     /// What is being moved from a disk that stays.
     moving: Option<background::Moving>,
     /// The component that a move to a certain disk has made one too many.
@@ -267,6 +272,7 @@ impl Owner {
             leaving: BTreeSet::new(),
             resting: BTreeSet::new(),
             near: BTreeSet::new(),
+            straight: false,
             moving: None,
             vacated: None,
             patient_until: now.mono + background::PATIENCE,

@@ -371,12 +371,14 @@ impl Owner {
                 Some(group) => group.healthy().collect(),
                 None => return,
             };
+            // What is staged is not copied, and who joins must not be the one that has it.
+            let staged = self.keeps_staged(index);
             let Some(resync) = self.resync_mut(index, disk) else { return };
             if resync.stage != Stage::Copying {
                 return;
             }
             if resync.dirty.is_empty() {
-                if resync.copies.is_empty() {
+                if resync.copies.is_empty() && !staged {
                     resync.stage = Stage::Join;
                     self.join_wanted.insert((index, disk));
                 }

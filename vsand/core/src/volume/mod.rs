@@ -33,7 +33,7 @@ use ferro_protocol::ids::{DiskId, Epoch, ObjectId};
 use ferro_protocol::peer::{Refusal, Reply, RequestId};
 
 use crate::bugs::Bugs;
-use crate::directory::{Conversion, Departures, ObjectRecord, Outcome, Policy, Refused, State};
+use crate::directory::{Conversion, Departures, FeatureLevel, ObjectRecord, Outcome, Policy, Refused, State};
 use crate::lease::{Renewal, Standing};
 use crate::owner::guest::{GuestRequest, GuestTag, in_bounds};
 use crate::owner::{Config, Effect, Owner, ProposalId, ResyncView, Trouble};
@@ -311,6 +311,7 @@ impl VolumeOwner {
             part.owner.handle_leaving(now, departures.emptied(part.owner.record().policy));
             part.owner.handle_resting(now, departures.resting());
             part.owner.handle_near(departures.near(me));
+            part.owner.handle_straight(state.level >= FeatureLevel::STAGED);
         }
         self.settle();
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ferro_protocol::ids::{ChunkIndex, Seq};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
 
-use super::ring::{self, RECORD_BLOCKS_MAX, RECORD_ZEROS_MAX, Record, Written};
+use super::ring::{self, Cached, RECORD_BLOCKS_MAX, RECORD_ZEROS_MAX, Record, What, Written};
 use super::{Queued, Stripes, Wanted, Work, buffer};
 use crate::owner::Owner;
 use crate::owner::guest::PieceKind;
@@ -21,15 +21,19 @@ use crate::time::Instant;
 const APPENDS_MAX: usize = 3;
 /// Slots that are given back together, while there is more in the log: this part of it.
 const TRIM_DIVISOR: u32 = 16;
+/// Records of what was staged that are given back together.
+const STAGED_TRIM: u32 = 8;
 /// Data of records that is kept in memory for jobs and reads, of all chunks of an owner.
-const CACHE_BYTES_MAX: usize = 48 << 20;
+pub(super) const CACHE_BYTES_MAX: usize = 48 << 20;
 
 /// A record on its way.
 #[derive(Debug)]
 pub(super) struct Append {
-    seq: Seq,
-    parts: Vec<PartId>,
-    data: Bytes,
+    pub seq: Seq,
+    pub parts: Vec<PartId>,
+    pub cached: Cached,
+    /// The memory for `cached` was taken already: it names what is staged.
+    pub reserved: bool,
 }
 
 /// Slots on their way to be unmapped.
@@ -61,7 +65,8 @@ impl Owner {
         data: Option<Bytes>,
     ) {
         let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
-        stripes.queue.push_back(Queued { part, first: range.first(), end: range.end(), data });
+        let queued = Queued { part, first: range.first(), end: range.end(), data, logged: false };
+        stripes.queue.push_back(queued);
         self.stripes_busy.insert(chunk);
     }
 
@@ -69,8 +74,16 @@ impl Owner {
     pub(super) fn pump(&mut self, now: Instant, chunk: ChunkIndex) {
         loop {
             let Some(stripes) = self.stripes.get(&chunk) else { return };
-            let appending = stripes.appends().count();
-            if stripes.queue.is_empty() || appending >= APPENDS_MAX {
+            let Some(front) = stripes.queue.front().map(|q| q.first) else { return };
+            let straight = self.straight_run(now, chunk);
+            if let Some(run) = straight.filter(|(first, _)| *first == front) {
+                if !self.stage(now, chunk, run) {
+                    return;
+                }
+                continue;
+            }
+            let appending = stripes.appends().filter(|r| r.staged().is_none()).count();
+            if appending >= APPENDS_MAX {
                 return;
             }
             // What came while nothing was under way goes at once, what comes later is gathered.
@@ -78,15 +91,18 @@ impl Owner {
             if appending > 0 && blocks < RECORD_BLOCKS_MAX / 4 && appending + 1 >= APPENDS_MAX {
                 return;
             }
-            if !self.append(now, chunk) {
+            let before_stripes = straight.map_or(u32::MAX, |(first, _)| first - front);
+            if !self.append(now, chunk, before_stripes) {
                 return;
             }
         }
     }
 
-    fn append(&mut self, now: Instant, chunk: ChunkIndex) -> bool {
+    /// Makes one record, of so many blocks at most.
+    fn append(&mut self, now: Instant, chunk: ChunkIndex, most: u32) -> bool {
         let Some(stripes) = self.stripes.get_mut(&chunk) else { return false };
         let wanted: u32 = stripes.queue.iter().filter(|q| q.data.is_some()).map(|q| q.end - q.first).sum();
+        let wanted = wanted.min(most);
         // A record of any size that fits, but not one block at a time while the log is full.
         let sizes = successors(Some(wanted.min(RECORD_BLOCKS_MAX)), |size| (*size > 1).then_some(size / 2));
         let fits = |size: u32| Some((size, stripes.ring.room(size)?));
@@ -99,10 +115,11 @@ impl Owner {
             if count == 0 || parts.len() == RECORD_BLOCKS_MAX as usize {
                 break;
             }
-            entries.push(Written { first: next.first, count, zero: next.data.is_none() });
+            let what = if next.data.is_some() { What::Data } else { What::Zeros };
+            entries.push(Written { first: next.first, count, what });
             match &mut next.data {
                 Some(data) => {
-                    payload.push(data.split_to(count as usize * BLOCK_BYTES));
+                    payload.push((next.first, data.split_to(count as usize * BLOCK_BYTES)));
                     blocks += count;
                 }
                 None => zeros += count,
@@ -119,17 +136,24 @@ impl Owner {
         let seq = self.take_seqs(chunk, 1);
         let mut data = buffer(slots.bytes());
         data.extend_from_slice(&ring::encode(slot, seq, &entries));
-        for piece in payload {
+        let mut at = vec![(0, 0); 0];
+        for (first, piece) in payload {
+            at.push((first, data.len()));
             data.extend_from_slice(&piece);
         }
         let data = data.freeze();
+        let mut cached = Cached::default();
+        for (n, (first, from)) in at.iter().enumerate() {
+            let to = at.get(n + 1).map_or(data.len(), |(_, next)| *next);
+            cached.add(*first, data.slice(*from..to));
+        }
         if let Some(stripes) = self.stripes.get_mut(&chunk) {
             stripes.ring.append(slot, seq, entries);
             stripes.log_open.insert(seq);
             stripes.appended_at = now;
         }
         self.set_floors(chunk);
-        let id = self.begin_task(chunk, Work::Append(Append { seq, parts, data: data.clone() }));
+        let id = self.begin_task(chunk, Work::Append(Append { seq, parts, cached, reserved: false }));
         self.want(now, id, vec![Wanted::change(chunk.log(), slots, Some(data), seq)]);
         true
     }
@@ -145,12 +169,12 @@ impl Owner {
         let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
         let failed = got.iter().find_map(|g| g.as_ref().err()).copied();
         stripes.log_open.remove(&append.seq);
-        let bytes = append.data.len() - BLOCK_BYTES;
-        let keep = self.cached_bytes + bytes <= CACHE_BYTES_MAX;
-        if keep {
+        let bytes = append.cached.bytes();
+        let keep = append.reserved || self.cached_bytes + bytes <= CACHE_BYTES_MAX;
+        if keep && !append.reserved {
             self.cached_bytes += bytes;
         }
-        stripes.ring.appended(append.seq, keep.then_some(&append.data), self.bugs);
+        stripes.ring.appended(append.seq, keep.then_some(&append.cached), self.bugs);
         let mut ended = Vec::new();
         for part in append.parts {
             let Some(left) = stripes.under_way.get_mut(&part) else { continue };
@@ -159,6 +183,9 @@ impl Owner {
                 stripes.under_way.remove(&part);
                 ended.push(part);
             }
+        }
+        if append.reserved {
+            self.staged_appended(chunk, append.seq);
         }
         self.set_floors(chunk);
         self.stripes_busy.insert(chunk);
@@ -170,7 +197,12 @@ impl Owner {
     /// Gives slots back whose blocks are in the shards.
     pub(super) fn trim(&mut self, now: Instant, chunk: ChunkIndex) {
         let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
-        let least = if stripes.ring.is_settled() { 1 } else { self.config.log_slots / TRIM_DIVISOR };
+        let least = match (stripes.ring.is_settled(), stripes.ring.names_staged()) {
+            (true, _) => 1,
+            // A new owner asks all shards about each of them.
+            (false, true) => STAGED_TRIM,
+            (false, false) => self.config.log_slots / TRIM_DIVISOR,
+        };
         let Some(slots) = stripes.ring.trimmable(least) else { return };
         let seq = self.take_seqs(chunk, 1);
         if let Some(stripes) = self.stripes.get_mut(&chunk) {

@@ -20,6 +20,7 @@ use ferro_protocol::peer::Run;
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
 use vsand_code::Equation;
 
+use super::ring::Kept;
 use super::{Stripes, TaskId, Wanted, Work, versions};
 use crate::bugs::Bug;
 use crate::owner::Owner;
@@ -96,11 +97,7 @@ impl LogData {
         let blocks =
             rows.blocks().flat_map(|row| geometry.data_shards().map(move |s| geometry.block(s, row)));
         let values = blocks.flat_map(|block| stripes.ring.values(block));
-        values
-            .filter(|e| e.cached.is_none())
-            .filter_map(|e| e.slot)
-            .filter(|s| !self.0.contains_key(s))
-            .collect()
+        values.filter_map(super::ring::Entry::to_read).filter(|s| !self.0.contains_key(s)).collect()
     }
 
     pub(super) fn put(&mut self, slot: u32, data: Bytes) {
@@ -109,10 +106,11 @@ impl LogData {
 
     /// The block that an entry of the log stands for, if it was read.
     pub(super) fn get<'a>(&'a self, entry: &'a super::ring::Entry) -> Option<&'a Bytes> {
-        match (entry.slot, &entry.cached) {
-            (None, _) => Some(&ZERO_BLOCK),
+        match (entry.kept, &entry.cached) {
+            (Kept::Zeros, _) => Some(&ZERO_BLOCK),
             (_, Some(cached)) => Some(cached),
-            (Some(slot), None) => self.0.get(&slot),
+            (Kept::Slot(slot), None) => self.0.get(&slot),
+            (Kept::Staged, None) => None,
         }
     }
 }

@@ -7,6 +7,9 @@
 //!                  (bad or away: all of the rows, to decode)
 //! ```
 //!
+//! An extent that is staged whole ([`super::straight`]) is put in force instead, the parities of its rows first; if a disk would not, the job goes on
+//! as if it were in the log.
+//!
 //! Jobs begin with what is oldest in the log, and leave what is newest alone while there is room: a guest that writes one block
 //! after the other is still filling the extents there, and a whole extent goes to its shard's disk in one write, part of one in two.
 //!
@@ -24,7 +27,8 @@ use ferro_protocol::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 
 use super::decode::{Fetched, LogData};
 use super::recover::AGAIN;
-use super::ring::Entry;
+use super::ring::Kept;
+use super::straight::promotions;
 use super::{Stage, Stripes, TaskId, Wanted, Work, buffer, zeroed_buffer};
 use crate::bugs::Bug;
 use crate::owner::io::{Fault, Got};
@@ -89,6 +93,9 @@ enum Step {
     Recover,
     Parity,
     Data,
+    /// Staged parities are put in force, then staged data.
+    PromoteParity,
+    PromoteData,
 }
 
 /// Rows of one data shard that become what the log has.
@@ -116,6 +123,8 @@ pub(super) struct Job {
     cells: Vec<Vec<Option<Bytes>>>,
     /// The same once all is known: each data shard's rows as they follow each other. Empty if all of them become zeros.
     columns: Vec<Bytes>,
+    /// An extent that is staged whole: it is put in force, if the disks agree.
+    promote: bool,
 }
 
 /// The rows that no job may begin with now.
@@ -164,40 +173,57 @@ impl Owner {
             if stripes.stage != Stage::Ready || stripes.ring.is_settled() {
                 return;
             }
-            let (full, low) = (stripes.ring.fullness(), self.config.destage_permille);
+            let held = (self.cached_bytes / (super::append::CACHE_BYTES_MAX / 1_000)) as u32;
+            let full =
+                stripes.ring.fullness().max(if stripes.ring.staged().next().is_some() { held } else { 0 });
+            let low = self.config.destage_permille;
+            let presses = self.staged_presses(chunk);
             let quiet = now.since(stripes.appended_at) >= QUIET;
             let most = if full >= low {
                 JOBS_MIN + (full - low) as usize * JOBS_MAX / (1_000 - low as usize).max(1)
-            } else if quiet || !stripes.is_healed() {
+            } else if quiet || presses || !stripes.is_healed() {
                 JOBS_MIN
             } else {
                 0
             };
-            if stripes.jobs.len() >= most.min(JOBS_MAX) {
+            let running = stripes.jobs.len();
+            if running < JOBS_MAX
+                && let Some(rows) = self.next_promotion(chunk)
+            {
+                self.start_job(chunk, rows, true);
+                continue;
+            }
+            let Some(stripes) = self.stripes.get(&chunk) else { return };
+            if running >= most.min(JOBS_MAX) {
                 return;
             }
-            let hurry = quiet || full >= FULL || !stripes.is_healed();
+            let hurry = quiet || presses || full >= FULL || !stripes.is_healed();
             let behind = if hurry { 0 } else { low / 2 };
             let Some(rows) = self.next_rows(chunk, behind) else { return };
-            let job = Job {
-                rows,
-                step: Step::Rows,
-                seq: Seq(0),
-                changes: Vec::new(),
-                asked: Vec::new(),
-                log: LogData::default(),
-                fetched: Fetched::default(),
-                bad: Vec::new(),
-                cells: Vec::new(),
-                columns: Vec::new(),
-            };
-            let id = self.begin_task(chunk, Work::Job(Box::new(job)));
-            if let Some(stripes) = self.stripes.get_mut(&chunk) {
-                stripes.jobs.insert(rows.first(), rows);
-            }
-            if self.take_rows(id, chunk, rows, Mode::Exclusive) {
-                self.ready_tasks.push_back(id);
-            }
+            self.start_job(chunk, rows, false);
+        }
+    }
+
+    fn start_job(&mut self, chunk: ChunkIndex, rows: BlockRange, promote: bool) {
+        let job = Job {
+            rows,
+            step: Step::Rows,
+            seq: Seq(0),
+            changes: Vec::new(),
+            asked: Vec::new(),
+            log: LogData::default(),
+            fetched: Fetched::default(),
+            bad: Vec::new(),
+            cells: Vec::new(),
+            columns: Vec::new(),
+            promote,
+        };
+        let id = self.begin_task(chunk, Work::Job(Box::new(job)));
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            stripes.jobs.insert(rows.first(), rows);
+        }
+        if self.take_rows(id, chunk, rows, Mode::Exclusive) {
+            self.ready_tasks.push_back(id);
         }
     }
 
@@ -250,6 +276,7 @@ impl Owner {
             },
             Step::Parity => self.job_data(now, id, chunk, job),
             Step::Data => self.job_ended(chunk, id, &job),
+            Step::PromoteParity | Step::PromoteData => self.job_promoted(now, id, chunk, job, &got),
         }
     }
 
@@ -267,7 +294,7 @@ impl Owner {
         let mut wanted = Vec::new();
         for shard in geometry.data_shards() {
             let entry = |row: u32| stripes.ring.latest(geometry.block(shard, row));
-            let kind = |row: u32| entry(row).map(|e| e.slot.is_none());
+            let kind = |row: u32| entry(row).map(|e| e.kept == Kept::Zeros);
             for (rows, kind) in runs(job.rows, kind) {
                 if let Some(zero) = kind {
                     job.changes.push(Change { shard, rows, zero });
@@ -277,17 +304,14 @@ impl Owner {
                 }
             }
             for row in job.rows.blocks() {
-                match entry(row) {
-                    Some(Entry { slot: Some(slot), cached: None, .. }) => {
-                        if let Ok(range) = BlockRange::one(*slot) {
-                            wanted.push(Wanted::read(chunk.log(), range));
-                            job.asked.push(Asked::Log(*slot));
-                        }
+                let Some(entry) = entry(row) else { continue };
+                if let Some(slot) = entry.to_read() {
+                    if let Ok(range) = BlockRange::one(slot) {
+                        wanted.push(Wanted::read(chunk.log(), range));
+                        job.asked.push(Asked::Log(slot));
                     }
-                    Some(entry) => {
-                        job.cells[usize::from(shard)][(row - first) as usize] = job.log.get(entry).cloned()
-                    }
-                    None => {}
+                } else {
+                    job.cells[usize::from(shard)][(row - first) as usize] = job.log.get(entry).cloned();
                 }
             }
         }
@@ -300,9 +324,48 @@ impl Owner {
             stripes.jobs_open.insert(job.seq);
         }
         self.set_floors(chunk);
+        job.promote = job.promote && self.can_promote(chunk, job.rows);
+        if job.promote {
+            return self.job_promotes(now, id, chunk, job);
+        }
         job.step = Step::Read;
         self.put_back(id, chunk, Work::Job(Box::new(job)));
         self.want(now, id, wanted);
+    }
+
+    /// All of the rows is staged: the parities are put in force, and then the data.
+    fn job_promotes(&mut self, now: Instant, id: TaskId, chunk: ChunkIndex, mut job: Job) {
+        let Some(geometry) = self.stripes.get(&chunk).map(|s| s.geometry) else { return };
+        let hasty = self.bugs.has(Bug::DataPromotedFirst);
+        let parity_next = (job.step != Step::PromoteParity) != hasty;
+        let (shards, seq) = if parity_next {
+            (geometry.parity_shards(), job.seq)
+        } else {
+            (geometry.data_shards(), Seq(job.seq.0 + u64::from(geometry.parity)))
+        };
+        job.step = if job.step == Step::PromoteParity { Step::PromoteData } else { Step::PromoteParity };
+        let wanted = promotions(chunk, shards, job.rows, seq);
+        self.put_back(id, chunk, Work::Job(Box::new(job)));
+        self.want(now, id, wanted);
+    }
+
+    /// Disks have put the rows in force, or one would not: then they are written, over what the others have done.
+    fn job_promoted(
+        &mut self,
+        now: Instant,
+        id: TaskId,
+        chunk: ChunkIndex,
+        mut job: Job,
+        got: &[Result<Got, Fault>],
+    ) {
+        if got.iter().any(Result::is_err) {
+            job.promote = false;
+            return self.job_parity(now, id, chunk, job);
+        }
+        match job.step {
+            Step::PromoteParity => self.job_promotes(now, id, chunk, job),
+            _ => self.job_ended(chunk, id, &job),
+        }
     }
 
     /// What the job needs can't be read now, however often it is asked for: it ends, and its rows are put off.
@@ -479,11 +542,13 @@ impl Owner {
         if let Some(stripes) = self.stripes.get_mut(&chunk) {
             let geometry = stripes.geometry;
             let mut freed = 0;
+            stripes.staged_settled(job.rows, job.promote);
             for row in job.rows.blocks() {
                 for shard in geometry.data_shards() {
                     freed += stripes.ring.settled(geometry.block(shard, row), job.seq);
                 }
             }
+            stripes.close_staged();
             self.cached_bytes = self.cached_bytes.saturating_sub(freed * BLOCK_BYTES);
         }
     }

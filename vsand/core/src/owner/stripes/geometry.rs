@@ -13,7 +13,7 @@
 use ferro_protocol::units::{BlockRange, CHUNK_BLOCKS};
 
 /// Blocks that follow each other on one shard: 64 KiB.
-const UNIT_BLOCKS: u32 = 16;
+pub(super) const UNIT_BLOCKS: u32 = 16;
 
 /// The shape of a chunk with parity.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +61,20 @@ impl Geometry {
     pub(super) fn follows(self, block: u32, end: u32) -> u32 {
         let (row, unit) = (self.locate(block).1, block / UNIT_BLOCKS);
         (block + end.saturating_sub(row)).min((unit + 1) * UNIT_BLOCKS)
+    }
+
+    /// Blocks of a full stripe: a unit on each data shard.
+    pub(super) fn stripe(self) -> u32 {
+        UNIT_BLOCKS * u32::from(self.data)
+    }
+
+    /// The rows of blocks that are full stripes; `None` if these are not.
+    pub(super) fn full_rows(self, first: u32, end: u32) -> Option<BlockRange> {
+        let (stripe, data) = (self.stripe(), u32::from(self.data));
+        if !first.is_multiple_of(stripe) || !end.is_multiple_of(stripe) {
+            return None;
+        }
+        BlockRange::new(first / data, end.checked_sub(first)? / data).ok()
     }
 
     /// Rows in a chunk.
@@ -128,5 +142,19 @@ mod tests {
         let blocks: u32 = shape.spread(7, 301).iter().map(|r| r.rows.count()).sum();
         assert_eq!(blocks, 294);
         assert_eq!(shape.spread(5, 6), [OnShard { shard: 0, rows: BlockRange::new(5, 1).unwrap() }]);
+    }
+
+    #[test]
+    fn only_whole_stripes_have_rows_of_their_own() {
+        for data in [2, 4] {
+            let shape = Geometry { data, parity: 1 };
+            let stripe = shape.stripe();
+            assert_eq!(shape.full_rows(stripe, 3 * stripe), BlockRange::new(16, 32).ok());
+            for (first, end) in [(1, stripe), (0, stripe - 1), (stripe, stripe), (2 * stripe, stripe)] {
+                assert_eq!(shape.full_rows(first, end), None, "{first}..{end}");
+            }
+            let spread = shape.spread(stripe, 3 * stripe);
+            assert!(spread.iter().all(|on| Some(on.rows) == shape.full_rows(stripe, 3 * stripe)));
+        }
     }
 }

@@ -27,6 +27,8 @@
 //!   of them that can't be had are put off until a component may answer again. What waits holds up nobody: rows beside
 //!   them, reads, and the resyncs that may bring the missing shards back.
 //!
+//! Full stripes don't go through the log: the shards' disks stage them, and the log only names them ([`straight`]).
+//!
 //! After a change of owner the log is read through ([`recover`]) and all that it holds is put into the shards again, which
 //! changes nothing where that was done already.
 //!
@@ -35,11 +37,13 @@
 mod append;
 mod decode;
 mod destage;
+mod found;
 mod geometry;
 mod read;
 mod rebuild;
 mod recover;
 mod ring;
+mod straight;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -87,6 +91,8 @@ struct Queued {
     end: u32,
     /// The blocks from `first` on; without it they become zeros.
     data: Option<Bytes>,
+    /// It was to be staged, and a disk would not: it goes through the log.
+    logged: bool,
 }
 
 /// One chunk with parity.
@@ -106,11 +112,14 @@ pub(super) struct Stripes {
     /// The rows of jobs under way, by the first of them; no row has two.
     jobs: BTreeMap<u32, BlockRange>,
     put_off: destage::PutOff,
+    staged: straight::Staged,
     rows: RangeLocks<TaskId>,
     /// What is older and in the log was found there by this owner: its rows' parities may be of different generations.
     heal_before: Seq,
     /// Tasks that found too few shards to go on.
     stalled: BTreeSet<TaskId>,
+    /// Before the log is read through: when those are tried again at the latest.
+    look_again: Instant,
     appended_at: Instant,
 }
 
@@ -127,9 +136,11 @@ impl Stripes {
             jobs_open: BTreeSet::new(),
             jobs: BTreeMap::new(),
             put_off: destage::PutOff::default(),
+            staged: straight::Staged::default(),
             rows: RangeLocks::default(),
             heal_before: Seq(0),
             stalled: BTreeSet::new(),
+            look_again: Instant(0),
             appended_at: Instant(0),
         }
     }
@@ -166,6 +177,8 @@ pub(super) struct Task {
 #[derive(Debug)]
 enum Work {
     Append(append::Append),
+    Stage(Box<straight::Staging>),
+    Forget(straight::Forgetting),
     Trim(append::Trim),
     Read(read::Read),
     Decode(decode::Decode),
@@ -346,6 +359,7 @@ impl Owner {
             self.pump(now, chunk);
             self.start_jobs(now, chunk);
             self.trim(now, chunk);
+            self.forget_remains(now, chunk);
             self.run_tasks(now);
         }
     }
@@ -357,6 +371,8 @@ impl Owner {
             let got: Vec<Result<Got, Fault>> = got.into_iter().flatten().collect();
             match task.work {
                 Work::Append(append) => self.append_done(now, chunk, append, &got),
+                Work::Stage(staging) => self.staged(now, chunk, *staging, &got),
+                Work::Forget(_) => self.forgotten(chunk),
                 Work::Trim(trim) => self.trim_done(chunk, trim),
                 Work::Read(read) => self.read_done(now, id, chunk, read, got),
                 Work::Decode(decode) => self.decode_on(now, id, chunk, decode, got),
@@ -413,6 +429,9 @@ impl Owner {
         let mut again = Vec::new();
         for (chunk, stripes) in &mut self.stripes {
             stripes.put_off.tick(now);
+            if stripes.stage == Stage::Recovering && now >= stripes.look_again {
+                self.ready_tasks.extend(std::mem::take(&mut stripes.stalled));
+            }
             if let Stage::Lost { again: at } = &mut stripes.stage
                 && at.take_if(|at| now >= *at).is_some()
             {
@@ -422,7 +441,8 @@ impl Owner {
         for chunk in again {
             self.recover(now, chunk);
         }
-        let busy = self.stripes.iter().filter(|(_, s)| s.stage == Stage::Ready && !s.ring.is_empty());
+        let busy = |s: &Stripes| !s.ring.is_empty() || s.staged.has_remains();
+        let busy = self.stripes.iter().filter(|(_, s)| s.stage == Stage::Ready && busy(s));
         self.stripes_busy.extend(busy.map(|(chunk, _)| *chunk));
     }
 

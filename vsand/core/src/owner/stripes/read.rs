@@ -9,6 +9,7 @@ use ferro_protocol::units::{BLOCK_BYTES, BlockRange};
 
 use super::decode::For;
 use super::geometry::OnShard;
+use super::ring::Kept;
 use super::{Stripes, TaskId, Wanted, Work};
 use crate::owner::Owner;
 use crate::owner::guest::{PieceKind, merge};
@@ -52,6 +53,10 @@ impl Owner {
             PieceKind::Read { .. } | PieceKind::Merge { .. } | PieceKind::Fetch => {
                 self.read_striped(now, piece.chunk, part, piece.range);
             }
+            // Only of shards.
+            PieceKind::Stage { .. } | PieceKind::FetchStaged | PieceKind::Promote | PieceKind::Forget => {
+                self.end_guest(now, piece.chunk, part, Err(Fault::Bad));
+            }
         }
     }
 
@@ -72,16 +77,17 @@ impl Owner {
                 block = end;
                 continue;
             };
-            match (entry.slot, &entry.cached) {
-                (None, _) => {}
+            match (entry.kept, &entry.cached) {
+                (Kept::Zeros, _) => {}
+                // Never: its data is kept in memory.
+                (Kept::Staged, None) => return self.end_guest(now, chunk, part, Err(Fault::Bad)),
                 (_, Some(cached)) => put(&mut data, at, cached),
-                (Some(slot), None) => {
+                (Kept::Slot(slot), None) => {
                     // Blocks that were written together lie together.
                     let mut count = 1;
                     while block + count < range.end()
                         && let Some(next) = stripes.ring.latest(block + count)
-                        && next.slot == Some(slot + count)
-                        && next.cached.is_none()
+                        && next.to_read() == Some(slot + count)
                     {
                         count += 1;
                     }

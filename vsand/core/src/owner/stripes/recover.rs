@@ -3,18 +3,22 @@
 //! What a former owner's job had begun with is not looked for: each row that the log has something of is put into the shards again.
 //! Until that is done its parities may be of different generations, which [`super::decode`] takes into account.
 //!
+//! What a record says is staged is asked of the shards' disks ([`super::found`]): it may be in force, or not, or half.
+//!
 //! Slots of a record that is not whole are wiped before anything else is written: it was never acknowledged, and what a guest
 //! wrote must not be taken for a header by the next who reads the log through.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ferro_protocol::ids::{ChunkIndex, Seq};
-use ferro_protocol::units::{BlockRange, IO_BLOCKS_MAX};
+use ferro_protocol::units::{BLOCK_BYTES, BlockRange, IO_BLOCKS_MAX};
 
-use super::ring::Scan;
+use super::found::{Look, Looking};
+use super::ring::{Found, Ring, Scan};
 use super::{Stage, TaskId, Wanted, Work};
 use crate::bugs::Bug;
-use crate::owner::group::Phase;
+use crate::owner::group::{Group, Phase};
 use crate::owner::guest::PieceKind;
 use crate::owner::io::{Fault, Got};
 use crate::owner::{Owner, Trouble};
@@ -32,6 +36,9 @@ pub(super) struct Recover {
     /// The slot after those that were asked for.
     at: u32,
     scan: Scan,
+    /// What was found, while it is looked for what of the staged is not in force.
+    found: Option<Found>,
+    looking: Option<Looking>,
     wiping: Vec<Seq>,
 }
 
@@ -40,7 +47,8 @@ impl Owner {
         if self.bugs.has(Bug::LogNotRead) {
             return self.recovered(now, chunk);
         }
-        let recover = Recover { at: 0, scan: Scan::default(), wiping: Vec::new() };
+        let recover =
+            Recover { at: 0, scan: Scan::default(), found: None, looking: None, wiping: Vec::new() };
         let id = self.begin_task(chunk, Work::Recover(recover));
         self.recover_more(now, id, chunk);
     }
@@ -75,6 +83,9 @@ impl Owner {
             }
             return self.recovered(now, chunk);
         }
+        if recover.found.is_some() {
+            return self.recover_staged(now, id, chunk, recover, got);
+        }
         for got in got {
             match got {
                 Ok(Got::Runs(runs, data)) => recover.scan.add(&runs, &data),
@@ -85,9 +96,73 @@ impl Owner {
             self.put_back(id, chunk, Work::Recover(recover));
             return self.recover_more(now, id, chunk);
         }
-        let Ok((ring, wipe)) = recover.scan.finish(self.config.log_slots, self.bugs) else {
+        let Ok(found) = std::mem::take(&mut recover.scan).finish(self.config.log_slots, self.bugs) else {
             return self.log_lost(now, chunk);
         };
+        recover.found = Some(found);
+        self.recover_staged(now, id, chunk, recover, Vec::new());
+    }
+
+    /// It is known which of the staged blocks that the log names are not in force, record by record.
+    fn recover_staged(
+        &mut self,
+        now: Instant,
+        id: TaskId,
+        chunk: ChunkIndex,
+        mut recover: Recover,
+        got: Vec<Result<Got, Fault>>,
+    ) {
+        let Some(found) = &mut recover.found else { return };
+        if let Some(looking) = &mut recover.looking {
+            match self.look(chunk, looking, got) {
+                Look::More => {
+                    let wanted = looking.next(chunk);
+                    self.put_back(id, chunk, Work::Recover(recover));
+                    return self.want(now, id, wanted);
+                }
+                Look::Waits(away) => {
+                    self.put_back(id, chunk, Work::Recover(recover));
+                    return self.recover_waits(now, id, chunk, away);
+                }
+                Look::Lost => return self.log_lost(now, chunk),
+                Look::Done(seq, blocks) => {
+                    self.cached_bytes += blocks.len() * BLOCK_BYTES;
+                    found.ring.found(seq, blocks);
+                    recover.looking = None;
+                }
+            }
+        }
+        let geometry = self.stripes.get(&chunk).map(|s| s.geometry);
+        if let (Some((version, blocks)), Some(geometry)) = (found.staged.pop(), geometry) {
+            let Some(mut looking) = Looking::new(geometry, version, blocks) else {
+                return self.log_lost(now, chunk);
+            };
+            let wanted = looking.next(chunk);
+            recover.looking = Some(looking);
+            self.put_back(id, chunk, Work::Recover(recover));
+            return self.want(now, id, wanted);
+        }
+        let Some(Found { ring, wipe, .. }) = recover.found.take() else { return };
+        self.wipe(now, id, chunk, ring, wipe);
+    }
+
+    /// Too few shards can be asked what they have staged. Those of them that are away leave the in-sync set, as if they had missed a write:
+    /// then they can't come back with what is not in force any more.
+    fn recover_waits(&mut self, now: Instant, id: TaskId, chunk: ChunkIndex, away: BTreeSet<u8>) {
+        for shard in away.into_iter().map(|n| chunk.shard(n)) {
+            let gone = |group: &Group| group.healthy().filter(|d| !self.usable(*d)).collect::<Vec<_>>();
+            for disk in self.groups.get(&shard).map(gone).unwrap_or_default() {
+                self.member_failed(now, shard, disk);
+            }
+        }
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            stripes.look_again = now + AGAIN / 5;
+        }
+        self.stall(id, chunk);
+    }
+
+    /// Slots that hold no record are unmapped, and the chunk may go on.
+    fn wipe(&mut self, now: Instant, id: TaskId, chunk: ChunkIndex, ring: Ring, wipe: Vec<BlockRange>) {
         let first = self.take_seqs(chunk, wipe.len() as u64);
         let Some(stripes) = self.stripes.get_mut(&chunk) else { return };
         stripes.ring = ring;
@@ -103,7 +178,8 @@ impl Owner {
         if wiping.is_empty() {
             return self.recovered(now, chunk);
         }
-        let recover = Recover { at: self.config.log_slots, scan: Scan::default(), wiping };
+        let at = self.config.log_slots;
+        let recover = Recover { at, scan: Scan::default(), found: None, looking: None, wiping };
         self.put_back(id, chunk, Work::Recover(recover));
         self.want(now, id, wanted);
     }
