@@ -184,8 +184,11 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_one_that_all_hosts_of_the_level_read() {
-        let levels = (1..=FeatureLevel::NEWEST.0).map(FeatureLevel);
-        for (level, version) in levels.zip(3..) {
+        // Not every level brings something that is kept.
+        let versions = [3, 4, 5, 6, 7, 7];
+        assert_eq!(versions.len(), usize::from(FeatureLevel::NEWEST.0));
+        for (level, version) in versions.into_iter().enumerate() {
+            let level = FeatureLevel(level as u16 + 1);
             let state = state(level);
             let (written, bytes) = StateMachine::write(&state).unwrap();
             assert_eq!(written, version);

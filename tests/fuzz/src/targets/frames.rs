@@ -75,6 +75,7 @@ fn range(first: u32, count: u32) -> BlockRange {
 fn requests() -> Vec<Request> {
     let object = ObjectId::from_bytes([7; 16]);
     let chunk = ChunkId { object, index: ChunkIndex(3) };
+    let shard = ChunkId { object, index: chunk.index.shard(2) };
     let (epoch, watermark) = (Epoch(4), Seq(90));
     let version = Version { epoch, seq: Seq(99) };
     let run = |first, mapped| Run { range: range(first, 2), version, mapped };
@@ -87,8 +88,8 @@ fn requests() -> Vec<Request> {
         Request::Install { chunk, epoch, runs: vec![run(0, true), run(2, false), run(9, false)] },
         Request::List { chunk, epoch, since: Seq(5), from_block: 77 },
         Request::Verify { chunk, epoch, from_block: 300 },
-        Request::Promote { chunk, extent: 7, version, watermark },
-        Request::Forget { chunk, version, first: 2, end: 9 },
+        Request::Promote { chunk: shard, extent: 7, version, watermark },
+        Request::Forget { chunk: shard, version, first: 2, end: 9 },
     ]
 }
 
