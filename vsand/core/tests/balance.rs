@@ -220,3 +220,24 @@ fn a_move_that_has_no_place_or_no_target_any_more_ends() {
     lab.pass(WHILE);
     assert_eq!(copies(&lab), before);
 }
+
+#[test]
+fn a_move_whose_target_is_gone_for_good_is_taken_back() {
+    let mut lab = Lab::new(3);
+    lab.write(0, 8);
+    lab.command(Command::SetPolicy { object: OBJECT, from: mirror(3), to: mirror(2) }).expect("fewer");
+    lab.pass(WHILE);
+    let copies =
+        |lab: &Lab| lab.record().chunks[&CHUNK.index].components.iter().map(|c| c.disk).collect::<Vec<_>>();
+    let before = copies(&lab);
+    let free = (1..=3).find(|n| !before.contains(&disk(*n))).expect("three");
+    lab.away(free);
+    lab.owner.move_component(lab.now, CHUNK.index, before[0], None);
+    lab.pass(WHILE);
+    assert!(copies(&lab).len() == 3 && lab.owner.is_moving(), "it may come back");
+    // Nowhere else could it go.
+    lab.now.unix_s += 2 * 3_600;
+    lab.pass(WHILE);
+    assert!(!lab.owner.is_moving() && lab.record().settled());
+    assert_eq!(copies(&lab), before);
+}

@@ -75,6 +75,11 @@ impl Owner {
         }
     }
 
+    /// No disk can take a component of this chunk: if one is being moved and where it was to go has failed, it stays where it is.
+    pub(super) fn no_room_elsewhere(&mut self, chunk: ChunkIndex) {
+        self.moving = self.moving.filter(|moving| moving.chunk != chunk);
+    }
+
     /// Whether a chunk has a component on this disk and more of them than it needs.
     fn is_beyond_need(&self, index: ChunkIndex, disk: DiskId) -> bool {
         let needed = self.record.policy.components(index);

@@ -62,6 +62,7 @@ impl Owner {
                         self.troubles.insert(Trouble::NoPlace(chunk));
                     }
                     self.repair_wanted.remove(&chunk);
+                    self.no_room_elsewhere(chunk);
                 }
                 // Guests that wait for a component to be taken out must not wait for this too, nor for a place because of a repair.
                 let after = now.mono + self.config.retry_after * 10;
