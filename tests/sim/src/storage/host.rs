@@ -338,8 +338,9 @@ impl World {
         config.copies_max = self.dice.between(1, 8) as usize;
         config.resync_bytes_per_s = self.dice.between(1 << 17, 8 << 20);
         config.log_slots = self.log_slots;
+        config.logged_slots = self.streams.logged_slots(self.log_slots);
         config.straight_rows = self.streams.rows_min;
-        let destage = self.parity.pick(&[0, 0, 30, 250]).unwrap_or(0);
+        let destage = self.parity.pick(&[0, 0, 30, 500]).unwrap_or(0);
         config.destage_permille = self.streams.destage_permille(destage);
         let key = OwnerKey { object, epoch: record.epoch };
         self.trace(|| format!("h{host} owns o{object} at epoch {} as {kind:?}", record.epoch.0));

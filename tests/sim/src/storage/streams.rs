@@ -19,6 +19,8 @@ pub(super) struct Streams {
     on: bool,
     /// Full stripes of so many rows go straight.
     pub rows_min: u32,
+    /// What an object's logs hold together says when jobs begin, too.
+    together: bool,
     /// Where each object's stream goes on.
     next: BTreeMap<usize, u64>,
 }
@@ -29,12 +31,18 @@ impl Streams {
         let mut dice = Dice::new(seed ^ 0x57e4_3a11);
         let on = dice.permille(500);
         let rows_min = UNIT_ROWS as u32 * dice.between(1, 4) as u32;
-        Self { dice, on, rows_min, next: BTreeMap::new() }
+        let together = Dice::new(seed ^ 0x109e_d000).permille(300);
+        Self { dice, on, rows_min, together, next: BTreeMap::new() }
     }
 
     /// How full a log is, in thousandths, when jobs begin: late, where the guest is to have the time for whole extents.
     pub(super) fn destage_permille(&mut self, otherwise: u32) -> u32 {
         if self.on { self.dice.pick(&[0, 250, 250, 500]).unwrap_or(0) } else { otherwise }
+    }
+
+    /// How many slots of all logs count like a full one.
+    pub(super) fn logged_slots(&self, log_slots: u32) -> u32 {
+        if self.together { log_slots } else { u32::MAX }
     }
 
     /// How long a disk takes to begin with putting an extent in force: now and then so long that its owner may well die meanwhile.

@@ -85,8 +85,10 @@ pub struct Config {
     /// Slots of 4 KiB of the log of a chunk with parity (16,384). The same for all owners that an object ever has: a new one looks
     /// for the log of the former in so many.
     pub log_slots: u32,
-    /// A log this full, in thousandths (250), is put into the shards while the guest writes; before, only when it pauses.
+    /// A log this full, in thousandths (500), is put into the shards while the guest writes; before, only when it pauses.
     pub destage_permille: u32,
+    /// So many slots of all the object's logs together (32,768: 128 MiB) count like a full log: a new owner reads them all through before it serves.
+    pub logged_slots: u32,
     /// Full stripes of so many rows or more (64: 256 KiB on each shard) go straight to the shards, fewer through the log.
     pub straight_rows: u32,
 }
@@ -105,7 +107,8 @@ impl Config {
             resyncs_max: 4,
             copies_max: 8,
             log_slots: 16_384,
-            destage_permille: 250,
+            destage_permille: 500,
+            logged_slots: 32_768,
             straight_rows: 64,
         }
     }
@@ -202,6 +205,7 @@ pub struct Owner {
     stripes_busy: BTreeSet<ChunkIndex>,
     /// Data of logs in memory.
     cached_bytes: usize,
+    logged: stripes::pressure::Logged,
     /// Reads that wait for the lease.
     lease_wait: Vec<PartId>,
     /// Groups that need a change in the directory before I/O can go on.
@@ -263,6 +267,7 @@ impl Owner {
             ready_tasks: VecDeque::new(),
             stripes_busy: BTreeSet::new(),
             cached_bytes: 0,
+            logged: stripes::pressure::Logged::default(),
             lease_wait: Vec::new(),
             shrink_wanted: BTreeSet::new(),
             place_wanted: BTreeSet::new(),

@@ -10,7 +10,7 @@
 //! An extent that is staged whole ([`super::straight`]) is put in force instead, the parities of its rows first; if a disk would not, the job goes on
 //! as if it were in the log.
 //!
-//! Jobs begin with what is oldest in the log, and leave what is newest alone while there is room: a guest that writes one block
+//! Jobs begin ([`super::pressure`]) with what is oldest in the log, and leave what is newest alone while there is room: a guest that writes one block
 //! after the other is still filling the extents there, and a whole extent goes to its shard's disk in one write, part of one in two.
 //!
 //! Whole rows are counted anew, from all their data: with one block changed of four that reads as much as taking the old
@@ -26,6 +26,7 @@ use ferro_protocol::ids::{ChunkIndex, Seq};
 use ferro_protocol::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS};
 
 use super::decode::{Fetched, LogData};
+use super::pressure::{self, JOBS_MAX};
 use super::recover::AGAIN;
 use super::ring::Kept;
 use super::straight::promotions;
@@ -38,13 +39,8 @@ use crate::time::Instant;
 
 /// Rows of a job at most: an extent on each shard.
 const ROWS_MAX: u32 = EXTENT_BLOCKS;
-/// Jobs begin when nothing was written for so long, or when the log is as full as the settings say.
+/// A guest that wrote nothing for so long pauses.
 const QUIET: std::time::Duration = std::time::Duration::from_millis(200);
-/// Jobs of a chunk at once: when the log is as full as that, and when it is full.
-const JOBS_MIN: usize = 4;
-const JOBS_MAX: usize = 64;
-/// From this fullness of the log on, in thousandths, jobs take what there is.
-const FULL: u32 = 750;
 
 /// Rows whose jobs could not read what they need.
 #[derive(Debug, Default)]
@@ -166,39 +162,33 @@ enum Asked {
 }
 
 impl Owner {
-    /// Begins as many jobs as the log's fullness asks for.
+    /// Begins as many jobs as the logs' fullness asks for.
     pub(super) fn start_jobs(&mut self, now: Instant, chunk: ChunkIndex) {
+        if let Some(stripes) = self.stripes.get_mut(&chunk) {
+            let taken = stripes.ring.taken();
+            self.logged.count(std::mem::replace(&mut stripes.counted, taken), taken);
+        }
         loop {
             let Some(stripes) = self.stripes.get(&chunk) else { return };
             if stripes.stage != Stage::Ready || stripes.ring.is_settled() {
                 return;
             }
-            let held = (self.cached_bytes / (super::append::CACHE_BYTES_MAX / 1_000)) as u32;
-            let full =
-                stripes.ring.fullness().max(if stripes.ring.staged().next().is_some() { held } else { 0 });
-            let low = self.config.destage_permille;
-            let presses = self.staged_presses(chunk);
-            let quiet = now.since(stripes.appended_at) >= QUIET;
-            let most = if full >= low {
-                JOBS_MIN + (full - low) as usize * JOBS_MAX / (1_000 - low as usize).max(1)
-            } else if quiet || presses || !stripes.is_healed() {
-                JOBS_MIN
-            } else {
-                0
-            };
-            let running = stripes.jobs.len();
-            if running < JOBS_MAX
-                && let Some(rows) = self.next_promotion(chunk)
-            {
+            let room = stripes.jobs.len() < JOBS_MAX;
+            if let Some(rows) = room.then(|| self.next_promotion(chunk)).flatten() {
                 self.start_job(chunk, rows, true);
                 continue;
             }
             let Some(stripes) = self.stripes.get(&chunk) else { return };
-            if running >= most.min(JOBS_MAX) {
-                return;
-            }
-            let hurry = quiet || presses || full >= FULL || !stripes.is_healed();
-            let behind = if hurry { 0 } else { low / 2 };
+            let held = (self.cached_bytes / (super::append::CACHE_BYTES_MAX / 1_000)) as u32;
+            let held = if stripes.ring.staged().next().is_some() { held } else { 0 };
+            let quiet = now.since(stripes.appended_at) >= QUIET;
+            let state = pressure::Chunk {
+                slots: stripes.counted,
+                fullness: stripes.ring.fullness().max(held),
+                jobs: stripes.jobs.len(),
+                calm: quiet || self.staged_presses(chunk) || !stripes.is_healed(),
+            };
+            let Some(behind) = self.logged.next_job(&self.config, state) else { return };
             let Some(rows) = self.next_rows(chunk, behind) else { return };
             self.start_job(chunk, rows, false);
         }
@@ -221,6 +211,7 @@ impl Owner {
         let id = self.begin_task(chunk, Work::Job(Box::new(job)));
         if let Some(stripes) = self.stripes.get_mut(&chunk) {
             stripes.jobs.insert(rows.first(), rows);
+            self.logged.job_began();
         }
         if self.take_rows(id, chunk, rows, Mode::Exclusive) {
             self.ready_tasks.push_back(id);
@@ -556,6 +547,7 @@ impl Owner {
     fn end_job(&mut self, chunk: ChunkIndex, id: TaskId, job: &Job) {
         if let Some(stripes) = self.stripes.get_mut(&chunk) {
             stripes.jobs.remove(&job.rows.first());
+            self.logged.job_ended();
         }
         self.give_rows_back(chunk, id);
         self.stripes_busy.insert(chunk);

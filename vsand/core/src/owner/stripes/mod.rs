@@ -39,6 +39,7 @@ mod decode;
 mod destage;
 mod found;
 mod geometry;
+pub(super) mod pressure;
 mod read;
 mod rebuild;
 mod recover;
@@ -102,6 +103,8 @@ pub(super) struct Stripes {
     code: Code,
     stage: Stage,
     ring: ring::Ring,
+    /// The log's slots as they were counted last ([`pressure`]).
+    counted: u32,
     queue: VecDeque<Queued>,
     /// Of each guest write that is in records under way: in how many.
     under_way: BTreeMap<PartId, u32>,
@@ -130,6 +133,7 @@ impl Stripes {
             code,
             stage,
             ring: ring::Ring::new(slots),
+            counted: 0,
             queue: VecDeque::new(),
             under_way: BTreeMap::new(),
             log_open: BTreeSet::new(),

@@ -240,16 +240,24 @@ impl Ring {
         self.records.binary_search_by_key(&seq, |r| r.seq).ok().map(|at| &self.records[at])
     }
 
-    /// How full it is, in thousandths.
-    pub(super) fn fullness(&self) -> u32 {
-        self.records.front().map_or(0, |tail| self.behind(tail))
+    /// How many slots are taken.
+    pub(super) fn taken(&self) -> u32 {
+        self.records.front().map_or(0, |tail| self.since(tail))
     }
 
-    /// The part of the log, in thousandths, from a record on to the head.
-    fn behind(&self, record: &Record) -> u32 {
+    /// How full it is, in thousandths.
+    pub(super) fn fullness(&self) -> u32 {
+        self.thousandths(self.taken())
+    }
+
+    /// The slots from a record on to the head.
+    fn since(&self, record: &Record) -> u32 {
         let first = record.first;
-        let used = if self.head > first { self.head - first } else { self.slots + self.head - first };
-        (u64::from(used) * 1_000 / u64::from(self.slots)) as u32
+        if self.head > first { self.head - first } else { self.slots + self.head - first }
+    }
+
+    fn thousandths(&self, slots: u32) -> u32 {
+        (u64::from(slots) * 1_000 / u64::from(self.slots)) as u32
     }
 
     /// Where a record with so many data blocks can go, if there is room for it.
@@ -385,7 +393,7 @@ impl Ring {
     /// A block of the oldest record that is not in the shards. Records with less than `behind` thousandths of the log from them on
     /// to the head are passed over, and blocks that are `busy`, which says up to where those behind it are, too.
     pub(super) fn oldest(&self, behind: u32, busy: impl Fn(u32) -> Option<u32>) -> Option<u32> {
-        let old = self.records.iter().take_while(|r| self.behind(r) >= behind);
+        let old = self.records.iter().take_while(|r| self.thousandths(self.since(r)) >= behind);
         let waiting = old.filter(|r| r.stable && r.pending > 0);
         waiting.take(OLDEST_LOOK).find_map(|record| {
             let is_here =
