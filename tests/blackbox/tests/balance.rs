@@ -144,7 +144,7 @@ fn a_busy_disk_gives_to_idle_ones_under_clients() {
         let told = eventually("it is told", Duration::from_secs(60), || owner.saw(EventKind::Rebalanced))?;
         ensure!(told.message.contains("busier"), "{told:?}");
         // Either is all that its disk has to serve by now. Averages settle, and again they are looked at.
-        std::thread::sleep(Duration::from_secs(80));
+        std::thread::sleep(Duration::from_secs(50));
         ensure!(places(owner, &HOT)? == after, "it was {after:?}");
         for load in &mut loads {
             load.verify()?;

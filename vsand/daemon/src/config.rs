@@ -93,6 +93,11 @@ impl Rebalance {
     pub fn load_half_life(self) -> Duration {
         Duration::from_secs(self.load_window_s)
     }
+
+    /// How often the cluster is told of a load at most: every 30 s, or as often as the averages change by half.
+    pub fn load_report_every(self) -> Duration {
+        self.load_half_life().clamp(Duration::from_secs(2), Duration::from_secs(30))
+    }
 }
 
 /// Below it what guests write and delete would be followed by moves; above it none would ever come.

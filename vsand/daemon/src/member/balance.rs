@@ -17,7 +17,6 @@ use vsand_core::directory::{FeatureLevel, LoadRules, Move, ObjectRecord, State, 
 use vsand_core::time::Instant;
 
 use super::Member;
-use super::load::REPORT_EVERY;
 use super::ownership::{At, is_ours_to_tend};
 use crate::config::Rebalance;
 use crate::data::clock;
@@ -89,12 +88,13 @@ pub async fn balance(member: Arc<Member>) {
 
 /// The component to move next because its disk has more to serve than others. What nobody has open has nothing to serve.
 async fn by_load(member: &Member, state: &State, may: impl Fn(&ObjectRecord) -> bool) -> Option<Move> {
-    let Rebalance { spread_percent, load_percent, load_window_s } = member.config.rebalance;
+    let rebalance = member.config.rebalance;
+    let Rebalance { spread_percent, load_percent, load_window_s } = rebalance;
     if load_percent == 0 || state.level < FeatureLevel::LOADS {
         return None;
     }
     let heats = member.data.ask(DataCommand::Heats).await.ok()?;
-    let settle_s = LOAD_HALF_LIVES * load_window_s + 2 * REPORT_EVERY.as_secs();
+    let settle_s = LOAD_HALF_LIVES * load_window_s + 2 * rebalance.load_report_every().as_secs();
     let rules = LoadRules { percent: load_percent, spread_percent, settle_s };
     state.next_move_by_load(rules, &heats, clock::unix_s(), |record| record.lock.is_some() && may(record))
 }

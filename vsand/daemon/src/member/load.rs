@@ -1,7 +1,6 @@
 //! Tells the cluster what this host's disks have to serve (`vsand_core::directory::load`), when that has changed noticeably.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ferro_protocol::ids::DiskId;
 use vsand_core::directory::{Command, FeatureLevel, Load};
@@ -9,13 +8,11 @@ use vsand_core::directory::{Command, FeatureLevel, Load};
 use super::Member;
 use crate::data::port::Command as DataCommand;
 
-/// At most so often.
-pub(super) const REPORT_EVERY: Duration = Duration::from_secs(30);
-
 /// For as long as the daemon runs.
 pub(super) async fn report(member: Arc<Member>) {
+    let every = member.config.rebalance.load_report_every();
     loop {
-        tokio::time::sleep(REPORT_EVERY).await;
+        tokio::time::sleep(every).await;
         let state = member.state();
         if state.level < FeatureLevel::LOADS {
             continue;
