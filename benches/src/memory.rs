@@ -35,6 +35,7 @@ const FILL: Workload = Workload {
     block_bytes: SMALL_BYTES,
     depth: 32,
     flush_each: false,
+    burst: None,
 };
 
 /// `ferro-bench memory`'s arguments.

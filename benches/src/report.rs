@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::measure::{ClientMode, Figures, Peer, Table};
-use crate::workload::{FLUSHED_WRITES, WORKLOADS, target_ratio};
+use crate::workload::{BURST, FLUSHED_WRITES, WORKLOADS, target_ratio};
 
 /// What the figures were taken on.
 #[derive(Debug, Serialize)]
@@ -234,7 +234,7 @@ pub fn write_json(value: &impl Serialize, path: &Path) -> anyhow::Result<()> {
 fn names<'a>(tables: &[&'a Table]) -> Vec<&'a str> {
     let there = |name: &str| tables.iter().any(|table| table.contains_key(name));
     let mut names: Vec<&str> =
-        WORKLOADS.iter().chain([&FLUSHED_WRITES]).map(|workload| workload.name).collect();
+        WORKLOADS.iter().chain([&FLUSHED_WRITES, &BURST]).map(|workload| workload.name).collect();
     names.retain(|name| there(name));
     for name in tables.iter().flat_map(|table| table.keys()) {
         if !names.contains(&name.as_str()) {

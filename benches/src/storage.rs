@@ -15,7 +15,9 @@ use crate::peer_qsd::{Aio, Qsd};
 use crate::process::Stop;
 use crate::report::{Machine, Report, tell};
 use crate::usage::Watched;
-use crate::workload::{FLUSHED_WRITES, PREFILL, PREFILL_REQUESTS, Times, Until, WORKLOADS, Workload};
+use crate::workload::{
+    BURST, FLUSHED_WRITES, PAUSE, PREFILL, PREFILL_REQUESTS, Times, Until, WORKLOADS, Workload,
+};
 
 /// Which clients to run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -56,7 +58,7 @@ pub struct Plan {
 }
 
 fn workload_named(name: &str) -> anyhow::Result<Workload> {
-    let mut all = WORKLOADS.iter().chain([&FLUSHED_WRITES]);
+    let mut all = WORKLOADS.iter().chain([&FLUSHED_WRITES, &BURST]);
     let Some(workload) = all.clone().find(|workload| workload.name == name) else {
         let names: Vec<&str> = all.by_ref().map(|workload| workload.name).collect();
         bail!("no such workload; there are {}", names.join(", "));
@@ -72,11 +74,16 @@ impl Plan {
         })
     }
 
+    fn until(&self, workload: &Workload) -> Until {
+        workload.burst.map_or_else(|| Until::Time(self.times()), Until::Requests)
+    }
+
     fn workloads(&self, with_flushed: bool) -> Vec<Workload> {
         if !self.only.is_empty() {
             return self.only.clone();
         }
         let mut all = WORKLOADS.to_vec();
+        all.push(BURST);
         if with_flushed {
             all.push(FLUSHED_WRITES);
         }
@@ -239,8 +246,11 @@ fn run_all(
     let mut client = Client::attach(socket, mode)?;
     let mut table = Table::new();
     for workload in workloads {
+        if workload.burst.is_some() {
+            around.stop.sleep(PAUSE)?;
+        }
         let figures = client
-            .run(workload, Until::Time(plan.times()), around)
+            .run(workload, plan.until(workload), around)
             .with_context(|| format!("{who}, {} client", mode.name()))?;
         eprintln!("{who}: {:<24} {:>9.0} IOPS ({} client)", workload.name, figures.iops, mode.name());
         table.insert(workload.name.to_owned(), figures);

@@ -62,6 +62,8 @@ pub struct Workload {
     pub depth: usize,
     /// Whether each write is followed by a flush before it counts as done.
     pub flush_each: bool,
+    /// A burst: so many requests after [`PAUSE`], instead of a time.
+    pub burst: Option<u64>,
 }
 
 const fn small_random(name: &'static str, read_percent: u8, depth: usize) -> Workload {
@@ -72,6 +74,7 @@ const fn small_random(name: &'static str, read_percent: u8, depth: usize) -> Wor
         block_bytes: SMALL_BYTES,
         depth,
         flush_each: false,
+        burst: None,
     }
 }
 
@@ -83,6 +86,7 @@ const fn large_sequential(name: &'static str, read_percent: u8) -> Workload {
         block_bytes: LARGE_BYTES,
         depth: 8,
         flush_each: false,
+        burst: None,
     }
 }
 
@@ -110,6 +114,13 @@ pub const WORKLOADS: [Workload; 7] = [
 /// are: the like-for-like row.
 pub const FLUSHED_WRITES: Workload =
     Workload { flush_each: true, ..small_random("randwrite_4k_qd32_flush", 0, 32) };
+
+/// Before a burst nothing is asked for so long: what is left of the workload before it is done meanwhile.
+pub const PAUSE: Duration = Duration::from_secs(10);
+
+/// What a log takes in before the shards have to follow: 48 MB, at most three eighths of the logs of the volume's two chunks.
+pub const BURST: Workload =
+    Workload { burst: Some(12_000), ..small_random("randwrite_4k_qd32_burst", 0, 32) };
 
 /// The least ratio of our IOPS to the peer's that the project aims at for a workload, if it set one; `parity`: of RAID-5 beside
 /// the peer's erasure code.

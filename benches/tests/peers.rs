@@ -14,7 +14,7 @@ use ferro_bench::measure::ClientMode;
 use ferro_bench::peer_ceph;
 use ferro_bench::peer_qsd::{Aio, Qsd};
 use ferro_bench::process::{self, Daemon, Stop};
-use ferro_bench::workload::{FLUSHED_WRITES, Times, Until, WORKLOADS};
+use ferro_bench::workload::{BURST, FLUSHED_WRITES, Times, Until, WORKLOADS};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// A multiple of no depth, so that the end is uneven.
@@ -41,7 +41,7 @@ fn every_workload_runs_on_qemu_storage_daemon_with_both_clients() {
     let around = Surroundings { stop: &stop, watched: &watched };
     for mode in [ClientMode::Sleeping, ClientMode::Polling] {
         let mut client = Client::attach(qsd.socket(), mode).unwrap();
-        for workload in WORKLOADS.iter().chain([&FLUSHED_WRITES]) {
+        for workload in WORKLOADS.iter().chain([&FLUSHED_WRITES, &BURST]) {
             let figures = client.run(workload, Until::Requests(REQUESTS), &around).unwrap();
             assert!(figures.iops > 0.0 && figures.p50_us > 0.0, "{} {mode:?}: {figures:?}", workload.name);
             assert!(figures.p99_us >= figures.p50_us, "{} {mode:?}: {figures:?}", workload.name);
