@@ -67,6 +67,27 @@ fn zeros_that_were_missed_are_copied_without_data() {
 }
 
 #[test]
+fn a_guest_that_waits_is_yielded_to_as_one_that_asks() {
+    let mut lab = Lab::new(3);
+    lab.write(0, 1);
+    lab.away(3);
+    lab.write(0, 1);
+    lab.pass(WHILE);
+    for piece in 0..64 {
+        lab.write(piece * 256, 256);
+    }
+    lab.back(3);
+    lab.pass(Duration::from_millis(20));
+    // A disk that has much to do keeps the guest waiting, and all of its requests are in the queue.
+    lab.disk(2).keep_back = true;
+    let waits = lab.write(0, 1);
+    lab.pass(Duration::from_millis(400));
+    assert_eq!(lab.result(waits), None);
+    let copied = u64::from(lab.disk(3).installed_data) * BLOCK_BYTES as u64;
+    assert!(copied > 0 && copied < 40 << 20, "{} MiB of 64 in 0.4 s, at 64 MiB a second", copied >> 20);
+}
+
+#[test]
 fn what_only_the_component_has_goes() {
     let mut lab = Lab::new(2);
     lab.write(0, 8);

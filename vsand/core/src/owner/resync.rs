@@ -24,6 +24,7 @@ use super::Owner;
 use super::copy::{CopyId, Why};
 use super::dirty::{BadList, Dirty, Next, Piece};
 use super::group::Phase;
+use super::io::Op;
 use super::links::Purpose;
 use crate::bugs::Bug;
 use crate::directory::Sync;
@@ -33,7 +34,7 @@ use crate::time::{Instant, Now};
 const RUN_EVERY: Duration = Duration::from_millis(5);
 /// A small copy costs as much as so many bytes of a large one.
 const COPY_COST_BYTES: usize = 4 * BLOCK_BYTES;
-/// A guest that did I/O within this time is yielded to.
+/// A guest that asked for something within this time, or waits for it, is yielded to.
 const GUEST_QUIET: Duration = Duration::from_millis(200);
 
 /// A component that is coming back.
@@ -175,7 +176,8 @@ impl Owner {
             .filter(|g| matches!(g.phase, Phase::Serving))
             .flat_map(|g| g.members.iter().filter(|(_, m)| !m.in_sync()).map(|(d, _)| (g.index, *d)))
             .collect();
-        let busy = now.mono.since(self.guest_io_at) < GUEST_QUIET;
+        // One that waits is not quiet: copies without limit would keep it waiting.
+        let busy = now.mono.since(self.guest_io_at) < GUEST_QUIET || self.ops.values().any(Op::is_guests);
         let rate = if busy { self.config.resync_bytes_per_s } else { u64::MAX / 4_000_000_000 };
         self.budget.refill(now.mono, rate);
         let mut running =

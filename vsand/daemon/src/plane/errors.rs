@@ -437,6 +437,11 @@ pub(super) fn join(error: &JoinError) -> ApiError {
                 message,
                 "choose another `--host-name`, and take a new token",
             ),
+            Refusal::FeatureLevel { cluster, oldest, .. } if cluster < oldest => ApiError::new(
+                ErrorCode::UpgradeNeeded,
+                message,
+                "upgrade the cluster first with `vsanctl cluster upgrade`, or install here a release that it may have; the token is good still",
+            ),
             Refusal::FeatureLevel { .. } | Refusal::Version => ApiError::new(
                 ErrorCode::UpgradeNeeded,
                 message,
@@ -498,6 +503,16 @@ mod tests {
             assert_eq!(error.code, code, "{refusal}");
             assert!(!error.message.is_empty() && !error.next_step.is_empty(), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_host_that_is_ahead_of_its_cluster_is_not_told_to_install_what_the_cluster_runs() {
+        let next_step = |cluster, oldest, newest| {
+            let refusal = Refusal::FeatureLevel { cluster, oldest, newest };
+            join(&JoinError::Refused { addr: "127.0.0.1:7000".parse().unwrap(), refusal }).next_step
+        };
+        assert!(next_step(3, 1, 2).starts_with("install the release"));
+        assert!(next_step(1, 2, 3).starts_with("upgrade the cluster first"));
     }
 
     #[test]
