@@ -22,6 +22,7 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
+use crate::disk_limit::DiskLimit;
 use crate::process::{self, Daemon, Stop};
 use crate::usage::Watched;
 
@@ -204,6 +205,8 @@ pub struct Setup {
     pub disk_gib: u32,
     /// Further lines of each one's configuration.
     pub config: String,
+    /// What each one may read and write of its disk a second, each way.
+    pub disk_bytes_per_s: Option<u64>,
 }
 
 fn config_text(host: &Host, further: &str) -> anyhow::Result<String> {
@@ -234,9 +237,11 @@ impl Host {
     }
 }
 
-/// A running cluster. Dropped in this order: daemons, then directories.
+/// A running cluster. Dropped in this order: daemons, their disks' limits, then directories.
 pub struct Cluster {
     daemons: Vec<Daemon>,
+    /// One for each host, or none.
+    limits: Vec<DiskLimit>,
     hosts: Vec<Host>,
     programs: Programs,
     policy: Policy,
@@ -255,7 +260,7 @@ impl Cluster {
         disk_gib: u32,
         stop: &Stop,
     ) -> anyhow::Result<Self> {
-        let setup = Setup { hosts: policy.hosts(), disk_gib, config: String::new() };
+        let setup = Setup { hosts: policy.hosts(), disk_gib, config: String::new(), disk_bytes_per_s: None };
         Self::start_as(programs, policy, setup, directory, stop)
     }
 
@@ -267,12 +272,18 @@ impl Cluster {
         directory: &Path,
         stop: &Stop,
     ) -> anyhow::Result<Self> {
-        let Setup { hosts, disk_gib, config } = setup;
+        let Setup { hosts, disk_gib, config, disk_bytes_per_s } = setup;
         ensure_space(directory, (u64::from(disk_gib) << 30) * hosts as u64)?;
         let data = temp_dir(directory)?;
         let run = tempfile::Builder::new().prefix("fb-").tempdir().context("making a run directory")?;
+        let limited =
+            disk_bytes_per_s.into_iter().flat_map(|speed| (1..=hosts).map(move |number| (number, speed)));
+        let limits = limited
+            .map(|(number, speed)| DiskLimit::make(&format!("h{number}"), directory, speed))
+            .collect::<anyhow::Result<_>>()?;
         let mut cluster = Self {
             daemons: Vec::new(),
+            limits,
             hosts: Vec::new(),
             programs: programs.clone(),
             policy: policy.clone(),
@@ -325,17 +336,20 @@ impl Cluster {
         let config = host.config();
         fs::write(&config, config_text(&host, &self.config)?)
             .with_context(|| format!("writing {}", config.display()))?;
-        self.daemons.push(self.serve(&host)?);
+        self.daemons.push(self.serve(&host, self.limits.get(number - 1))?);
         self.hosts.push(host);
         Ok(())
     }
 
-    fn serve(&self, host: &Host) -> anyhow::Result<Daemon> {
+    fn serve(&self, host: &Host, limit: Option<&DiskLimit>) -> anyhow::Result<Daemon> {
         let config = host.config();
         let config = config.to_str().context("a path that is not UTF-8")?;
         let log = host.directory.join("vsand.log");
         let daemon_name = format!("vsand {}", host.name);
         let mut daemon = Daemon::start(&daemon_name, &self.programs.vsand, &["--config", config], log)?;
+        if let Some(limit) = limit {
+            limit.hold(&daemon)?;
+        }
         let api = host.run_dir.join("api.sock");
         daemon.wait_until("API socket", START_TIMEOUT, &self.stop, || UnixStream::connect(&api).is_ok())?;
         Ok(daemon)
@@ -365,7 +379,7 @@ impl Cluster {
     /// Starts the daemon of a host again whose daemon was ended.
     pub fn start_again(&mut self, host: &str) -> anyhow::Result<()> {
         let number = self.number_of(host)?;
-        self.daemons[number] = self.serve(&self.hosts[number])?;
+        self.daemons[number] = self.serve(&self.hosts[number], self.limits.get(number))?;
         Ok(())
     }
 

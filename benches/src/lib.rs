@@ -13,6 +13,7 @@ pub mod client;
 pub mod cluster;
 pub mod coding;
 pub mod congestion;
+pub mod disk_limit;
 pub mod idle;
 pub mod measure;
 pub mod memory;

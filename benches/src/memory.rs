@@ -93,8 +93,12 @@ pub fn memory(args: &MemoryArgs, stop: &Stop) -> anyhow::Result<bool> {
     let directory = args.common.directory()?;
     let programs = args.common.programs(stop)?;
     // What a disk keeps for itself comes to 1/64 and a little, and nothing is placed on one that is nearly full.
-    let setup =
-        Setup { hosts: args.policy.hosts(), disk_gib: args.gib + args.gib / 8 + 4, config: String::new() };
+    let setup = Setup {
+        hosts: args.policy.hosts(),
+        disk_gib: args.gib + args.gib / 8 + 4,
+        config: String::new(),
+        disk_bytes_per_s: None,
+    };
     let cluster = Cluster::start_as(&programs, &args.policy, setup, &directory, stop)?;
     let moments = measure(&cluster, args, stop).map_err(|error| cluster.with_logs(&error))?;
     let before = moments[0].total_mib();

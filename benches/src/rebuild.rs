@@ -10,6 +10,9 @@
 //! ```
 //!
 //! A daemon is killed, its disk with it; after a repair delay of half a minute the cluster takes both for gone.
+//!
+//! All hosts have their disks on this machine's, where a rebuild's reads and writes are in each other's way. With `--disk-mib-s` each has
+//! a speed of its own ([`crate::disk_limit`]), as disks of many machines do.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -52,6 +55,10 @@ pub struct RebuildArgs {
     /// What a rebuild may copy a second beside a busy guest, in MiB, instead of the default (`resync_mib_per_s`).
     #[arg(long, value_name = "N")]
     pub resync_mib_per_s: Option<u64>,
+    /// What each daemon may read and write of its disk a second, in MiB each way, as a disk of its own would have it. Without it all
+    /// share what this machine's disk does. Needs root.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub disk_mib_s: Option<u32>,
     /// Where, and what becomes of the figures.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -63,25 +70,28 @@ struct Idle {
     lost_mib: f64,
     seconds: f64,
     mib_s: f64,
-    /// What this machine's disk takes, sequentially, through `qemu-storage-daemon`.
+    /// What each host's disk takes: as much as it may, or what this machine's does, sequentially, through `qemu-storage-daemon`.
     disk_mib_s: f64,
     part: f64,
-    /// What it can copy onto itself: half of what it reads and writes at once. All hosts have their disks on it.
-    copy_mib_s: f64,
-    copy_part: f64,
-    /// The same with a flush after each write, as what is rebuilt is flushed before it counts.
-    flushed_copy_mib_s: f64,
-    flushed_copy_part: f64,
-    /// Of the first of the three.
+    /// Where all hosts have their disks on this machine's.
+    shared: Option<SharedDisk>,
+    /// Of the first.
     pass: bool,
 }
 
-/// What this machine's disk does where nothing else wants it, in MiB a second.
+/// What this machine's disk copies onto itself, half of what it reads and writes at once, in MiB a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct SharedDisk {
+    copy_mib_s: f64,
+    /// The same with a flush after each write, as what is rebuilt is flushed before it counts.
+    flushed_copy_mib_s: f64,
+}
+
+/// What a host's disk does where nothing else wants it, in MiB a second.
 #[derive(Clone, Copy, Debug)]
 struct DiskSpeed {
     write: f64,
-    copy: f64,
-    flushed_copy: f64,
+    shared: Option<SharedDisk>,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,14 +120,18 @@ pub fn rebuild(args: &RebuildArgs, stop: &Stop) -> anyhow::Result<bool> {
     ensure!(args.policy.hosts() > 1, "{} has nothing to be rebuilt from", args.policy.text());
     let machine = Machine::read();
     let directory = args.common.directory()?;
-    let disk = disk_speed(&directory, stop)?;
+    let disk = match args.disk_mib_s {
+        Some(limit) => DiskSpeed { write: limit.into(), shared: None },
+        None => disk_speed(&directory, stop)?,
+    };
     let programs = args.common.programs(stop)?;
     let mut config = format!("repair_delay_s = {REPAIR_DELAY_S}\n");
     if let Some(rate) = args.resync_mib_per_s {
         // Writing to a String cannot fail.
         let _ = writeln!(config, "resync_mib_per_s = {rate}");
     }
-    let setup = Setup { hosts: args.policy.hosts() + 1, disk_gib: DISK_GIB, config };
+    let disk_bytes_per_s = args.disk_mib_s.map(|mib| u64::from(mib) << 20);
+    let setup = Setup { hosts: args.policy.hosts() + 1, disk_gib: DISK_GIB, config, disk_bytes_per_s };
     let mut cluster = Cluster::start_as(&programs, &args.policy, setup, &directory, stop)?;
     let (idle, guest) = measure(&mut cluster, args, disk, stop).map_err(|error| cluster.with_logs(&error))?;
     let report = RebuildReport { policy: args.policy.text().to_owned(), idle, guest, machine };
@@ -150,10 +164,7 @@ fn measure(
         mib_s,
         disk_mib_s: disk.write,
         part,
-        copy_mib_s: disk.copy,
-        copy_part: mib_s / disk.copy,
-        flushed_copy_mib_s: disk.flushed_copy,
-        flushed_copy_part: mib_s / disk.flushed_copy,
+        shared: disk.shared,
         pass: part >= IDLE_PART_MIN,
     };
     eprintln!("idle: {mib_s:.0} MiB/s");
@@ -251,19 +262,28 @@ fn disk_speed(directory: &Path, stop: &Stop) -> anyhow::Result<DiskSpeed> {
         let figures = client.run(workload, Until::Requests(PREFILL_REQUESTS), &around)?;
         Ok(figures.mb_s * SCRIPT_MB_BYTES / f64::from(1 << 20))
     };
-    Ok(DiskSpeed {
-        write: mib_s(&PREFILL)?,
-        copy: mib_s(&READ_AND_WRITE)? / 2.0,
-        flushed_copy: mib_s(&Workload { flush_each: true, ..READ_AND_WRITE })? / 2.0,
-    })
+    let write = mib_s(&PREFILL)?;
+    let shared = SharedDisk {
+        copy_mib_s: mib_s(&READ_AND_WRITE)? / 2.0,
+        flushed_copy_mib_s: mib_s(&Workload { flush_each: true, ..READ_AND_WRITE })? / 2.0,
+    };
+    Ok(DiskSpeed { write, shared: Some(shared) })
 }
 
 fn text(report: &RebuildReport) -> String {
     let RebuildReport { policy, idle, guest, .. } = report;
     let verdict = |pass: bool| if pass { "pass" } else { "FAIL" };
+    let shared = idle.shared.map_or_else(String::new, |shared| {
+        format!(
+            "; {:.2} of the {:.0} that it copies onto itself, {:.2} of the {:.0} with a flush after each write",
+            idle.mib_s / shared.copy_mib_s,
+            shared.copy_mib_s,
+            idle.mib_s / shared.flushed_copy_mib_s,
+            shared.flushed_copy_mib_s
+        )
+    });
     format!(
-        "{policy}, a host's {:.0} MiB rebuilt while nobody asks for anything: {:.1} s, {:.0} MiB/s, {:.2} of the disk's {:.0} (bar {IDLE_PART_MIN})  {}; {:.2} of the {:.0} that it copies onto itself, \
-         {:.2} of the {:.0} with a flush after each write\n\
+        "{policy}, a host's {:.0} MiB rebuilt while nobody asks for anything: {:.1} s, {:.0} MiB/s, {:.2} of the disk's {:.0} (bar {IDLE_PART_MIN})  {}{shared}\n\
          {policy}, {MIX} at {:.0} IOPS, half of its peak: p50 {:.0} µs and p99 {:.0} before, {:.0} and {:.0} during a rebuild of {:.1} s: p99 x{:.2} (bar {P99_GROWTH_MAX})  {}\n",
         idle.lost_mib,
         idle.seconds,
@@ -271,10 +291,6 @@ fn text(report: &RebuildReport) -> String {
         idle.part,
         idle.disk_mib_s,
         verdict(idle.pass),
-        idle.copy_part,
-        idle.copy_mib_s,
-        idle.flushed_copy_part,
-        idle.flushed_copy_mib_s,
         guest.pace,
         guest.before.p50_us,
         guest.before.p99_us,
